@@ -1,0 +1,247 @@
+"""Everything that a resume needs, and the weights that a run leaves behind: written atomically, read safely.
+
+Nothing here ever unpickles code: ``.pt`` files are read with ``weights_only=True``, finished models are safetensors.
+"""
+
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from w2skd.errors import CheckpointError, RecipeError
+from w2skd.files import atomic_file, write_atomically, writing
+from w2skd.recipe.load import validate_recipe
+from w2skd.recipe.schema import Recipe
+
+FORMAT = 1
+
+StateDict = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's weights and what is known of them.
+
+    Attributes:
+        path: the file they came from.
+        state: name -> tensor, on the CPU.
+        recipe: of the run that made them, if the file says.
+        role: ``teacher`` or ``student`` in that recipe.
+        details: whatever else the run noted: classes, metrics, step.
+    """
+
+    path: Path
+    state: StateDict
+    recipe: Recipe | None = None
+    role: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model_name(self) -> str | None:
+        """The architecture's name in the catalog, if the file says."""
+        if self.recipe is None:
+            return None
+        return self.recipe.teacher.model if self.role == "teacher" else self.recipe.student.model
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], *, best: bool) -> None:
+    """Write ``last.pt``, keep the one before as ``previous.pt``, and on request mark it as ``best.pt``.
+
+    A crash at any moment leaves at least one complete checkpoint under one of the first two names.
+
+    Raises:
+        OutputError: the folder is read-only or the disk full; the former checkpoints are still there.
+    """
+    last, fresh = folder / "last.pt", folder / "next.pt"
+    with atomic_file(fresh) as file:
+        torch.save({"format": FORMAT, **state}, file)
+    with writing(last):
+        if last.exists():
+            os.replace(last, folder / "previous.pt")
+        os.replace(fresh, last)
+        if best:
+            _share(last, folder / "best.pt")
+
+
+def load_last_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The newest readable checkpoint, and why a newer one was passed over.
+
+    Returns:
+        The checkpoint, or None when the folder has none; a sentence on a damaged file, or None.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none can be read.
+    """
+    problem = None
+    for name in ("last.pt", "previous.pt"):
+        if (folder / name).exists():
+            try:
+                return load_checkpoint(folder / name), problem
+            except CheckpointError as error:
+                problem = str(error) if problem is None else f"{problem}; {error}"
+    if problem is not None:
+        raise CheckpointError(problem)
+    return None, None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a training checkpoint of w2skd.
+
+    Raises:
+        CheckpointError: the file is missing, cut off, carries code, or is not ours.
+    """
+    values = _load_pt(path)
+    if not isinstance(values, dict) or "format" not in values or "engine" not in values:
+        raise CheckpointError(f"{path}: not a training checkpoint of w2skd")
+    if values["format"] != FORMAT:
+        raise CheckpointError(f"{path}: format {values['format']}, this version reads {FORMAT}")
+    return values
+
+
+def save_model(path: Path, state: StateDict, recipe: Recipe, role: str, details: Mapping[str, Any]) -> None:
+    """Write finished weights with the recipe in the file's metadata, so that ``evaluate`` needs nothing else."""
+    # Clones, since safetensors refuses tensors that share memory.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    metadata = {"w2skd": json.dumps({"recipe": recipe.model_dump(mode="json"), "role": role, **details})}
+    write_atomically(path, to_safetensors(tensors, metadata))
+
+
+def load_weights(path: Path) -> Weights:
+    """Read a model's weights from a finished run, a ``model.safetensors``, or a ``.pt`` file.
+
+    Of a training checkpoint the averaged weights are taken where there are any, as a validation does.
+
+    Raises:
+        CheckpointError: the file is missing, cut off, carries code, or holds no weights.
+    """
+    file = path
+    if path.is_dir():
+        file = path / "model.safetensors"
+        if not file.exists():
+            state = "not finished yet" if (path / "status.json").exists() else "not a run directory"
+            raise CheckpointError(f"{path}: {state}, model.safetensors is missing")
+    if not file.exists():
+        raise CheckpointError(f"{file}: no such checkpoint")
+    if file.suffix == ".safetensors":
+        return _load_safetensors(file)
+    values = _load_pt(file)
+    if isinstance(values, dict) and "engine" in values:
+        engine = values["engine"]
+        weights = engine["model"] if engine["average"] is None else _averaged(engine["average"])
+        recipe = _recipe_of(values.get("recipe"), file)
+        return Weights(file, weights, recipe, values.get("role"), dict(values.get("details") or {}))
+    if _is_state_dict(values):
+        return Weights(file, values)
+    raise CheckpointError(f"{file}: holds no weights that w2skd knows: neither its own checkpoint nor a state dict")
+
+
+def load_into(model: nn.Module, weights: Weights, *, expected: str) -> None:
+    """Copy weights into a model of the architecture named `expected`, all of them or none.
+
+    Raises:
+        CheckpointError: names or shapes differ; the message says the likely reason.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in weights.state]
+    unexpected = [name for name in weights.state if name not in own]
+    other_shape = [name for name in own if name in weights.state and own[name].shape != weights.state[name].shape]
+    if not (missing or unexpected or other_shape):
+        model.load_state_dict(dict(weights.state))
+        return
+    raise CheckpointError(f"{weights.path}: {_mismatch(weights, expected, own, missing, unexpected, other_shape)}")
+
+
+def _mismatch(
+    weights: Weights,
+    expected: str,
+    own: StateDict,
+    missing: list[str],
+    unexpected: list[str],
+    other_shape: list[str],
+) -> str:
+    made_for = weights.model_name
+    if made_for is not None and made_for != expected:
+        return f"made for {made_for}, not for {expected}"
+    if not missing and not unexpected:
+        heads = {(weights.state[name].shape[0], own[name].shape[0]) for name in other_shape}
+        if len(heads) == 1 and len({name.rpartition(".")[0] for name in other_shape}) == 1:
+            (theirs, ours) = heads.pop()
+            return f"its {expected} has {theirs} classes, the data has {ours}"
+        name = other_shape[0]
+        theirs_shape, ours_shape = tuple(weights.state[name].shape), tuple(own[name].shape)
+        return f"does not fit {expected}: {name} is {theirs_shape}, expected {ours_shape}"
+    parts = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other_shape))
+        if names
+    ]
+    return f"not the weights of {expected}: {'; '.join(parts)}"
+
+
+def _load_pt(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
+            raise CheckpointError(
+                f"{path}: refused, since it carries pickled code ({code[1]}) that loading could run"
+            ) from None
+        raise CheckpointError(f"{path}: damaged or not a checkpoint") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: damaged or cut off ({reason[:120]})") from None
+
+
+def _load_safetensors(path: Path) -> Weights:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = json.loads((file.metadata() or {}).get("w2skd", "null"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged or cut off ({error})") from None
+    if not isinstance(metadata, dict):
+        return Weights(path, state)
+    recipe, role = _recipe_of(metadata.pop("recipe", None), path), metadata.pop("role", None)
+    return Weights(path, state, recipe, role, metadata)
+
+
+def _recipe_of(values: Any, path: Path) -> Recipe | None:
+    if values is None:
+        return None
+    try:
+        return validate_recipe(values, str(path))
+    except RecipeError as error:
+        raise CheckpointError(f"{path}: its recipe is damaged or of another version: {error}") from None
+
+
+def _averaged(state: StateDict) -> dict[str, Tensor]:
+    """The weights inside the state dict of `torch.optim.swa_utils.AveragedModel`."""
+    return {name.removeprefix("module."): tensor for name, tensor in state.items() if name != "n_averaged"}
+
+
+def _is_state_dict(values: Any) -> TypeGuard[dict[str, Tensor]]:
+    return isinstance(values, dict) and bool(values) and all(isinstance(value, Tensor) for value in values.values())
+
+
+def _share(source: Path, target: Path) -> None:
+    """Give a file a second name, as a link where the file system can; files here are replaced, never changed."""
+    fresh = target.with_name(f".{target.name}.link")
+    fresh.unlink(missing_ok=True)
+    try:
+        os.link(source, fresh)
+    except OSError:
+        shutil.copyfile(source, fresh)
+    os.replace(fresh, target)

@@ -1,0 +1,29 @@
+"""The whole experiment: teacher, then baseline and accelerated arm seed by seed, then the report."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from w2skd.distributed import Ranks
+from w2skd.recipe.schema import Recipe
+from w2skd.run import RunOptions, train_arm
+from w2skd.rundir import Arm, find_teacher, run_path
+
+
+def compare(
+    recipe: Recipe, seeds: Sequence[int], options: RunOptions, ranks: Ranks, announce: Callable[[str], None]
+) -> None:
+    """Run everything that the experiment still lacks; what is finished is skipped, what was cut off goes on.
+
+    The arms of a seed follow each other, so that a machine whose speed drifts treats them alike.
+
+    Raises:
+        UserError: the first run that fails; the same call goes on from there.
+    """
+    runs: list[tuple[Arm, int]] = [] if recipe.teacher.checkpoint is not None else [("teacher", recipe.seed)]
+    for seed in seeds:
+        runs += [("baseline", seed), ("w2s", seed)]
+    if recipe.teacher.checkpoint is not None:
+        find_teacher(recipe, options.out)
+    for number, (arm, seed) in enumerate(runs, start=1):
+        announce(f"[{number}/{len(runs)}] {run_path(options.out, arm, seed)}")
+        train_arm(recipe.model_copy(update={"seed": seed}), arm, replace(options, overwrite=False), ranks)

@@ -1,0 +1,92 @@
+"""Randomness as a pure function of counters: no generator, no state, the same on every device and in every order.
+
+A draw is the hash of a seed and of what it is for, such as (seed, epoch, example, which draw). The hash chains
+splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"; the constants are Vigna's):
+
+    h(s)         = splitmix64(s)
+    h(s, c, ...) = h(h(s) xor c, ...)
+
+in 64-bit arithmetic modulo 2^64, exact in Python and in int64 tensors alike. Counters are integers or int64 tensors,
+which broadcast against each other; torch's own generators are neither read nor moved.
+"""
+
+import torch
+from torch import Tensor
+
+Counter = int | Tensor
+
+_COUNTERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+
+_MASK = 2**64 - 1
+_GAMMA = 0x9E3779B97F4A7C15
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB
+
+
+def bits(seed: int, *counters: Counter, device: torch.device | str | None = None) -> Tensor:
+    """Return the 64 bits of the hash as int64, in the counters' common shape.
+
+    The device is `device`, else that of the first tensor among the counters, else the CPU.
+    """
+    state: Counter = _mix_int(seed)
+    for counter in counters:
+        if isinstance(state, int) and isinstance(counter, int):
+            state = _mix_int(state ^ (counter & _MASK))
+        else:
+            state = _mix_tensor(_operand(state, device) ^ _operand(counter, device))
+    return state if isinstance(state, Tensor) else torch.tensor(_signed(state), device=device)
+
+
+def uniform(seed: int, *counters: Counter, device: torch.device | str | None = None) -> Tensor:
+    """Draw float32 from [0, 1): multiples of 2^-24, so that rounding never makes a 1."""
+    return _logical_shift(bits(seed, *counters, device=device), 40).to(torch.float32) * 2.0**-24
+
+
+def randint(high: int, seed: int, *counters: Counter, device: torch.device | str | None = None) -> Tensor:
+    """Draw int64 from 0 to `high` - 1; no value is favoured by more than `high` / 2^32 of its share."""
+    assert 0 < high < 2**31, f"high {high}"
+    return (_logical_shift(bits(seed, *counters, device=device), 32) * high) >> 32
+
+
+def permutation(n: int, seed: int, epoch: int, device: torch.device | str | None = None) -> Tensor:
+    """Return a random order of 0 to `n` - 1, int64 [n]."""
+    return torch.argsort(bits(seed, epoch, torch.arange(n, device=device)), stable=True)
+
+
+def seed_from(*counters: int) -> int:
+    """Hash integers to a seed of 63 bits, as `torch.manual_seed` takes it."""
+    state = 0
+    for counter in counters:
+        state = _mix_int(state ^ (counter & _MASK))
+    return state >> 1
+
+
+def _mix_int(value: int) -> int:
+    value = (value + _GAMMA) & _MASK
+    value = ((value ^ (value >> 30)) * _FIRST) & _MASK
+    value = ((value ^ (value >> 27)) * _SECOND) & _MASK
+    return value ^ (value >> 31)
+
+
+def _mix_tensor(value: Tensor) -> Tensor:
+    value = value + _signed(_GAMMA)
+    value = (value ^ _logical_shift(value, 30)).mul_(_signed(_FIRST))
+    value = (value ^ _logical_shift(value, 27)).mul_(_signed(_SECOND))
+    return value ^ _logical_shift(value, 31)
+
+
+def _logical_shift(value: Tensor, by: int) -> Tensor:
+    """Shift right and fill with zeros, where int64 would fill with its sign."""
+    return (value >> by).bitwise_and_(2 ** (64 - by) - 1)
+
+
+def _operand(value: Counter, device: torch.device | str | None) -> Tensor:
+    if isinstance(value, int):
+        return torch.tensor(_signed(value), device=device)
+    assert value.dtype in _COUNTERS, f"a counter of {value.dtype}"
+    return value.to(device=device, dtype=torch.int64)
+
+
+def _signed(value: int) -> int:
+    value &= _MASK
+    return value - 2**64 if value >= 2**63 else value

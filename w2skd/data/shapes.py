@@ -1,0 +1,237 @@
+"""Generated images of ten shapes: no files, no download, and hard enough that a small network needs some epochs.
+
+A shape of random size, place, rotation, stretch, colour and texture lies on a textured background, among strokes of
+which some cross it, under noise. Contrast may be low and is of either sign, so that single pixels tell next to nothing.
+Example i is a function of (seed, i) alone: it depends neither on how many there are nor on a generator. The arithmetic
+is float32 on the CPU; another processor may round one value in many thousands to the neighbouring grey.
+
+Legend: n images of S x S px; a plane is float32 [n, S, S], a scalar per image [n, 1, 1], a colour [n, 3, 1, 1], and
+the canvas [n, 3, S, S] in [0, 1].
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from w2skd.data.counter import bits, uniform
+
+_BLOCK = 256
+"""Images drawn together. Blocks begin at multiples of it, so that an example's rounding does not depend on others."""
+
+_NOISE = 2**20
+"""First draw of the pixels' noise; an image takes fewer draws than that for everything else."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """Images with one object in each.
+
+    Attributes:
+        images: uint8 [N, 3, S, S], RGB.
+        labels: int64 [N], indices into `CLASSES`.
+        boxes: float32 [N, 4], xyxy in px around the object, hidden parts included.
+    """
+
+    images: Tensor
+    labels: Tensor
+    boxes: Tensor
+
+
+def labels_of(indices: Tensor) -> Tensor:
+    """Return the classes of these examples, int64: they take turns, so that every run of examples is balanced."""
+    return indices % len(CLASSES)
+
+
+def render(seed: int, indices: Tensor, size: int) -> Scenes:
+    """Draw examples.
+
+    Args:
+        seed: of everything but the classes.
+        indices: int64 [N], not negative, in any order.
+        size: S, the side in px, at least 8.
+    """
+    images = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
+    boxes = torch.empty(len(indices), 4)
+    for block in torch.unique(indices // _BLOCK).tolist():
+        here = torch.nonzero(indices // _BLOCK == block).flatten()
+        block_images, block_boxes = _render_block(seed, block * _BLOCK + torch.arange(_BLOCK), size)
+        images[here] = block_images[indices[here] % _BLOCK]
+        boxes[here] = block_boxes[indices[here] % _BLOCK]
+    return Scenes(images, labels_of(indices), boxes)
+
+
+def _render_block(seed: int, indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Paint from back to front."""
+    dice = _Dice(seed, indices)
+    axis = torch.arange(size) + 0.5
+    x, y = axis.expand(1, size, size), axis[:, None].expand(1, size, size)
+    background = dice.colour(0.2, 0.8)
+    canvas = background + _texture(dice, x, y)
+    for _ in range(2):
+        _paint_stroke(canvas, dice, x, y)
+    boxes = _paint_object(canvas, dice, labels_of(indices), background, x, y)
+    for _ in range(1):
+        _paint_stroke(canvas, dice, x, y)
+    canvas += dice.between(0.02, 0.15)[:, None] * _noise(seed, indices, size)
+    return canvas.clamp_(0, 1).mul_(255).round_().to(torch.uint8), boxes
+
+
+def _paint_object(canvas: Tensor, dice: "_Dice", labels: Tensor, background: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Paint the shape of every image's class; return the boxes."""
+    size = canvas.shape[-1]
+    radius = dice.between(0.26, 0.42) * size
+    angle = dice.between(0, 2 * math.pi)
+    stretch = torch.exp(dice.between(-0.12, 0.12))
+    dx = x - (radius + dice.between(0, 1) * (size - 2 * radius))
+    dy = y - (radius + dice.between(0, 1) * (size - 2 * radius))
+    u = (angle.cos() * dx + angle.sin() * dy) / (radius * stretch)
+    v = (angle.cos() * dy - angle.sin() * dx) / (radius / stretch)
+    distance = torch.empty_like(u)
+    for label, shape in enumerate(_SHAPES.values()):
+        here = labels == label
+        distance[here] = shape(u[here], v[here])
+    cover = (0.5 - distance * radius).clamp_(0, 1)
+    direction = dice.colour(-1, 1)
+    direction = direction / direction.abs().amax(dim=1, keepdim=True)
+    colour = background + dice.between(0.25, 0.6)[:, None] * direction
+    canvas += cover[:, None] * (colour + _texture(dice, x, y) - canvas)
+    return _boxes(cover > 0.5)
+
+
+def _paint_stroke(canvas: Tensor, dice: "_Dice", x: Tensor, y: Tensor) -> None:
+    """Paint a straight stroke of random place, length, width and colour."""
+    size = canvas.shape[-1]
+    angle = dice.between(0, math.pi)
+    dx, dy = x - dice.between(0, 1) * size, y - dice.between(0, 1) * size
+    along = (angle.cos() * dx + angle.sin() * dy).abs() - dice.between(0.1, 0.4) * size
+    across = (angle.cos() * dy - angle.sin() * dx).abs() - dice.between(0.015, 0.05) * size
+    cover = (0.5 - torch.maximum(along, across)).clamp_(0, 1)
+    canvas += cover[:, None] * (dice.colour(0, 1) - canvas)
+
+
+def _texture(dice: "_Dice", x: Tensor, y: Tensor) -> Tensor:
+    """Two plane waves, each along a colour of its own; [n, 3, S, S] around 0."""
+    size = x.shape[-1]
+    total: Tensor | None = None
+    for _ in range(2):
+        waves, angle = dice.between(0.5, 6) * (2 * math.pi / size), dice.between(0, 2 * math.pi)
+        phase = dice.between(0, 2 * math.pi)
+        wave = torch.sin(waves * (angle.cos() * x + angle.sin() * y) + phase)
+        wave = wave[:, None] * dice.colour(-0.07, 0.07)
+        total = wave if total is None else total.add_(wave)
+    assert total is not None
+    return total
+
+
+def _noise(seed: int, indices: Tensor, size: int) -> Tensor:
+    """Independent uniform numbers from [-1, 1) for every value of the canvas: three of 16 bits out of one hash."""
+    draws = _NOISE + torch.arange(size * size).view(size, size)
+    hashes = bits(seed, indices[:, None, None], draws)
+    return torch.stack([((hashes >> shift) & 0xFFFF).to(torch.float32) for shift in (0, 16, 32)], 1) / 2**15 - 1
+
+
+def _boxes(inside: Tensor) -> Tensor:
+    """Smallest boxes, float32 [n, 4] as xyxy, around the true pixels of bool [n, S, S]."""
+    edges = []
+    for along in (inside.any(1), inside.any(2)):
+        some = along.to(torch.int64)
+        edges += [some.argmax(1), along.shape[1] - some.flip(1).argmax(1)]
+    return torch.stack([edges[0], edges[2], edges[1], edges[3]], 1).to(torch.float32)
+
+
+class _Dice:
+    """Numbers per image, one after another: the k-th is a function of (seed, image, k)."""
+
+    def __init__(self, seed: int, indices: Tensor):
+        self._seed = seed
+        self._indices = indices
+        self._thrown = 0
+
+    def between(self, low: float, high: float) -> Tensor:
+        """One scalar per image."""
+        value = uniform(self._seed, self._indices, self._thrown)
+        self._thrown += 1
+        return (low + (high - low) * value)[:, None, None]
+
+    def colour(self, low: float, high: float) -> Tensor:
+        """One colour per image."""
+        return torch.stack([self.between(low, high) for _ in range(3)], 1)
+
+
+# Signed distances, negative inside, in units in which the shape reaches from its centre to about 1; near the edge they
+# are good to some percent, which is all that antialiasing needs. (u, v) are planes; v points down.
+
+
+def _circle(u: Tensor, v: Tensor) -> Tensor:
+    return torch.hypot(u, v) - 0.85
+
+
+def _ring(u: Tensor, v: Tensor) -> Tensor:
+    return (torch.hypot(u, v) - 0.68).abs() - 0.2
+
+
+def _crescent(u: Tensor, v: Tensor) -> Tensor:
+    return torch.maximum(torch.hypot(u, v) - 0.9, 0.72 - torch.hypot(u - 0.42, v))
+
+
+def _ellipse(u: Tensor, v: Tensor) -> Tensor:
+    # To first order in the distance: (k - 1) / |gradient of k| with k = |(u / a, v / b)|.
+    a, b = 0.98, 0.52
+    k = torch.hypot(u / a, v / b)
+    return (k - 1) * k / torch.hypot(u / a**2, v / b**2).clamp_(min=1e-3)
+
+
+def _box(u: Tensor, v: Tensor, half_width: float, half_height: float) -> Tensor:
+    return torch.maximum(u.abs() - half_width, v.abs() - half_height)
+
+
+def _square(u: Tensor, v: Tensor) -> Tensor:
+    return _box(u, v, 0.7, 0.7)
+
+
+def _cross(u: Tensor, v: Tensor) -> Tensor:
+    return torch.minimum(_box(u, v, 0.9, 0.28), _box(u, v, 0.28, 0.9))
+
+
+def _sides(u: Tensor, v: Tensor, count: int, apothem: float) -> list[Tensor]:
+    """Distances from the lines through the sides of a regular polygon with a corner at the top."""
+    angles = [math.pi * (2 * side + 1) / count for side in range(count)]
+    return [math.sin(angle) * u - math.cos(angle) * v - apothem for angle in angles]
+
+
+def _triangle(u: Tensor, v: Tensor) -> Tensor:
+    return torch.stack(_sides(u, v, 3, 0.5)).amax(0)
+
+
+def _pentagon(u: Tensor, v: Tensor) -> Tensor:
+    return torch.stack(_sides(u, v, 5, 0.95 * math.cos(math.pi / 5))).amax(0)
+
+
+def _star(u: Tensor, v: Tensor) -> Tensor:
+    # A pentagram is where at most one of the five lines is crossed: what counts is the second largest distance.
+    return torch.stack(_sides(u, v, 5, math.cos(2 * math.pi / 5))).topk(2, dim=0).values[1]
+
+
+def _arrow(u: Tensor, v: Tensor) -> Tensor:
+    slope = math.hypot(0.75, 0.95)
+    head = torch.maximum(v - 0.05, (0.95 * u.abs() - 0.75 * (v + 0.9)) / slope)
+    return torch.minimum(head, _box(u, v - 0.45, 0.22, 0.45))
+
+
+_SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "arrow": _arrow,
+    "circle": _circle,
+    "crescent": _crescent,
+    "cross": _cross,
+    "ellipse": _ellipse,
+    "pentagon": _pentagon,
+    "ring": _ring,
+    "square": _square,
+    "star": _star,
+    "triangle": _triangle,
+}
+
+CLASSES = tuple(_SHAPES)

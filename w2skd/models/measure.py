@@ -1,0 +1,34 @@
+"""How large a model is, and how much work its forward."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers a model learns or has learned."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def forward_flops(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
+    """Floating-point operations of one example's forward in eval mode, a multiply-add counting two.
+
+    Counted are convolutions, matrix products and attention; normalisation, activations and pooling are not.
+
+    Args:
+        model: left in the modes in which it was.
+        example_inputs: its arguments on its device; the first tensor or list among them says how many examples.
+    """
+    modes = {module: module.training for module in model.modules()}
+    counter = FlopCounterMode(display=False)
+    model.eval()
+    try:
+        with torch.no_grad(), counter:
+            model(*example_inputs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    examples = next(len(value) for value in example_inputs if isinstance(value, Tensor | list))
+    return round(counter.get_total_flops() / examples)

@@ -1,0 +1,238 @@
+"""The recipe: one frozen, typed description of an experiment, shared by its teacher, baseline and accelerated arms.
+
+Unknown keys are refused, and nothing is converted on the way in (a quoted number stays a mistake). Sections that every
+task shares are here; each task adds its own in a file of its own, such as `w2skd.recipe.classification`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from w2skd.recipe.duration import Duration
+from w2skd.recipe.threshold import Threshold
+
+Share = Annotated[float, Field(ge=0, le=1)]
+FilePath = Annotated[Path, Field(strict=False)]
+
+
+class Section(BaseModel):
+    """Base of all sections."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StudentSection(Section):
+    """The model to be trained."""
+
+    model: str
+
+
+class TeacherSection(Section):
+    """The weaker model that helps early on.
+
+    Attributes:
+        model: its architecture.
+        checkpoint: a finished run, a ``model.safetensors`` or a training checkpoint; null takes the one that
+            ``train-teacher`` makes in this experiment.
+        train: keys of `TrainSection` that differ while the teacher itself is trained.
+    """
+
+    model: str
+    checkpoint: FilePath | None = None
+    train: dict[str, Any] = Field(default_factory=dict)
+
+
+class SgdSection(Section):
+    """Stochastic gradient descent, as `torch.optim.SGD`."""
+
+    name: Literal["sgd"]
+    lr: PositiveFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegativeFloat = 0.0
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "SgdSection":
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: true needs a momentum above 0")
+        return self
+
+
+class AdamWSection(Section):
+    """Adam with decoupled weight decay, as `torch.optim.AdamW`."""
+
+    name: Literal["adamw"]
+    lr: PositiveFloat
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.01
+
+
+class CosineSection(Section):
+    """Half a cosine from the peak down to `final_ratio` of it, after a linear warm-up."""
+
+    name: Literal["cosine"]
+    warmup: Duration = Duration(0, "step")
+    final_ratio: Share = 0.0
+
+
+class OneCycleSection(Section):
+    """Cosine up over the warm-up from `initial_ratio` of the peak, then down to `final_ratio` (Smith & Topin 2018)."""
+
+    name: Literal["one_cycle"]
+    warmup: Duration = Duration(0.3, "run")
+    initial_ratio: Share = 0.04
+    final_ratio: Share = 0.0
+
+
+class MultiStepSection(Section):
+    """Times `gamma` at every milestone, after a linear warm-up."""
+
+    name: Literal["multi_step"]
+    milestones: Annotated[tuple[Duration, ...], Field(strict=False, min_length=1)]
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup: Duration = Duration(0, "step")
+
+
+class ConstantSection(Section):
+    """The peak throughout, after a linear warm-up."""
+
+    name: Literal["constant"]
+    warmup: Duration = Duration(0, "step")
+
+
+OptimizerSection = Annotated[SgdSection | AdamWSection, Field(discriminator="name")]
+LrScheduleSection = Annotated[
+    CosineSection | OneCycleSection | MultiStepSection | ConstantSection, Field(discriminator="name")
+]
+
+
+class EmaSection(Section):
+    """An exponential moving average of the weights, which validations, switch and the final model then use."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)]
+
+
+class TrainSection(Section):
+    """How a model is trained: the same for baseline and accelerated arm.
+
+    Attributes:
+        epochs: length of the run; give this or `steps`.
+        steps: length of the run in optimizer steps.
+        batch_size: examples per optimizer step, over all ranks and accumulated micro-batches.
+        accumulate: micro-batches that one rank adds up for one step.
+        clip_grad_norm: largest L2 norm of the gradient; null leaves it.
+        precision: ``fp32``, or ``bf16`` autocast with fp32 weights.
+        channels_last: memory format of images and convolutions.
+        ema: average of the weights; null uses the raw ones.
+        validate_every: how often the student is validated; the end of the run always is.
+        log_every: steps between two progress rows.
+        checkpoint_every: additional checkpoints; every validation writes one anyway.
+        deterministic: only kernels that repeat bit for bit.
+        max_non_finite_steps: steps in a row whose loss or gradient may be non-finite (their update is suppressed)
+            before the run is stopped.
+    """
+
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt
+    accumulate: PositiveInt = 1
+    optimizer: OptimizerSection
+    lr_schedule: LrScheduleSection
+    clip_grad_norm: PositiveFloat | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+    ema: EmaSection | None = None
+    validate_every: Duration = Duration(1, "ep")
+    log_every: PositiveInt = 50
+    checkpoint_every: Duration | None = None
+    deterministic: bool = False
+    max_non_finite_steps: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainSection":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate: {self.accumulate} does not divide batch_size: {self.batch_size}")
+        for name, duration in (("validate_every", self.validate_every), ("checkpoint_every", self.checkpoint_every)):
+            if duration is not None and duration.amount == 0:
+                raise ValueError(f"{name}: {duration} would never come round")
+        return self
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Length of the run in optimizer steps, at least one."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * steps_per_epoch))
+
+
+class SwitchSection(Section):
+    """When distillation goes off for good: the student better by `margin` at `patience` validations in a row."""
+
+    margin: NonNegativeFloat = 0.0
+    patience: PositiveInt = 2
+
+
+class DistillSection(Section):
+    """The teacher's weight over time: linear up over `warmup`, `weight` over `hold`, linear down over `decay`.
+
+    Attributes:
+        weight: the peak of lambda.
+        temperature: of the softened distributions (classification).
+        final_temperature: reached at the end of the decay, linearly; null keeps `temperature`.
+    """
+
+    weight: NonNegativeFloat = 1.0
+    temperature: PositiveFloat = 2.0
+    final_temperature: PositiveFloat | None = None
+    warmup: Duration = Duration(0.01, "run")
+    hold: Duration = Duration(0.3, "run")
+    decay: Duration = Duration(0.2, "run")
+    switch: SwitchSection = SwitchSection()
+
+
+class ReportSection(Section):
+    """What the experiment is measured by."""
+
+    metric: str
+    thresholds: Annotated[tuple[Threshold, ...], Field(strict=False)] = (Threshold("teacher", "teacher", 1.0),)
+
+
+class Recipe(Section):
+    """An experiment. Subclasses add the task's ``data`` and ``loss`` sections."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    task: str
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    teacher: TeacherSection
+    student: StudentSection
+    train: TrainSection
+    distill: DistillSection = DistillSection()
+    report: ReportSection
+
+    def teacher_train(self) -> TrainSection:
+        """How the teacher is trained: `train` with the teacher's own keys laid over it."""
+        return TrainSection.model_validate(overlay(self.train.model_dump(mode="json"), self.teacher.train))
+
+
+def overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Lay nested keys of `over` on `base`.
+
+    A section that changes its ``name`` starts afresh (the old one's options mean nothing to it), and a length in one
+    unit replaces a length in the other.
+    """
+    merged = dict(base)
+    if "epochs" in over:
+        merged.pop("steps", None)
+    if "steps" in over:
+        merged.pop("epochs", None)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
+            merged[key] = overlay(old, value)
+        else:
+            merged[key] = value
+    return merged

@@ -1,0 +1,249 @@
+"""The picture of an experiment: its metric over epochs and over training time."""
+
+import io
+import statistics
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from w2skd.files import write_atomically
+from w2skd.report import units
+from w2skd.report.speedup import Report, RunReport, ThresholdReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {"baseline": "#D55E00", "w2s": "#0072B2"}
+"""Vermillion and blue of the palette of Okabe and Ito (2008), which colour-blind readers tell apart."""
+
+_INK, _MUTED, _FAINT = "#222222", "#666666", "#DDDDDD"
+_SIZE_IN, _DPI = (12.0, 5.0), 150
+_ROW = 0.05  # height of a label, as a share of the panel's
+_LETTER_PT = 8  # width of a bold letter
+_NEAR = 0.25  # of the values' range: how far off a level that nobody reached is still shown
+_WORST_LEFT_OUT = 0.1  # share of the values: the first validations are far off and would squeeze the rest
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One run in one panel, by step: what is plotted to the right and upwards."""
+
+    steps: Sequence[int]
+    x: Sequence[float]
+    y: Sequence[float]
+
+    def at(self, step: int) -> tuple[float, float] | None:
+        """The point at a step, between two validations on the straight line that is drawn there."""
+        after = bisect_left(self.steps, step)
+        if after < len(self.steps) and self.steps[after] == step:
+            return self.x[after], self.y[after]
+        if not 0 < after < len(self.steps):
+            return None
+        before = after - 1
+        share = (step - self.steps[before]) / (self.steps[after] - self.steps[before])
+        x, y = ((1 - share) * values[before] + share * values[after] for values in (self.x, self.y))
+        return x, y
+
+
+@dataclass(frozen=True)
+class _Label:
+    """A level that is drawn as a line across the panel, and what stands at its right end."""
+
+    level: float
+    text: str
+    ratio: str
+    ends: tuple[float, float] | None
+
+
+def draw_curves(report: Report, path: Path) -> None:
+    """Draw every run (thin) and the median over seeds (thick), the thresholds and the ends of distillation.
+
+    Raises:
+        OutputError: the picture cannot be written.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style: Any = {"font.size": 11, "axes.edgecolor": _MUTED, "xtick.color": _MUTED, "ytick.color": _MUTED}
+    style |= {"text.color": _INK, "axes.labelcolor": _INK}
+    with rc_context(style):
+        figure = Figure(figsize=_SIZE_IN, layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2, sharey=True)
+        _panel(left, report, report.unit)
+        _panel(right, report, "seconds")
+        left.set_ylabel(f"{report.metric} (%)" if report.metric in units.PERCENT else report.metric)
+        right.tick_params(labelleft=False)
+        _head(figure, report)
+        content = io.BytesIO()
+        # No version inside: the same runs draw the same bytes with the same matplotlib.
+        figure.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
+    write_atomically(path, content.getvalue())
+
+
+def _panel(axes: "Axes", report: Report, against: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    scale, unit = _time_unit(report) if against == "seconds" else (1.0, against)
+    axes.set_xlabel(f"training time ({unit})" if against == "seconds" else unit)
+    drawn: list[_Line] = []
+    for arm, colour in COLOURS.items():
+        runs = [run for run in report.runs if run.arm == arm]
+        lines = {run.run: _line(run, against, scale, report.metric) for run in runs}
+        for line in lines.values() if len(lines) > 1 else ():
+            axes.plot(line.x, line.y, color=colour, linewidth=0.9, alpha=0.4, zorder=2)
+        middle = _median(list(lines.values()))
+        axes.plot(middle.x, middle.y, color=colour, linewidth=2.6, zorder=3, solid_capstyle="round")
+        _mark_switches(axes, runs, lines)
+        drawn += lines.values()
+    labels = _labels(report, against, scale)
+    _limit(axes, report, drawn, labels)
+    # Both panels share their heights, so the names stand once.
+    _mark_levels(axes, labels, named=against == "seconds")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(length=3)
+    if against != "seconds":
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.grid(axis="y", color=_FAINT, linewidth=0.5)
+    axes.set_axisbelow(True)
+
+
+def _line(run: RunReport, against: str, scale: float, metric: str) -> _Line:
+    points = [
+        (step, x / scale, _shown(y, metric))
+        for step, x, y in zip(run.curve.step, getattr(run.curve, against), run.curve.value, strict=True)
+        if x is not None and y is not None
+    ]
+    steps, xs, ys = zip(*points, strict=True) if points else ((), (), ())
+    return _Line(steps, xs, ys)
+
+
+def _median(lines: Sequence[_Line]) -> _Line:
+    """The median over seeds at the validations that all of them have: where one has stopped, it would jump."""
+    common = sorted(set.intersection(*(set(line.steps) for line in lines))) if lines else []
+    points = [[line.at(step) or (0.0, 0.0) for line in lines] for step in common]
+    x, y = ([statistics.median(point[axis] for point in places) for places in points] for axis in (0, 1))
+    return _Line(common, x, y)
+
+
+def _mark_switches(axes: "Axes", runs: Sequence[RunReport], lines: Mapping[str, _Line]) -> None:
+    for run in runs:
+        point = lines[run.run].at(run.distillation_off.step) if run.distillation_off else None
+        if point:
+            axes.plot(*point, marker="o", markersize=7, markerfacecolor="white", color=COLOURS["w2s"], zorder=5)
+
+
+def _labels(report: Report, against: str, scale: float) -> list[_Label]:
+    """All levels of the report; the teacher's own too, if no threshold is just there."""
+    labels = [
+        _Label(
+            _shown(threshold.value, report.metric),
+            units.threshold(threshold.name, threshold.value, report.metric),
+            _ratio(threshold, against),
+            _ends(threshold, against, scale),
+        )
+        for threshold in report.thresholds
+        if threshold.value is not None
+    ]
+    level = report.teacher.level if report.teacher else None
+    if level is not None and all(threshold.value != level for threshold in report.thresholds):
+        text = f"teacher ({units.level(level, report.metric)})"
+        labels.append(_Label(_shown(level, report.metric), text, "", None))
+    return sorted(labels, key=lambda label: label.level)
+
+
+def _ratio(threshold: ThresholdReport, against: str) -> str:
+    spread = threshold.speedup_over_seeds[{"epoch": "epochs", "step": "steps"}.get(against, against)]
+    if spread:
+        return units.ratio(spread.median)
+    arrived = [arm for arm, places in threshold.first.items() if any(places.values())]
+    return f"{arrived[0]} only" if len(arrived) == 1 else "" if arrived else "neither"
+
+
+def _ends(threshold: ThresholdReport, against: str, scale: float) -> tuple[float, float] | None:
+    """The median crossings of baseline and w2s, over the seeds with which both crossed."""
+    ends = []
+    for arm in ("baseline", "w2s"):
+        places = [getattr(threshold.first[arm][seed], against) for seed in threshold.pairs]
+        if not places or None in places:
+            return None
+        ends.append(statistics.median(places) / scale)
+    return ends[0], ends[1]
+
+
+def _limit(axes: "Axes", report: Report, lines: Sequence[_Line], labels: Sequence[_Label]) -> None:
+    """Show everything that is reached, but not how bad the very first validations are."""
+    axes.set_xlim(0, 1.02 * max([x for line in lines for x in line.x], default=1.0))
+    values = sorted(y for line in lines for y in line.y)
+    if not values:
+        return
+    skipped = int(_WORST_LEFT_OUT * len(values))
+    shown = values[skipped:] if report.higher_is_better else values[: len(values) - skipped]
+    reach = _NEAR * (values[-1] - values[0])
+    levels = [label.level for label in labels if values[0] - reach <= label.level <= values[-1] + reach]
+    low, high = min(*shown, *levels, shown[0]), max(*shown, *levels, shown[0])
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+
+
+def _mark_levels(axes: "Axes", labels: Sequence[_Label], named: bool) -> None:
+    """A line across at every level, what lies between the crossings drawn out, and what it is beside the panel."""
+    low, high = axes.get_ylim()
+    inside = [label for label in labels if low <= label.level <= high]
+    heights = _apart([(label.level - low) / (high - low) for label in inside])
+    for label, height in zip(inside, heights, strict=True):
+        axes.axhline(label.level, color=_MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        if label.ends:
+            axes.plot(label.ends, [label.level] * 2, color=_INK, linewidth=1.4, zorder=4)
+            for x, colour in zip(label.ends, COLOURS.values(), strict=True):
+                axes.plot(x, label.level, marker="o", markersize=5.5, color=colour, markeredgecolor="white", zorder=6)
+        beside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "center"}
+        axes.annotate(label.ratio, (1, height), (5, 0), weight="bold", size=11, **beside)
+        if named:
+            gap = _LETTER_PT * len(label.ratio) + 5
+            axes.annotate(
+                label.text, (1, height), (5 + (gap if label.ratio else 0), 0), color=_MUTED, size=10, **beside
+            )
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Push ascending label heights apart until none covers another, and keep them on the panel."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + _ROW) if placed else height)
+    top = 1.0
+    for index in reversed(range(len(placed))):
+        placed[index] = min(placed[index], top)
+        top = placed[index] - _ROW
+    return placed
+
+
+def _head(figure: "Figure", report: Report) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for arm, colour in COLOURS.items():
+        seeds = sum(run.arm == arm for run in report.runs)
+        text = f"{arm}, {'median of ' if seeds > 1 else ''}{seeds} seed{'s' if seeds != 1 else ''}"
+        handles.append(Line2D([], [], color=colour, linewidth=2.6, label=text))
+    if any(run.distillation_off for run in report.runs):
+        look: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 7, "markerfacecolor": "white"}
+        handles.append(Line2D([], [], color=COLOURS["w2s"], label="distillation off", **look))
+    look = {"marker": "o", "markersize": 5, "linewidth": 1.4, "markeredgecolor": "white"}
+    handles.append(Line2D([], [], color=_INK, label="from one crossing to the other", **look))
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=10.5)
+    figure.suptitle(report.name, x=0.012, ha="left", size=13, weight="bold")
+
+
+def _shown(value: float, metric: str) -> float:
+    return 100 * value if metric in units.PERCENT else value
+
+
+def _time_unit(report: Report) -> tuple[float, str]:
+    """Seconds, minutes or hours, whichever gives readable ticks."""
+    longest = max([s for run in report.runs for s in run.curve.seconds if s is not None], default=0.0)
+    return (1.0, "s") if longest < 180 else (60.0, "min") if longest < 7200 else (3600.0, "h")

@@ -1,0 +1,174 @@
+"""An experiment as reports see it: its runs by arm and seed, its metric, and the levels that it is timed against."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+from w2skd.errors import RunDirError
+from w2skd.recipe.names import CLASSIFICATION_METRICS
+from w2skd.recipe.schema import Recipe
+from w2skd.recipe.threshold import Threshold
+from w2skd.report.crossing import best, teacher_level
+from w2skd.rundir import RunRecord, find_runs, read_run
+
+METRICS: dict[str, Mapping[str, bool]] = {"classification": CLASSIFICATION_METRICS}
+"""Task -> metric -> whether higher is better. A new task adds its own line."""
+
+ARMS: tuple[str, ...] = ("baseline", "w2s")
+
+_EXPECTED = "baseline/seed<n>/ and w2s/seed<n>/ with a status.json each"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs that belong together, at least one, in a fixed order."""
+
+    runs: tuple[RunRecord, ...]
+
+    def __post_init__(self) -> None:
+        assert self.runs, "an experiment needs a run"
+
+    @property
+    def teacher(self) -> RunRecord | None:
+        """The run that trained the teacher, where this experiment holds it."""
+        return next((run for run in self.runs if run.arm == "teacher"), None)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that says metric and thresholds: that of the first run which is not the teacher's."""
+        return (*self.students, *self.runs)[0].recipe
+
+    @property
+    def students(self) -> tuple[RunRecord, ...]:
+        """All runs but the teacher's."""
+        return tuple(run for run in self.runs if run.arm != "teacher")
+
+    @property
+    def metric(self) -> str:
+        """What thresholds are about."""
+        return self.recipe.report.metric
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The metric's direction."""
+        return METRICS[self.recipe.task][self.metric]
+
+    @property
+    def unit(self) -> Literal["epoch", "step"]:
+        """How this experiment tells the time: by steps when its length is given in steps."""
+        return "epoch" if self.recipe.train.steps is None else "step"
+
+    def arm(self, name: str) -> dict[int, RunRecord]:
+        """Seed -> run."""
+        return {run.seed: run for run in self.runs if run.arm == name}
+
+
+@dataclass(frozen=True)
+class Level:
+    """A threshold as a number, or the reason why it has none yet."""
+
+    threshold: Threshold
+    value: float | None
+    reason: str | None = None
+
+
+def label(run: RunRecord) -> str:
+    """A run's place in its experiment, the same wherever the experiment lies."""
+    return "teacher" if run.arm == "teacher" else f"{run.arm}/seed{run.seed}"
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read all runs of an experiment, finished or not.
+
+    Raises:
+        RunDirError: `path` is missing, a single run, or holds no baseline and no w2s run; or a run is damaged.
+    """
+    if not path.is_dir():
+        raise RunDirError(f"{path}: no such folder; looked for an experiment, with {_EXPECTED}")
+    if (path / "status.json").exists():
+        above = path.resolve().parent if path.resolve().name == "teacher" else path.resolve().parent.parent
+        raise RunDirError(f"{path}: a single run; give the experiment, the folder above: {above}")
+    runs = tuple(read_run(run) for run in find_runs(path))
+    if any(run.arm != "teacher" for run in runs):
+        return Experiment(runs)
+    if runs:
+        raise RunDirError(f"{path}: holds a teacher, but no run to report on yet; looked for {_EXPECTED}")
+    if any(path.glob("seed*/status.json")):
+        raise RunDirError(f"{path}: one arm of an experiment; give the folder above: {path.resolve().parent}")
+    raise RunDirError(f"{path}: holds no runs; looked for {_EXPECTED}")
+
+
+def resolve(threshold: Threshold, experiment: Experiment) -> Level:
+    """Turn a threshold into a number.
+
+    A share counts towards the worse side: of a metric where lower is better, ``0.98*baseline`` is the baseline's median
+    best divided by 0.98.
+    """
+    if threshold.of == "number":
+        return Level(threshold, threshold.share)
+    if threshold.share <= 0:
+        return Level(threshold, None, "a share has to be above 0")
+    if threshold.of == "teacher":
+        levels = teacher_levels(experiment)
+        missing = "no w2s run yet that measured its teacher"
+    else:
+        levels = baseline_bests(experiment)
+        missing = "no baseline run yet with a validation"
+    if not levels:
+        return Level(threshold, None, missing)
+    reference = statistics.median(levels.values())
+    share = threshold.share
+    return Level(threshold, reference * share if experiment.higher_is_better else reference / share)
+
+
+def resolve_all(thresholds: Iterable[Threshold], experiment: Experiment) -> list[Level]:
+    """`resolve` each, those that the recipe names twice once."""
+    return [resolve(threshold, experiment) for threshold in dict.fromkeys(thresholds)]
+
+
+def teacher_levels(experiment: Experiment) -> dict[int, float]:
+    """Seed -> the teacher's level as each w2s run measured it."""
+    levels = {seed: teacher_level(run.rows, experiment.metric) for seed, run in experiment.arm("w2s").items()}
+    return {seed: level for seed, level in levels.items() if level is not None}
+
+
+def baseline_bests(experiment: Experiment) -> dict[int, float]:
+    """Seed -> the best that each baseline reached."""
+    scores = {
+        seed: best(run.rows, experiment.metric, experiment.higher_is_better)
+        for seed, run in experiment.arm("baseline").items()
+    }
+    return {seed: score.value for seed, score in scores.items() if score is not None}
+
+
+def teacher_is_ours(experiment: Experiment) -> bool:
+    """Whether the teacher of the w2s runs is the one that this experiment trained."""
+    return experiment.teacher is not None and all(_inside(run) for run in experiment.arm("w2s").values())
+
+
+def gap(teacher: float, level: float, higher_is_better: bool) -> float | None:
+    """How much better (above 0) or weaker (below 0) than `level` the teacher is, relative to `level`."""
+    if level == 0 or not math.isfinite(level):
+        return None
+    return (teacher - level if higher_is_better else level - teacher) / abs(level)
+
+
+def median_range(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, smallest and largest."""
+    return statistics.median(values), min(values), max(values)
+
+
+def _inside(run: RunRecord) -> bool:
+    """A recipe that names no checkpoint took this experiment's teacher; one that names it may be read elsewhere."""
+    checkpoint = run.recipe.teacher.checkpoint
+    if checkpoint is None:
+        return True
+    experiment = run.path.resolve().parent.parent
+    parts = checkpoint.parts
+    return (experiment / "teacher") in (checkpoint.resolve(), *checkpoint.resolve().parents) or (
+        (experiment.name, "teacher") in pairwise(parts)
+    )

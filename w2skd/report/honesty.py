@@ -1,0 +1,149 @@
+"""What a reader has to know before believing a speed-up: one clear line each."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from w2skd.recipe.schema import Recipe
+from w2skd.report import units
+from w2skd.report.crossing import events
+from w2skd.report.experiment import ARMS, Experiment, label, teacher_is_ours, teacher_levels
+from w2skd.rundir import RunRecord
+
+_COMPARED = ("task", "train", "data", "student", "loss")
+_IGNORED = frozenset({"data.root", "data.download"})
+"""Where the examples lie, which says nothing about what they are."""
+
+_HARDWARE = ("device", "device_name", "threads", "ranks")
+_SOFTWARE = ("w2skd", "commit", "torch")
+_ENOUGH_SEEDS = 3
+
+
+def warnings(experiment: Experiment) -> Iterator[str]:
+    """Everything about the runs themselves that weakens a comparison; what is about a threshold comes from there."""
+    for check in _CHECKS:
+        yield from check(experiment)
+
+
+def _recipes(experiment: Experiment) -> Iterator[str]:
+    """Both arms have to be trained in the same way."""
+    for line in _differences(experiment.students, lambda run: _flatten(run.recipe, _COMPARED)):
+        yield f"the runs were not trained alike: {line}"
+    w2s = list(experiment.arm("w2s").values())
+    for line in _differences(w2s, lambda run: _flatten(run.recipe, ("distill", "teacher"))):
+        yield f"the w2s runs were not distilled alike: {line}"
+    first = experiment.students[0]
+    for line in _differences(experiment.students, lambda run: _flatten(run.recipe, ("report",))):
+        yield f"recipes ask for different reports, {label(first)} was followed: {line}"
+
+
+def _data(experiment: Experiment) -> Iterator[str]:
+    for line in _differences(experiment.students, lambda run: _select(run, ("data_fingerprint",))):
+        yield f"the runs did not learn from the same data: {line}"
+
+
+def _machines(experiment: Experiment) -> Iterator[str]:
+    for line in _differences(experiment.runs, lambda run: _select(run, _HARDWARE)):
+        yield f"seconds are not comparable (epochs, steps and FLOPs still are): {line}"
+    for line in _differences(experiment.students, lambda run: _select(run, _SOFTWARE)):
+        yield f"the runs come from different software: {line}"
+
+
+def _unfinished(experiment: Experiment) -> Iterator[str]:
+    for run in experiment.runs:
+        state = run.status.get("state", "unknown")
+        if state != "finished":
+            total = run.status.get("total_steps")
+            at = f" at step {run.status['step']:,}" if isinstance(run.status.get("step"), int) else ""
+            of = f" of {total:,}" if at and isinstance(total, int) else ""
+            reason = f" ({run.status['reason']})" if run.status.get("reason") else ""
+            yield f"{label(run)} is not finished: {state}{at}{of}{reason}"
+
+
+def _seeds(experiment: Experiment) -> Iterator[str]:
+    baseline, w2s = (set(experiment.arm(name)) for name in ARMS)
+    for name, lonely in (("baseline", baseline - w2s), ("w2s", w2s - baseline)):
+        if lonely:
+            seeds = "seed" if len(lonely) == 1 else "seeds"
+            yield f"{seeds} {_list(sorted(lonely))} in the {name} arm only: left out of every speed-up"
+    pairs = len(baseline & w2s)
+    if pairs == 1:
+        yield "a single seed: one run is an anecdote"
+    elif 1 < pairs < _ENOUGH_SEEDS:
+        yield f"{pairs} seeds only: fewer than {_ENOUGH_SEEDS} say little about the spread"
+
+
+def _teachers(experiment: Experiment) -> Iterator[str]:
+    levels = teacher_levels(experiment)
+    if len(set(levels.values())) > 1:
+        shown = ", ".join(f"{units.level(level, experiment.metric)} (seed {seed})" for seed, level in levels.items())
+        yield f"the w2s runs had teachers of different levels: {shown}; the median is taken"
+    if experiment.arm("w2s") and not teacher_is_ours(experiment):
+        why = "it was not trained in this experiment" if experiment.teacher else "its run is not in this experiment"
+        yield f"the teacher's training cost is not in this report: {why}"
+
+
+def _incidents(experiment: Experiment) -> Iterator[str]:
+    for run in experiment.runs:
+        resumed = events(run.rows, "resumed")
+        if resumed:
+            lost = sum(event.details.get("lost_steps") or 0 for event in resumed)
+            times = "once" if len(resumed) == 1 else f"{len(resumed)} times"
+            yield f"{label(run)} was resumed {times}, {lost:,} steps were done again; seconds count kept work only"
+        steps = sum(len(event.details.get("steps") or ()) for event in events(run.rows, "non_finite"))
+        if events(run.rows, "non_finite"):
+            yield f"{label(run)} met a non-finite loss or gradient at {steps:,} steps, whose updates were left out"
+
+
+_CHECKS: tuple[Callable[[Experiment], Iterator[str]], ...] = (
+    _unfinished,
+    _seeds,
+    _recipes,
+    _data,
+    _machines,
+    _teachers,
+    _incidents,
+)
+
+
+def _differences(runs: Sequence[RunRecord], values: Callable[[RunRecord], dict[str, Any]]) -> Iterator[str]:
+    """One line for every key whose value is not the same in all runs; who lacks the key is not asked."""
+    described = [(label(run), values(run)) for run in runs]
+    for key in dict.fromkeys(key for _, found in described for key in found):
+        holders: dict[str, list[str]] = {}
+        for name, found in described:
+            if key in found:
+                holders.setdefault(json.dumps(found[key], sort_keys=True), []).append(name)
+        if len(holders) > 1:
+            yield f"{key} is " + ", ".join(f"{_plain(value)} in {_names(names)}" for value, names in holders.items())
+
+
+def _flatten(recipe: Recipe, sections: Sequence[str]) -> dict[str, Any]:
+    """Dotted key -> value of the named sections."""
+    flat: dict[str, Any] = {}
+    dumped = recipe.model_dump(mode="json")
+    stack: list[tuple[tuple[str, ...], Any]] = [((name,), dumped[name]) for name in sections if name in dumped]
+    while stack:
+        path, value = stack.pop(0)
+        if isinstance(value, dict):
+            stack = [((*path, key), item) for key, item in value.items()] + stack
+        elif ".".join(path) not in _IGNORED:
+            flat[".".join(path)] = value
+    return flat
+
+
+def _select(run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:
+    return {key: run.environment[key] for key in keys if run.environment.get(key) is not None}
+
+
+def _names(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _plain(value: str) -> str:
+    text = value.strip('"')
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _list(values: Sequence[int]) -> str:
+    return ", ".join(str(value) for value in values)

@@ -1,0 +1,343 @@
+"""A report for people and programs: terminal, Markdown, JSON, and the folder that holds them all."""
+
+import json
+import re
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from w2skd.clock import SEGMENTS
+from w2skd.files import write_atomically, writing
+from w2skd.recipe.threshold import Threshold
+from w2skd.report import units
+from w2skd.report.crossing import SwitchOff
+from w2skd.report.curves import draw_curves as draw_curves
+from w2skd.report.speedup import (
+    QUANTITIES,
+    Report,
+    RunReport,
+    Spread,
+    TeacherReport,
+    ThresholdReport,
+    build_report,
+    not_reached_text,
+)
+from w2skd.report.summary import CrossingSummary, SummaryLine
+
+_SHOW = {
+    "epochs": units.epochs,
+    "steps": units.count,
+    "examples": units.count,
+    "seconds": units.duration,
+    "flops": units.flops,
+}
+_TITLES = {"epochs": "epochs", "steps": "steps", "examples": "examples", "seconds": "training time", "flops": "FLOPs"}
+_WITH_TEACHER = "  with teacher"
+
+_MEDIAN_HEAD = ("median", "baseline", "w2s", "speed-up", "over seeds")
+_SEED_HEAD = ("seed", "baseline", "w2s", "epochs", "time", "FLOPs")
+_RUN_HEAD = ("run", "best", "final", "state", "time", "teacher", "distilled until")
+_SUMMARY_HEAD = ("threshold", "reached", "step", "time", "baseline", "speed-up")
+_WORDS = frozenset({"median", "seed", "run", "threshold", "reached", "state", "over seeds", "distilled until"})
+"""Columns that read from the left."""
+
+_NUMBERS_ONLY = re.compile(r'[\[{]\n(?:\s*(?:"\w+": )?(?:null|-?[\d.eE+-]+),?\n)+\s*[\]}]')
+"""An object or array of plain numbers, as `json.dumps` spreads it over lines; no string holds a line's end."""
+
+Cells = Sequence[str]
+
+_RATIOS = "A speed-up over seeds is the median of each seed's own ratio, not the ratio of two medians."
+_MEASURED = (
+    "A threshold counts as reached at the first validation at the level. Training time is without validations and "
+    "checkpoints; FLOPs are 3 forward passes of the student per example, and 1 of the teacher while distilling. "
+    "*With teacher* charges the whole training of the teacher to every w2s run. "
+    f"{_RATIOS}"
+)
+
+
+def as_json(report: Report) -> str:
+    """The report as JSON, byte for byte the same for the same runs; groups of plain numbers take one line each."""
+    text = json.dumps(asdict(report), indent=2, ensure_ascii=False, allow_nan=False)
+    return _NUMBERS_ONLY.sub(lambda match: _one_line(match[0]), text) + "\n"
+
+
+def as_terminal(report: Report) -> RenderableType:
+    """The report for a terminal of 80 columns or more."""
+    parts: list[RenderableType] = [_line(report.name, "bold"), _line(_about(report), "dim")]
+    if any(len(threshold.pairs) > 1 for threshold in report.thresholds):
+        parts.append(_line(_RATIOS, "dim"))
+    for threshold in report.thresholds:
+        parts += ["", _line(_title(threshold, report), "bold")]
+        if threshold.pairs:
+            parts.append(_table(_MEDIAN_HEAD, _median_rows(threshold, report.teacher)))
+        if threshold.value is not None and (len(threshold.seeds) > 1 or not threshold.pairs):
+            parts += [""] if threshold.pairs else []
+            parts.append(_table(_SEED_HEAD, _seed_rows(threshold, report.unit)))
+    parts += ["", _line("Runs", "bold"), _table(_RUN_HEAD, _run_rows(report))]
+    if report.warnings:
+        parts += ["", _line("Before believing this", "bold yellow")]
+        parts += [_bullet(warning, "yellow") for warning in report.warnings]
+    parts += ["", _line("Result", "bold")]
+    parts += [_bullet(f"{_title(threshold, report)}: {threshold.verdict}") for threshold in report.thresholds]
+    return Group(*parts)
+
+
+def as_markdown(report: Report) -> str:
+    """The report as GitHub-flavoured Markdown; it refers to ``curves.png`` beside it."""
+    return "\n".join(_markdown_lines(report)) + "\n"
+
+
+def summary_as_terminal(summary: CrossingSummary) -> RenderableType:
+    """Where the run crossed its thresholds, for the end of a training."""
+    parts: list[RenderableType] = [_line(f"{summary.run}: {_scores(summary)}", "bold")]
+    if summary.arm == "w2s":
+        teacher = units.level(summary.teacher_level, summary.metric)
+        off = _switched_off(summary.distillation_off, summary.metric) or f"on to the end, teacher {teacher}"
+        parts.append(_line(f"distillation {off}"))
+    if summary.lines:
+        head = _SUMMARY_HEAD if summary.baseline_run else _SUMMARY_HEAD[:4]
+        parts.append(_table(head, [_summary_cells(line, summary) for line in summary.lines]))
+    return Group(*parts)
+
+
+def write_report(experiment: Path, thresholds: Sequence[Threshold] | None = None) -> Report:
+    """Build the report and write ``report.json``, ``report.md`` and ``curves.png`` under ``<experiment>/report/``.
+
+    Args:
+        experiment: the folder that holds ``baseline/`` and ``w2s/``.
+        thresholds: instead of the recipe's own.
+
+    Raises:
+        RunDirError: see `build_report`.
+        OutputError: the files cannot be written.
+    """
+    report = build_report(experiment, thresholds)
+    folder = experiment / "report"
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    draw_curves(report, folder / "curves.png")
+    write_atomically(folder / "report.md", as_markdown(report).encode())
+    write_atomically(folder / "report.json", as_json(report).encode())
+    return report
+
+
+def _markdown_lines(report: Report) -> Iterator[str]:
+    yield from (f"# {_escape(report.name)}: baseline against w2s", "", f"{_escape(_about(report))}.", "")
+    yield from (f"![{report.metric} of every run](curves.png)", "")
+    for threshold in report.thresholds:
+        yield from (f"- **{_escape(_title(threshold, report))}**: {_escape(threshold.verdict)}",)
+    if report.warnings:
+        yield from ("", "## Before believing this", "", *(f"- {_escape(warning)}" for warning in report.warnings))
+    for threshold in report.thresholds:
+        yield from ("", f"## {_escape(_title(threshold, report))}", "", *_threshold_markdown(threshold, report))
+    yield from ("", "## Runs", "", *_markdown_table(_RUN_HEAD, _run_rows(report)))
+    yield from ("", "Where the time went:", "", *_markdown_table(("run", *SEGMENTS), _clock_rows(report)))
+    yield from ("", "## How this is measured", "", _MEASURED)
+
+
+def _threshold_markdown(threshold: ThresholdReport, report: Report) -> Iterator[str]:
+    if threshold.value is None:
+        yield f"Unknown: {_escape(threshold.reason or '')}."
+        return
+    if threshold.pairs:
+        yield from (*_markdown_table(_MEDIAN_HEAD, _median_rows(threshold, report.teacher)), "")
+    yield from _markdown_table((*_SEED_HEAD, "between validations"), _seed_rows(threshold, report.unit, interval=True))
+    if threshold.note:
+        yield from ("", f"Note: {_escape(threshold.note)}.")
+
+
+def _about(report: Report) -> str:
+    """What was measured, in one line."""
+    parts = [f"{report.metric}, {'higher' if report.higher_is_better else 'lower'} is better"]
+    teacher = report.teacher
+    if teacher is not None:
+        text = f"teacher {units.level(teacher.level, report.metric)}" if teacher.level is not None else "teacher"
+        cost = ", ".join(
+            shown(value)
+            for shown, value in ((units.duration, teacher.seconds), (units.flops, teacher.flops))
+            if value is not None
+        )
+        parts.append(f"{text} (trained in {cost})" if cost else text)
+    devices = {_device(run) for run in report.runs} - {""}
+    return "; ".join([*parts, *sorted(devices)])
+
+
+def _device(run: RunReport) -> str:
+    known = run.environment
+    text = str(known.get("device_name") or known.get("device") or "")
+    for key in ("threads", "ranks"):
+        count = known.get(key)
+        if text and isinstance(count, int):
+            text += f", {count} {key if count != 1 else key.removesuffix('s')}"
+    return text
+
+
+def _title(threshold: ThresholdReport, report: Report) -> str:
+    return units.threshold(threshold.name, threshold.value, report.metric)
+
+
+def _median_rows(threshold: ThresholdReport, teacher: TeacherReport | None) -> Iterator[Cells]:
+    """Medians over the seeds with which both arms reached the level."""
+    for quantity, attribute in QUANTITIES.items():
+        baseline, w2s = (_medians(threshold, arm, attribute) for arm in ("baseline", "w2s"))
+        if baseline is None and w2s is None:
+            continue
+        show = _SHOW[quantity]
+        spread = threshold.speedup_over_seeds[quantity]
+        yield (_TITLES[quantity], show(baseline), show(w2s), *_spread_cells(spread))
+        charged = threshold.speedup_with_teacher_over_seeds.get(quantity)
+        if charged and teacher and w2s is not None:
+            total = w2s + getattr(teacher, attribute)
+            yield (_WITH_TEACHER, show(baseline), show(total), *_spread_cells(charged))
+
+
+def _medians(threshold: ThresholdReport, arm: str, attribute: str) -> float | None:
+    values = [getattr(threshold.first[arm][seed], attribute) for seed in threshold.pairs]
+    return None if not values or None in values else statistics.median(values)
+
+
+def _spread_cells(spread: Spread | None) -> Cells:
+    if spread is None:
+        return (units.NONE, units.NONE)
+    over = f"{units.ratio(spread.min)} to {units.ratio(spread.max)}" if spread.seeds > 1 else units.NONE
+    return (units.ratio(spread.median), over)
+
+
+def _seed_rows(threshold: ThresholdReport, unit: str, interval: bool = False) -> Iterator[Cells]:
+    """One row a seed of either arm: where it crossed, or by when it had not."""
+    for seed in sorted(set(threshold.first["baseline"]) | set(threshold.first["w2s"])):
+        crossings = [_crossing_cell(threshold, arm, seed, unit) for arm in ("baseline", "w2s")]
+        ratios = [units.ratio(threshold.speedup[name].get(seed)) for name in ("epochs", "seconds", "flops")]
+        cells = (str(seed), *crossings, *ratios)
+        yield (*cells, _interval_cell(threshold.speedup_interval.get(seed))) if interval else cells
+
+
+def _crossing_cell(threshold: ThresholdReport, arm: str, seed: int, unit: str) -> str:
+    if seed not in threshold.first[arm]:
+        return "no run"
+    place = threshold.first[arm][seed]
+    return units.place(place, unit) if place else not_reached_text(threshold.not_reached[arm].get(seed), unit)
+
+
+def _interval_cell(interval: tuple[float, float | None] | None) -> str:
+    if interval is None:
+        return units.NONE
+    low, high = interval
+    return f"{units.ratio(low)} to {units.ratio(high)}" if high is not None else f"above {units.ratio(low)}"
+
+
+def _run_rows(report: Report) -> Iterator[Cells]:
+    for run in report.runs:
+        state = run.state if run.state == "finished" else f"{run.state} at {units.place(run.reached, report.unit)}"
+        off = ""
+        if run.arm == "w2s":
+            off = "the end" if run.state == "finished" else "now" if run.reached else units.NONE
+        if run.distillation_off:
+            off = f"{_when(run.distillation_off, report.unit)}, {run.distillation_off.reason}"
+        yield (
+            run.run,
+            units.level(run.best.value if run.best else None, report.metric),
+            units.level(run.final.value if run.final else None, report.metric),
+            state,
+            units.duration(run.reached.seconds if run.reached else None),
+            units.share(run.teacher_share) if run.arm == "w2s" else "",
+            off,
+        )
+
+
+def _clock_rows(report: Report) -> Iterator[Cells]:
+    for run in report.runs:
+        yield (run.run, *(units.duration(run.clock.get(name)) for name in SEGMENTS))
+
+
+def _when(off: SwitchOff, unit: str) -> str:
+    return f"epoch {units.epochs(off.epoch)}" if unit == "epoch" and off.epoch is not None else f"step {off.step:,}"
+
+
+def _switched_off(off: SwitchOff | None, metric: str) -> str:
+    """Why distillation ended, in words."""
+    if off is None:
+        return ""
+    when = f"off at {_when(off, 'epoch')}"
+    student, teacher = units.level(off.student, metric), units.level(off.teacher, metric)
+    if off.reason == "surpassed":
+        return f"{when}: the student ({student}) surpassed its teacher ({teacher})"
+    if off.reason == "ended":
+        return f"{when}: the schedule ended (teacher {teacher})"
+    return f"{when}: {off.reason}"
+
+
+def _scores(summary: CrossingSummary) -> str:
+    if summary.best is None or summary.last is None:
+        return f"no validation of {summary.metric} yet"
+    best = f"best {summary.metric} {units.level(summary.best.value, summary.metric)} at "
+    best += units.place(summary.best.at, summary.unit)
+    last = units.level(summary.final.value if summary.final else None, summary.metric)
+    return f"{best}, {last} at {units.place(summary.last, summary.unit)}"
+
+
+def _summary_cells(line: SummaryLine, summary: CrossingSummary) -> Cells:
+    title, place, unit = units.threshold(line.name, line.value, summary.metric), line.reached, summary.unit
+    if line.value is None:
+        return (title, line.reason or "")
+    step, time = (f"{place.step:,}", units.duration(place.seconds)) if place else ("", "")
+    cells = (title, units.place(place, unit) if place else not_reached_text(summary.last, unit), step, time)
+    if summary.baseline_run is None:
+        return cells
+    theirs = not_reached_text(summary.baseline_last, unit)
+    if line.baseline:
+        seconds = line.baseline.seconds
+        theirs = units.place(line.baseline, unit) + (f" ({units.duration(seconds)})" if seconds is not None else "")
+    return (*cells, theirs, units.ratio(line.speedup))
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style=style)
+
+
+def _bullet(text: str, style: str = "") -> RenderableType:
+    """A paragraph whose further lines hang under its first."""
+    table = Table.grid(padding=(0, 1))
+    table.add_row(Text("-", style=style), Text(text, style=style))
+    return table
+
+
+def _table(head: Cells, rows: Iterable[Cells]) -> RenderableType:
+    """A plain table: columns of words to the left, of numbers to the right."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
+    for name in head:
+        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=name == head[0])
+    for row in rows:
+        table.add_row(*(Text(cell, style=_cell_style(cell)) for cell in row))
+    return Padding(table, (0, 0, 0, 2))
+
+
+def _cell_style(cell: str) -> str:
+    """Colour what decides: ratios by which arm they favour, thresholds that were missed."""
+    if re.fullmatch(r"\d+\.\d\dx", cell):
+        return "green" if float(cell[:-1]) > 1 else "red" if float(cell[:-1]) < 1 else ""
+    return "yellow" if cell.startswith("not reached") else ""
+
+
+def _markdown_table(head: Cells, rows: Iterator[Cells]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'|'.join(['---', *['---:'] * (len(head) - 1)])}|"
+    for row in rows:
+        cells = [_escape(cell).replace("  ", "&nbsp;&nbsp;") for cell in row]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\\*|<`])", r"\\\1", text)
+
+
+def _one_line(block: str) -> str:
+    inner = " ".join(line.strip() for line in block[1:-1].strip().splitlines())
+    return f"{block[0]}{inner}{block[-1]}"

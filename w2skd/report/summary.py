@@ -1,0 +1,120 @@
+"""What a run that has just been trained has to say: where it crossed, beside the baseline of the same seed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from w2skd.errors import RunDirError
+from w2skd.report.crossing import (
+    Position,
+    Score,
+    SwitchOff,
+    best,
+    distillation_off,
+    final,
+    first_crossing,
+    last_validation,
+    position,
+    teacher_level,
+)
+from w2skd.report.experiment import Experiment, Level, label, resolve_all
+from w2skd.rundir import Arm, RunRecord, find_runs, read_run
+
+
+@dataclass(frozen=True)
+class SummaryLine:
+    """One threshold.
+
+    Attributes:
+        name: as the recipe writes it.
+        value: the level; None when it could not be resolved, for the `reason` given.
+        reached: the run's first crossing; None: not reached.
+        baseline: the crossing of the baseline with the same seed; None: not reached, or no such run.
+        speedup: baseline / run in epochs, where both crossed.
+    """
+
+    name: str
+    value: float | None
+    reason: str | None
+    reached: Position | None
+    baseline: Position | None
+    speedup: float | None
+
+
+@dataclass(frozen=True)
+class CrossingSummary:
+    """A run and the thresholds of its recipe.
+
+    Attributes:
+        run: its place in the experiment, such as ``w2s/seed0``.
+        last: its last validation, up to which thresholds count as not reached.
+        baseline_run: the baseline of the same seed, where there is one beside a w2s run.
+        baseline_last: the last validation of that baseline.
+        lines: one a threshold; none for a teacher.
+    """
+
+    run: str
+    arm: Arm
+    seed: int
+    metric: str
+    unit: Literal["epoch", "step"]
+    best: Score | None
+    final: Score | None
+    last: Position | None
+    teacher_level: float | None
+    distillation_off: SwitchOff | None
+    baseline_run: str | None
+    baseline_last: Position | None
+    lines: tuple[SummaryLine, ...]
+
+
+def crossing_summary(run: RunRecord, experiment: Path | None) -> CrossingSummary:
+    """Where one run crossed the thresholds of its recipe.
+
+    Args:
+        run: as read after its end, however it ended.
+        experiment: where its siblings are; those that cannot be read are left out. None looks at the run alone.
+    """
+    siblings = [] if experiment is None else _readable(experiment)
+    family = Experiment((run, *(other for other in siblings if label(other) != label(run))))
+    baseline = family.arm("baseline").get(run.seed) if run.arm == "w2s" else None
+    levels = [] if run.arm == "teacher" else resolve_all(run.recipe.report.thresholds, family)
+    last, baseline_last = last_validation(run.rows), last_validation(baseline.rows) if baseline else None
+    return CrossingSummary(
+        run=label(run),
+        arm=run.arm,
+        seed=run.seed,
+        metric=family.metric,
+        unit=family.unit,
+        best=best(run.rows, family.metric, family.higher_is_better),
+        final=final(run.rows, family.metric),
+        last=position(last) if last else None,
+        teacher_level=teacher_level(run.rows, family.metric),
+        distillation_off=distillation_off(run.rows),
+        baseline_run=label(baseline) if baseline else None,
+        baseline_last=position(baseline_last) if baseline_last else None,
+        lines=tuple(_line(level, run, baseline, family) for level in levels),
+    )
+
+
+def _line(level: Level, run: RunRecord, baseline: RunRecord | None, family: Experiment) -> SummaryLine:
+    reached, theirs = (_crossing(level, record, family) for record in (run, baseline))
+    speedup = round(theirs.epoch / reached.epoch, 6) if reached and theirs and reached.epoch > 0 else None
+    return SummaryLine(level.threshold.name, level.value, level.reason, reached, theirs, speedup)
+
+
+def _crossing(level: Level, run: RunRecord | None, family: Experiment) -> Position | None:
+    if run is None or level.value is None:
+        return None
+    return first_crossing(run.rows, family.metric, level.value, family.higher_is_better)
+
+
+def _readable(experiment: Path) -> list[RunRecord]:
+    """A sibling that is just being made, or was damaged, must not spoil the end of a run."""
+    runs = []
+    for path in find_runs(experiment):
+        try:
+            runs.append(read_run(path))
+        except RunDirError:
+            continue
+    return runs

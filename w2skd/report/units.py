@@ -1,0 +1,84 @@
+"""How a report writes numbers: with their units, and no more digits than they carry."""
+
+import math
+
+from w2skd.report.crossing import Position
+
+PERCENT = frozenset({"top1", "top5"})
+"""Metrics that are shares and read best in percent."""
+
+NONE = "-"
+
+
+def level(value: float | None, metric: str) -> str:
+    """``70.9%``, or four significant digits of a metric that is not a share."""
+    if value is None:
+        return NONE
+    return f"{100 * value:.1f}%" if metric in PERCENT else f"{value:.4g}"
+
+
+def threshold(name: str, value: float | None, metric: str) -> str:
+    """``teacher (70.9%)``, or ``top1 90.0%`` for a threshold that is a number."""
+    if value is None:
+        return f"{name} (unknown)"
+    return f"{metric} {level(value, metric)}" if _is_number(name) else f"{name} ({level(value, metric)})"
+
+
+def epochs(value: float | None) -> str:
+    """``6``, ``7.5``."""
+    return NONE if value is None else f"{round(value, 2):.10g}"
+
+
+def count(value: float | None) -> str:
+    """``3,910``, ``50,048``, ``1.28M``."""
+    if value is None:
+        return NONE
+    return f"{value:,.0f}" if value < 1e6 else _scaled(value, "")
+
+
+def duration(seconds: float | None) -> str:
+    """``0.84 s``, ``84 s``, ``12.3 min``, ``5.2 h``."""
+    if seconds is None:
+        return NONE
+    if seconds < 9.95:
+        return f"{seconds:.2g} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def flops(value: float | None) -> str:
+    """``1.2 PFLOP``."""
+    return NONE if value is None else _scaled(value, "FLOP")
+
+
+def ratio(value: float | None) -> str:
+    """``1.67x``."""
+    return NONE if value is None else f"{value:.2f}x"
+
+
+def share(value: float | None) -> str:
+    """A share of one, in percent."""
+    return NONE if value is None else f"{100 * value:.1f}%"
+
+
+def place(position: Position | None, unit: str) -> str:
+    """``epoch 6`` or ``step 6,000``."""
+    if position is None:
+        return NONE
+    return f"epoch {epochs(position.epoch)}" if unit == "epoch" else f"step {position.step:,}"
+
+
+def _scaled(value: float, unit: str) -> str:
+    power = min(max(int(math.log10(value)) // 3, 0), 7) if value >= 1 else 0
+    prefix = ("", "k", "M", "G", "T", "P", "E", "Z")[power]
+    number = f"{value / 1000**power:.3g}" if value / 1000**power < 999.5 else f"{value / 1000**power:.0f}"
+    return f"{number} {prefix}{unit}" if unit else f"{number}{prefix}"
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,433 @@
+"""One arm, from recipe to finished directory: lock, resume, teacher, drain the engine, signals, exit status."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from w2skd.checkpoint import (
+    Weights,
+    load_checkpoint,
+    load_into,
+    load_last_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_model,
+)
+from w2skd.clock import Clock
+from w2skd.data.counter import seed_from
+from w2skd.device import describe_environment, open_device
+from w2skd.distributed import Ranks, process_group
+from w2skd.engine import Engine, SaveDue, evaluate
+from w2skd.errors import CheckpointError, RunDirError, TrainingError, UserError
+from w2skd.models.measure import count_parameters, forward_flops
+from w2skd.progress import ProgressView, progress_view
+from w2skd.recipe.schema import Recipe, TrainSection
+from w2skd.records import EventRow
+from w2skd.rundir import Arm, RunDir, State, find_teacher, read_recipe, run_path
+from w2skd.schedule import DistillSchedule
+from w2skd.signals import StopRequest, stop_on_signals
+from w2skd.tasks.base import Role, Task
+from w2skd.tasks.catalog import build_task
+from w2skd.teacher import FrozenTeacher
+
+_IGNORED_ON_RESUME = {
+    "name",
+    "report",
+    "data.root",
+    "data.download",
+    "train.log_every",
+    "train.checkpoint_every",
+    "teacher.checkpoint",
+}
+"""Keys that may differ between a run and its resume: they do not change what is learned."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says beside the recipe.
+
+    Attributes:
+        out: the experiment's directory.
+        resume: ``auto`` goes on with what is there, ``never`` refuses a directory that holds a run, and a path names
+            the checkpoint of this run to go on from.
+        overwrite: discard a run that is there.
+        init_from: weights to start from instead of a fresh initialisation.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        quiet: show events and results only.
+    """
+
+    out: Path
+    resume: str = "auto"
+    overwrite: bool = False
+    init_from: Path | None = None
+    device: str = "auto"
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything up to the first step."""
+
+    recipe: Recipe
+    arm: Arm
+    train: TrainSection
+    role: Role
+    device: torch.device
+    task: Task[Any]
+    model: nn.Module
+    teacher_weights: Weights | None
+    teacher_model: nn.Module | None
+
+    def describe(self) -> dict[str, Any]:
+        """Parameters, forward FLOPs per example, and the floor of a distilled step relative to a plain one."""
+        models = {"student": self.model} | ({"teacher": self.teacher_model} if self.teacher_model is not None else {})
+        inputs = self.task.example_batch().model_inputs
+        flops = {name: forward_flops(model, inputs) for name, model in models.items()}
+        facts: dict[str, Any] = {
+            **self.task.describe_data(),
+            "steps_per_epoch": self.task.steps_per_epoch,
+            "total_steps": self.train.total_steps(self.task.steps_per_epoch),
+            "parameters": {name: count_parameters(model) for name, model in models.items()},
+            "forward_flops": flops,
+        }
+        if "teacher" in flops:
+            # Backward costs about twice a forward, and a teacher has none.
+            facts["distilled_step_floor"] = round((3 * flops["student"] + flops["teacher"]) / (3 * flops["student"]), 4)
+        return facts
+
+
+def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Setup:
+    """Load data, build the models, load the teacher. Nothing is written.
+
+    Raises:
+        UserError: anything that a run of this recipe on this machine would stumble over before its first step.
+    """
+    device = open_device(options.device, ranks)
+    role = Role.TEACHER if arm == "teacher" else Role.STUDENT
+    train = recipe.teacher_train() if arm == "teacher" else recipe.train
+    # The cheap checks come first: nobody wants to hear after minutes of loading that there is no teacher.
+    teacher_weights = load_weights(find_teacher(recipe, options.out)) if arm == "w2s" else None
+    task = build_task(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)
+    torch.manual_seed(seed_from(recipe.seed, list(Role).index(role)))
+    model = task.build_model(role)
+    if options.init_from is not None:
+        load_into(model, load_weights(options.init_from), expected=_model_name(recipe, role))
+    teacher_model = None
+    if teacher_weights is not None:
+        teacher_model = task.build_model(Role.TEACHER)
+        load_into(teacher_model, teacher_weights, expected=recipe.teacher.model)
+        _check_description(teacher_weights, task)
+    model.to(device)
+    if train.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return Setup(recipe, arm, train, role, device, task, model, teacher_weights, teacher_model)
+
+
+def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Path:
+    """Train one arm to its end, going on where an earlier call was cut off. Returns the run's directory.
+
+    Raises:
+        Stopped, Interrupted: a signal asked to stop; a checkpoint was written.
+        UserError: anything else that the user can mend.
+    """
+    run = RunDir(run_path(options.out, arm, recipe.seed))
+    device = open_device(options.device, ranks)
+    if arm == "w2s":
+        find_teacher(recipe, options.out)
+    with process_group(ranks, device), stop_on_signals() as stop:
+        try:
+            start = ranks.on_main(lambda: _open(run, recipe, arm, options))
+            if not start.finished:
+                with _determinism(recipe.train.deterministic), _failure_noted(run, recipe, arm, ranks):
+                    _train(run, set_up(recipe, arm, options, ranks), start, options, ranks, stop)
+        finally:
+            run.close()
+    return run.path
+
+
+@dataclass(frozen=True)
+class _Start:
+    """How a run begins: afresh, from a checkpoint, or not at all."""
+
+    checkpoint: dict[str, Any] | None = None
+    note: str | None = None
+    finished: bool = False
+
+
+def _open(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> _Start:
+    """Lock the directory and see what is there."""
+    run.lock()
+    if options.overwrite:
+        run.clear()
+    if not run.holds_a_run():
+        if options.resume not in ("auto", "never"):
+            raise RunDirError(f"{run.path}: nothing to resume here; --init-from {options.resume} takes weights only")
+        return _Start()
+    if options.resume == "never":
+        raise RunDirError(f"{run.path} already holds a run: resume it (--resume auto), or discard it (--overwrite)")
+    try:
+        theirs = read_recipe(run.path)
+    except FileNotFoundError:
+        raise RunDirError(f"{run.path} is not empty and holds no run: choose another --out, or --overwrite") from None
+    differing = differing_keys(theirs, recipe, arm)
+    if differing:
+        raise RunDirError(
+            f"{run.path} holds a run of another recipe ({'; '.join(differing)}): "
+            "choose another --out, or discard it (--overwrite)"
+        )
+    if run.model_path.exists() and run.status().get("state") == "finished":
+        return _Start(finished=True)
+    if options.resume != "auto":
+        checkpoint, problem = load_checkpoint(Path(options.resume)), None
+        if checkpoint["metrics_offset"] > run.metrics_offset():
+            raise CheckpointError(f"{options.resume}: not a checkpoint of the run in {run.path}")
+    else:
+        checkpoint, problem = load_last_checkpoint(run.checkpoints)  # type: ignore[assignment]
+    return _Start(checkpoint, f"{problem}; going on from the one before" if problem else None)
+
+
+def _train(run: RunDir, setup: Setup, start: _Start, options: RunOptions, ranks: Ranks, stop: StopRequest) -> None:
+    recipe, task, device = setup.recipe, setup.task, setup.device
+    checkpoint = start.checkpoint
+    clock = Clock(checkpoint["clock"] if checkpoint else None)
+    facts = setup.describe()
+    view = progress_view(
+        title=f"{recipe.name} {setup.arm} seed {recipe.seed}",
+        total_steps=facts["total_steps"],
+        steps_per_epoch=task.steps_per_epoch,
+        metric=task.metric.name,
+        higher_is_better=task.metric.higher_is_better,
+        quiet=options.quiet or not ranks.is_main,
+    )
+    with view:
+        if ranks.is_main and start.note:
+            view.note(start.note)
+        ranks.on_main(lambda: _write_start(run, setup, facts, checkpoint, view, ranks))
+        teacher = teacher_facts = None
+        if setup.arm == "w2s":
+            teacher, teacher_facts = _open_teacher(setup, checkpoint, clock)
+            if checkpoint is None:
+                row = EventRow(0, "teacher", teacher_facts)
+                ranks.on_main(lambda: run.append(row))
+            view.show(EventRow(0, "teacher", teacher_facts))
+        schedule = None
+        if teacher_facts is not None:
+            schedule = DistillSchedule.from_section(
+                recipe.distill,
+                steps_per_epoch=task.steps_per_epoch,
+                total_steps=facts["total_steps"],
+                higher_is_better=task.metric.higher_is_better,
+                teacher_value=teacher_facts["metrics"][task.metric.name],
+            )
+        engine = Engine(
+            task,
+            setup.model,
+            train=setup.train,
+            seed=recipe.seed,
+            device=device,
+            ranks=ranks,
+            clock=clock,
+            teacher=teacher,
+            schedule=schedule,
+            should_stop=stop,
+        )
+        del teacher  # the engine's reference is the only one, so that the switch frees the memory
+        if checkpoint is not None:
+            engine.load_state_dict(checkpoint["engine"])
+
+        def save(best: bool) -> None:
+            with clock.segment("checkpoint"):
+                state = {
+                    "engine": engine.state_dict(),
+                    "recipe": recipe.model_dump(mode="json"),
+                    "role": str(setup.role),
+                    "details": task.describe_model(),
+                    "teacher": teacher_facts,
+                    "metrics_offset": run.metrics_offset(),
+                    "threads": torch.get_num_threads(),
+                    "clock": clock.read(),
+                }
+                save_checkpoint(run.checkpoints, state, best=best)
+            run.set_status(setup.arm, recipe.seed, "running", step=engine.step, total_steps=engine.total_steps)
+
+        _drain(engine, run, view, ranks, stop, save)
+        ranks.on_main(lambda: _finish(run, setup, engine, view))
+
+
+def _drain(
+    engine: Engine, run: RunDir, view: ProgressView, ranks: Ranks, stop: StopRequest, save: Callable[[bool], None]
+) -> None:
+    """Write and show what the engine yields, and save when it asks."""
+    try:
+        for item in engine.train():
+            if isinstance(item, SaveDue):
+                best = item.best
+                ranks.on_main(lambda: save(best))  # noqa: B023 (called at once)
+                if item.stopping:
+                    raise stop.error(f"at step {engine.step} of {engine.total_steps}")
+            elif ranks.is_main:
+                run.append(item)
+                view.show(item, phase=_phase(engine))
+    except TrainingError as error:
+        raise TrainingError(f"{error}; last good checkpoint: {_newest_checkpoint(run)}") from None
+
+
+def _finish(run: RunDir, setup: Setup, engine: Engine, view: ProgressView) -> None:
+    """Leave the model and the final word."""
+    details = {
+        "step": engine.step,
+        "metric": setup.task.metric.name,
+        "best": engine.best,
+        "best_step": engine.best_step,
+    }
+    state = engine.evaluated_model.state_dict()
+    save_model(run.model_path, state, setup.recipe, str(setup.role), {**details, **setup.task.describe_model()})
+    row = EventRow(engine.step, "finished", details)
+    run.append(row)
+    view.show(row)
+    run.set_status(
+        setup.arm, setup.recipe.seed, "finished", step=engine.step, total_steps=engine.total_steps, best=engine.best
+    )
+
+
+def _write_start(
+    run: RunDir,
+    setup: Setup,
+    facts: dict[str, Any],
+    checkpoint: dict[str, Any] | None,
+    view: ProgressView,
+    ranks: Ranks,
+) -> None:
+    """Note what is about to run; on a resume, forget what happened after the checkpoint."""
+    lost = run.truncate_metrics(checkpoint["metrics_offset"] if checkpoint else 0)
+    environment = {**describe_environment(setup.device, ranks), **facts, "deterministic": setup.train.deterministic}
+    run.start(setup.recipe, environment)
+    step = checkpoint["engine"]["step"] if checkpoint else 0
+    run.set_status(setup.arm, setup.recipe.seed, "running", step=step, total_steps=facts["total_steps"])
+    if checkpoint is not None or lost:
+        lost_steps = max([row.step for row in lost], default=step) - step
+        row = EventRow(step, "resumed", {"lost_steps": lost_steps})
+        run.append(row)
+        view.show(row)
+    if checkpoint is not None and setup.train.deterministic and checkpoint["threads"] != torch.get_num_threads():
+        view.note(
+            f"the run had {checkpoint['threads']} threads so far and has {torch.get_num_threads()} now: "
+            "it will not repeat bit for bit"
+        )
+
+
+def _open_teacher(
+    setup: Setup, checkpoint: dict[str, Any] | None, clock: Clock
+) -> tuple[FrozenTeacher, dict[str, Any]]:
+    """Freeze the teacher and measure it as the student will be measured; on a resume, hold it to what it was."""
+    assert setup.teacher_model is not None and setup.teacher_weights is not None
+    teacher = FrozenTeacher(
+        setup.teacher_model,
+        device=setup.device,
+        precision=setup.train.precision,
+        channels_last=setup.train.channels_last,
+        clock=clock,
+    )
+    fingerprint = teacher.fingerprint()
+    if checkpoint is not None:
+        known: dict[str, Any] = checkpoint["teacher"]
+        if known["fingerprint"] != fingerprint and checkpoint["engine"]["schedule"]["switched_off"] is None:
+            raise CheckpointError(
+                f"{setup.teacher_weights.path}: another teacher than the one that this run began with "
+                f"({known['checkpoint']}, sha256 {known['fingerprint'][:12]})"
+            )
+        return teacher, known
+    with clock.segment("evaluate"):
+        evaluation = evaluate(setup.task, teacher.model, setup.device, setup.train.precision)
+    return teacher, {
+        "metrics": evaluation.metrics,
+        "checkpoint": str(setup.teacher_weights.path),
+        "fingerprint": fingerprint,
+        "parameters": teacher.parameter_count,
+    }
+
+
+def differing_keys(theirs: Recipe, ours: Recipe, arm: Arm) -> list[str]:
+    """What two recipes of one arm differ in, as far as it changes what that arm learns: ``key: theirs -> ours``."""
+    relevant = {
+        "teacher": ("task", "seed", "data", "loss", "teacher", "train"),
+        "baseline": ("task", "seed", "data", "loss", "student", "train"),
+        "w2s": ("task", "seed", "data", "loss", "student", "train", "teacher.model", "distill"),
+    }[arm]
+    before, after = _flatten(theirs.model_dump(mode="json")), _flatten(ours.model_dump(mode="json"))
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+        and any(key == section or key.startswith(f"{section}.") for section in relevant)
+        and not any(key == ignored or key.startswith(f"{ignored}.") for ignored in _IGNORED_ON_RESUME)
+    ]
+
+
+def _check_description(weights: Weights, task: Task[Any]) -> None:
+    """A teacher that was trained for other classes, or for the same in another order, would teach nonsense."""
+    for key, ours in task.describe_model().items():
+        theirs = weights.details.get(key)
+        if theirs is not None and theirs != ours:
+            first = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
+            where = (
+                f"{first[0]!r} where the data has {first[1]!r}" if first else f"{len(theirs)}, the data has {len(ours)}"
+            )
+            raise CheckpointError(f"{weights.path}: its {key} differ from the data's: {where}")
+
+
+def _model_name(recipe: Recipe, role: Role) -> str:
+    return recipe.teacher.model if role is Role.TEACHER else recipe.student.model
+
+
+def _phase(engine: Engine) -> str | None:
+    return None if engine.schedule is None else str(engine.schedule.phase_at(engine.step))
+
+
+def _newest_checkpoint(run: RunDir) -> str:
+    checkpoint, _ = load_last_checkpoint(run.checkpoints)
+    return f"{run.checkpoints / 'last.pt'} of step {checkpoint['engine']['step']}" if checkpoint else "none yet"
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+@contextmanager
+def _determinism(wanted: bool) -> Iterator[None]:
+    """Only kernels that repeat bit for bit, for the block."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = not wanted
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def _failure_noted(run: RunDir, recipe: Recipe, arm: Arm, ranks: Ranks) -> Iterator[None]:
+    """Leave the truth in ``status.json`` whichever way a run ends; torchrun turns every exit code into 1."""
+    try:
+        yield
+    except BaseException as error:
+        state: State = "stopped" if isinstance(error, UserError) and error.exit_code in (75, 130) else "failed"
+        if ranks.is_main and (run.path / "status.json").exists():
+            try:
+                known = {key: run.status().get(key) for key in ("step", "total_steps")}
+                run.set_status(arm, recipe.seed, state, **known, reason=str(error) or type(error).__name__)
+            except UserError:
+                pass  # the disk that the run failed on; the error itself is on its way
+        raise

@@ -1,0 +1,196 @@
+"""One run's directory: created, locked, appended to, truncated for a resume, and read back.
+
+recipe.yaml        the resolved recipe
+environment.json   versions, device, threads, commit, data fingerprint, model sizes
+status.json        arm, seed, state (running, finished, stopped, failed) and why
+metrics.jsonl      rows, see `w2skd.records`
+checkpoints/       last.pt, previous.pt, best.pt
+model.safetensors  the final model, with its recipe inside
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from w2skd.errors import CheckpointError, RecipeError, RunDirError, UsageError
+from w2skd.files import write_atomically, write_json, writing
+from w2skd.recipe.load import dump_recipe, parse_yaml, validate_recipe
+from w2skd.recipe.schema import Recipe
+from w2skd.records import Row, decode, encode
+
+Arm = Literal["teacher", "baseline", "w2s"]
+State = Literal["running", "finished", "stopped", "failed"]
+
+
+def run_path(experiment: Path, arm: Arm, seed: int) -> Path:
+    """Where a run lives in its experiment: one teacher, one directory a seed for the other arms."""
+    return experiment / "teacher" if arm == "teacher" else experiment / arm / f"seed{seed}"
+
+
+class RunDir:
+    """The writing side: held by rank 0 of a run while it trains."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics_path = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.model_path = path / "model.safetensors"
+        self._metrics: IO[bytes] | None = None
+        self._lock: IO[str] | None = None
+
+    def holds_a_run(self) -> bool:
+        """Whether anything but a lock file is here."""
+        return self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir())
+
+    def lock(self) -> None:
+        """Take the directory for this process; the lock ends with `close` or with the process.
+
+        Raises:
+            RunDirError: another process holds it.
+            OutputError: the directory cannot be made.
+        """
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            self._lock = None
+            raise RunDirError(f"{self.path}: another process is training here") from None
+
+    def clear(self) -> None:
+        """Remove what an earlier run left, but the lock."""
+        with writing(self.path):
+            for entry in self.path.iterdir():
+                if entry.name != ".lock":
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def start(self, recipe: Recipe, environment: dict[str, Any]) -> None:
+        """Write what does not change during the run."""
+        with writing(self.checkpoints):
+            self.checkpoints.mkdir(exist_ok=True)
+        write_atomically(self.path / "recipe.yaml", dump_recipe(recipe).encode())
+        write_json(self.path / "environment.json", environment)
+
+    def set_status(self, arm: Arm, seed: int, state: State, **details: Any) -> None:
+        """Say how the run stands, for people, schedulers and reports."""
+        write_json(self.path / "status.json", {"arm": arm, "seed": seed, "state": state, **details})
+
+    def status(self) -> dict[str, Any]:
+        """What `set_status` wrote last; empty if nothing yet or damaged."""
+        try:
+            status = json.loads((self.path / "status.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
+
+    def truncate_metrics(self, offset: int) -> list[Row]:
+        """Cut ``metrics.jsonl`` back to the bytes that a checkpoint knew of; return the rows that were lost."""
+        if not self.metrics_path.exists():
+            return []
+        lost = list(_decode_lines(self.metrics_path.read_bytes()[offset:]))
+        with writing(self.metrics_path), self.metrics_path.open("r+b") as file:
+            file.truncate(offset)
+        return lost
+
+    def append(self, row: Row) -> None:
+        """Add a row to ``metrics.jsonl``."""
+        with writing(self.metrics_path):
+            if self._metrics is None:
+                self._metrics = self.metrics_path.open("ab")
+            self._metrics.write(encode(row).encode() + b"\n")
+            self._metrics.flush()
+
+    def metrics_offset(self) -> int:
+        """Length of ``metrics.jsonl`` in bytes, for the checkpoint."""
+        return self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+
+    def close(self) -> None:
+        """Let go of files and lock."""
+        for file in (self._metrics, self._lock):
+            if file is not None:
+                file.close()
+        self._metrics = self._lock = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The reading side: all that a report knows of a run."""
+
+    path: Path
+    arm: Arm
+    seed: int
+    recipe: Recipe
+    environment: dict[str, Any]
+    status: dict[str, Any]
+    rows: Sequence[Row]
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run directory, finished or not. A cut-off last line of the metrics is left out.
+
+    Raises:
+        RunDirError: the directory holds no run, or its records are damaged.
+    """
+    try:
+        recipe = read_recipe(path)
+        status = json.loads((path / "status.json").read_text())
+        environment = json.loads((path / "environment.json").read_text())
+        metrics = (path / "metrics.jsonl").read_bytes() if (path / "metrics.jsonl").exists() else b""
+        return RunRecord(path, status["arm"], status["seed"], recipe, environment, status, list(_decode_lines(metrics)))
+    except FileNotFoundError as error:
+        raise RunDirError(f"{path}: not a run directory, {Path(error.filename).name} is missing") from None
+    except (OSError, ValueError, KeyError, RecipeError) as error:
+        raise RunDirError(f"{path}: its records are damaged: {error}") from None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The resolved recipe of a run directory.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RecipeError: it is damaged.
+    """
+    file = path / "recipe.yaml"
+    values = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    return validate_recipe(values if isinstance(values, dict) else {}, str(file))
+
+
+def find_runs(experiment: Path) -> list[Path]:
+    """The run directories of an experiment in a fixed order: teacher, then each arm's seeds ascending."""
+    runs = [experiment / "teacher"] if (experiment / "teacher" / "status.json").exists() else []
+    for arm in ("baseline", "w2s"):
+        seeds = [path.parent for path in (experiment / arm).glob("seed*/status.json")]
+        runs += sorted(seeds, key=lambda path: int(path.name.removeprefix("seed")))
+    return runs
+
+
+def find_teacher(recipe: Recipe, experiment: Path) -> Path:
+    """The checkpoint that teaches: the recipe's, or the one that ``train-teacher`` made in this experiment.
+
+    Raises:
+        UsageError: there is none; the three ways to give one are told.
+        CheckpointError: the recipe's does not exist.
+    """
+    if recipe.teacher.checkpoint is not None:
+        if not recipe.teacher.checkpoint.exists():
+            raise CheckpointError(f"teacher {recipe.teacher.checkpoint}: no such checkpoint")
+        return recipe.teacher.checkpoint
+    own = run_path(experiment, "teacher", 0)
+    if (own / "model.safetensors").exists():
+        return own
+    raise UsageError(
+        f"no teacher: give --teacher CHECKPOINT, set teacher.checkpoint in the recipe, "
+        f"or train one with `w2skd train-teacher --recipe {recipe.name} --out {experiment}`"
+    )
+
+
+def _decode_lines(content: bytes) -> Iterator[Row]:
+    """Decode complete lines; the rest after the last newline was cut off while it was written."""
+    for line in content.split(b"\n")[:-1]:
+        yield decode(line.decode())

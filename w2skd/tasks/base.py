@@ -1,0 +1,97 @@
+"""The seam between engine and task: a task gives batches, losses and metrics, the engine sees scalars."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from w2skd.teacher import FrozenTeacher
+
+
+class Role(StrEnum):
+    """Which of the recipe's two models."""
+
+    TEACHER = "teacher"
+    STUDENT = "student"
+
+
+class Metric(NamedTuple):
+    """What switch and thresholds compare, and in which direction."""
+
+    name: str
+    higher_is_better: bool
+
+
+class Batch(Protocol):
+    """One micro-batch on the training device, with its number of examples as length."""
+
+    @property
+    def ids(self) -> Tensor:
+        """Which examples of the training set these are, int64 [N]."""
+        ...
+
+    @property
+    def model_inputs(self) -> tuple[Tensor, ...]:
+        """What a model's forward takes, for measuring it."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class Losses(NamedTuple):
+    """Named scalars, each a mean over the micro-batch, not yet weighted; `distill` is empty without a teacher."""
+
+    task: dict[str, Tensor]
+    distill: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics over the whole evaluation set, equal on all ranks, and tables (rows of plain values) behind them."""
+
+    metrics: dict[str, float]
+    tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+
+
+class Task(Protocol[BatchT]):
+    """What an experiment is about. A new task is one implementation of this."""
+
+    metric: Metric
+    steps_per_epoch: int
+
+    def describe_data(self) -> dict[str, str | int]:
+        """What the examples are, for the run's records: data_fingerprint, train_examples, eval_examples."""
+        ...
+
+    def describe_model(self) -> dict[str, Any]:
+        """What a model file must say besides the recipe to be used: the classes' names, for instance."""
+        ...
+
+    def build_model(self, role: Role) -> nn.Module:
+        """A freshly initialised model on the CPU, drawn from torch's global generator."""
+        ...
+
+    def example_batch(self) -> BatchT:
+        """A training batch of one example, for dry runs and FLOPs."""
+        ...
+
+    def train_batches(self, first_step: int) -> Iterator[BatchT]:
+        """Endless micro-batches on the device, this rank's share, from global step `first_step` on.
+
+        One optimizer step takes ``train.accumulate`` of them. They depend on seed and step only, not on what was
+        drawn before.
+        """
+        ...
+
+    def losses(self, student: nn.Module, teacher: FrozenTeacher | None, batch: BatchT) -> Losses:
+        """One forward of the student, and of the teacher where there is one, on the same inputs."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> Evaluation:
+        """Score a model that is in eval mode on the evaluation set, every example once over all ranks."""
+        ...

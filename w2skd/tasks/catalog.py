@@ -1,0 +1,25 @@
+"""Which task a recipe is about."""
+
+from typing import Any
+
+import torch
+
+from w2skd.distributed import Ranks
+from w2skd.recipe.classification import ClassificationRecipe
+from w2skd.recipe.schema import Recipe, TrainSection
+from w2skd.tasks.base import Task
+from w2skd.tasks.classification import ClassificationTask
+
+
+def build_task(recipe: Recipe, *, train: TrainSection, seed: int, device: torch.device, ranks: Ranks) -> Task[Any]:
+    """The task of a recipe, with its data loaded.
+
+    Raises:
+        DataError: the examples are missing or damaged.
+        UsageError: the batch cannot be shared evenly among ranks and micro-batches.
+    """
+    match recipe:
+        case ClassificationRecipe():
+            return ClassificationTask(recipe, train=train, seed=seed, device=device, ranks=ranks)
+        case _:
+            raise AssertionError(f"no task for {type(recipe).__name__}")
