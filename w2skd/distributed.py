@@ -68,6 +68,18 @@ class Ranks:
             raise problem
         return result  # type: ignore[return-value]
 
+    def on_all(self, action: Callable[[], T]) -> T:
+        """Let every rank do something that may fail on some: its own result, or the first rank's `UserError` on all."""
+        result, problem = None, None
+        try:
+            result = action()
+        except UserError as error:
+            problem = error
+        for first in self.gather(problem):
+            if first is not None:
+                raise first
+        return result  # type: ignore[return-value]
+
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in the order of ranks, on every rank."""
         if self.world == 1:

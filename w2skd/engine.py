@@ -1,5 +1,6 @@
 """The training loop: the only one, for every task and every arm. It reads from top to bottom and knows no task."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -85,7 +86,9 @@ class Engine:
         self.network: nn.Module = student
         if ranks.world > 1:
             # Running statistics are averaged before they are used instead of copied from rank 0 at every step.
-            self.network = DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # the option's new name is unknown to older versions
+                self.network = DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.optimizer = build_optimizer(student, train)
         self.guard = FiniteGuard(
             [student] if self.average is None else [student, self.average], train.max_non_finite_steps

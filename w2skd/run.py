@@ -145,7 +145,8 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
             start = ranks.on_main(lambda: _open(run, recipe, arm, options))
             if not start.finished:
                 with _determinism(recipe.train.deterministic), _failure_noted(run, recipe, arm, ranks):
-                    _train(run, set_up(recipe, arm, options, ranks), start, options, ranks, stop)
+                    setup = ranks.on_all(lambda: set_up(recipe, arm, options, ranks))
+                    _train(run, setup, start, options, ranks, stop)
         finally:
             run.close()
     return run.path
@@ -215,7 +216,8 @@ def _train(run: RunDir, setup: Setup, start: _Start, options: RunOptions, ranks:
             if checkpoint is None:
                 row = EventRow(0, "teacher", teacher_facts)
                 ranks.on_main(lambda: run.append(row))
-            view.show(EventRow(0, "teacher", teacher_facts))
+            if ranks.is_main:
+                view.show(EventRow(0, "teacher", teacher_facts))
         schedule = None
         if teacher_facts is not None:
             schedule = DistillSchedule.from_section(
@@ -270,10 +272,13 @@ def _drain(
                 best = item.best
                 ranks.on_main(lambda: save(best))  # noqa: B023 (called at once)
                 if item.stopping:
+                    stop.agree(ranks.gather(stop.signal))
                     raise stop.error(f"at step {engine.step} of {engine.total_steps}")
-            elif ranks.is_main:
-                run.append(item)
-                view.show(item, phase=_phase(engine))
+            else:
+                row = item
+                ranks.on_main(lambda: run.append(row))  # noqa: B023
+                if ranks.is_main:
+                    view.show(item, phase=_phase(engine))
     except TrainingError as error:
         raise TrainingError(f"{error}; last good checkpoint: {_newest_checkpoint(run)}") from None
 

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -24,6 +24,10 @@ class StopRequest:
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
+
+    def agree(self, heard: Iterable[signal.Signals | None]) -> None:
+        """Take the first signal that any rank got for this one's own, so that all end in the same way."""
+        self.signal = next((each for each in heard if each is not None), None)
 
     def error(self, where: str) -> UserError:
         """What to raise once the checkpoint is written: the exit code tells a scheduler to start the command again."""

@@ -32,8 +32,13 @@ def bits(seed: int, *counters: Counter, device: torch.device | str | None = None
     for counter in counters:
         if isinstance(state, int) and isinstance(counter, int):
             state = _mix_int(state ^ (counter & _MASK))
+        elif isinstance(counter, Tensor):
+            assert counter.dtype in _COUNTERS, f"a counter of {counter.dtype}"
+            counter = counter.to(device=device, dtype=torch.int64)
+            state = _mix_tensor(counter ^ (_signed(state) if isinstance(state, int) else state))
         else:
-            state = _mix_tensor(_operand(state, device) ^ _operand(counter, device))
+            assert isinstance(state, Tensor)
+            state = _mix_tensor(state ^ _signed(counter))
     return state if isinstance(state, Tensor) else torch.tensor(_signed(state), device=device)
 
 
@@ -78,13 +83,6 @@ def _mix_tensor(value: Tensor) -> Tensor:
 def _logical_shift(value: Tensor, by: int) -> Tensor:
     """Shift right and fill with zeros, where int64 would fill with its sign."""
     return (value >> by).bitwise_and_(2 ** (64 - by) - 1)
-
-
-def _operand(value: Counter, device: torch.device | str | None) -> Tensor:
-    if isinstance(value, int):
-        return torch.tensor(_signed(value), device=device)
-    assert value.dtype in _COUNTERS, f"a counter of {value.dtype}"
-    return value.to(device=device, dtype=torch.int64)
 
 
 def _signed(value: int) -> int:

@@ -101,7 +101,7 @@ def _visible(path: Path) -> list[Path]:
 
 def _list_images(path: Path) -> list[Path]:
     entries = _visible(path)
-    images = [entry for entry in entries if entry.suffix.lower() in EXTENSIONS and entry.is_file()]
+    images = [entry for entry in entries if entry.suffix.lower() in EXTENSIONS and not entry.is_dir()]
     if not images:
         what = f"none of its {len(entries)} entries is a file that ends in" if entries else "it is empty; expected"
         raise DataError(f"{path}: class '{path.name}' has no images: {what} {', '.join(EXTENSIONS)}")
@@ -112,13 +112,12 @@ def _read(path: Path, size: int) -> NDArray[np.uint8]:
     try:
         with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
             return np.asarray(_square(_to_rgb(_upright(image)), size)).transpose(2, 0, 1)
-    except PermissionError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
     except Image.DecompressionBombError:
         raise DataError(f"{path}: refused, its header claims more than {2 * _pixel_limit():,} pixels") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not an image, or of a kind that is not read") from None
     except Exception as error:  # damaged input makes Pillow's decoders raise about anything
-        reason = "not an image that can be read" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"{path}: {reason}") from error
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -224,7 +224,7 @@ def _shapes(section: ClassificationData) -> Listings:
         None
         if share
         else _drawn("evaluation", section.eval_examples or _SHAPES_EVAL_EXAMPLES, size, section.split_seed),
-        Normalization((0.5, 0.5, 0.5), (0.22, 0.22, 0.22)),
+        Normalization((0.4, 0.4, 0.4), (0.2, 0.2, 0.2)),
     )
 
 

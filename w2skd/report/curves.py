@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from w2skd.files import write_atomically
 from w2skd.report import units
-from w2skd.report.speedup import Report, RunReport, ThresholdReport
+from w2skd.report.contract import Report, RunReport, ThresholdReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ COLOURS = {"baseline": "#D55E00", "w2s": "#0072B2"}
 _INK, _MUTED, _FAINT = "#222222", "#666666", "#DDDDDD"
 _SIZE_IN, _DPI = (12.0, 5.0), 150
 _ROW = 0.05  # height of a label, as a share of the panel's
-_LETTER_PT = 8  # width of a bold letter
+_BOLD_PT, _PLAIN_PT = 8, 6  # width of a letter, on average
 _NEAR = 0.25  # of the values' range: how far off a level that nobody reached is still shown
 _WORST_LEFT_OUT = 0.1  # share of the values: the first validations are far off and would squeeze the rest
 
@@ -107,7 +107,7 @@ def _panel(axes: "Axes", report: Report, against: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(length=3)
     if against != "seconds":
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
     axes.grid(axis="y", color=_FAINT, linewidth=0.5)
     axes.set_axisbelow(True)
 
@@ -161,7 +161,7 @@ def _ratio(threshold: ThresholdReport, against: str) -> str:
     if spread:
         return units.ratio(spread.median)
     arrived = [arm for arm, places in threshold.first.items() if any(places.values())]
-    return f"{arrived[0]} only" if len(arrived) == 1 else "" if arrived else "neither"
+    return f"{arrived[0]} only" if len(arrived) == 1 else "" if arrived else "not reached"
 
 
 def _ends(threshold: ThresholdReport, against: str, scale: float) -> tuple[float, float] | None:
@@ -202,9 +202,9 @@ def _mark_levels(axes: "Axes", labels: Sequence[_Label], named: bool) -> None:
             for x, colour in zip(label.ends, COLOURS.values(), strict=True):
                 axes.plot(x, label.level, marker="o", markersize=5.5, color=colour, markeredgecolor="white", zorder=6)
         beside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "center"}
-        axes.annotate(label.ratio, (1, height), (5, 0), weight="bold", size=11, **beside)
+        axes.annotate(label.ratio, (1, height), (5, 0), weight="bold" if label.ends else "normal", size=11, **beside)
         if named:
-            gap = _LETTER_PT * len(label.ratio) + 5
+            gap = (_BOLD_PT if label.ends else _PLAIN_PT) * len(label.ratio) + 5
             axes.annotate(
                 label.text, (1, height), (5 + (gap if label.ratio else 0), 0), color=_MUTED, size=10, **beside
             )

@@ -17,19 +17,12 @@ from w2skd.clock import SEGMENTS
 from w2skd.files import write_atomically, writing
 from w2skd.recipe.threshold import Threshold
 from w2skd.report import units
+from w2skd.report.contract import QUANTITIES, Report, RunReport, Spread, TeacherReport, ThresholdReport
 from w2skd.report.crossing import SwitchOff
 from w2skd.report.curves import draw_curves as draw_curves
-from w2skd.report.speedup import (
-    QUANTITIES,
-    Report,
-    RunReport,
-    Spread,
-    TeacherReport,
-    ThresholdReport,
-    build_report,
-    not_reached_text,
-)
+from w2skd.report.speedup import build_report
 from w2skd.report.summary import CrossingSummary, SummaryLine
+from w2skd.report.verdict import not_reached_text
 
 _SHOW = {
     "epochs": units.epochs,
@@ -235,7 +228,6 @@ def _interval_cell(interval: tuple[float, float | None] | None) -> str:
 
 def _run_rows(report: Report) -> Iterator[Cells]:
     for run in report.runs:
-        state = run.state if run.state == "finished" else f"{run.state} at {units.place(run.reached, report.unit)}"
         off = ""
         if run.arm == "w2s":
             off = "the end" if run.state == "finished" else "now" if run.reached else units.NONE
@@ -245,7 +237,7 @@ def _run_rows(report: Report) -> Iterator[Cells]:
             run.run,
             units.level(run.best.value if run.best else None, report.metric),
             units.level(run.final.value if run.final else None, report.metric),
-            state,
+            run.state,
             units.duration(run.reached.seconds if run.reached else None),
             units.share(run.teacher_share) if run.arm == "w2s" else "",
             off,
@@ -313,10 +305,12 @@ def _table(head: Cells, rows: Iterable[Cells]) -> RenderableType:
     """A plain table: columns of words to the left, of numbers to the right."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
     for name in head:
-        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=name == head[0])
+        table.add_column(
+            name, justify="left" if name in _WORDS else "right", no_wrap=name == head[0], min_width=len(name)
+        )
     for row in rows:
         table.add_row(*(Text(cell, style=_cell_style(cell)) for cell in row))
-    return Padding(table, (0, 0, 0, 2))
+    return Padding(table, (0, 0, 0, 1))
 
 
 def _cell_style(cell: str) -> str:

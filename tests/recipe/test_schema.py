@@ -1,0 +1,77 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from w2skd.recipe.classification import ClassificationData
+from w2skd.recipe.load import load_recipe
+from w2skd.recipe.schema import AdamWSection, MultiStepSection, SgdSection, TrainSection, overlay
+
+Write = Callable[..., str]
+
+
+def test_a_recipe_cannot_be_changed(recipe_file: Write) -> None:
+    recipe = load_recipe(recipe_file())
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.seed = 3
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.train.optimizer.lr = 3.0
+
+
+@pytest.mark.parametrize(
+    ("base", "over", "expected"),
+    [
+        ({"a": 1, "b": 2}, {"b": 3}, {"a": 1, "b": 3}),
+        ({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}}, {"a": {"x": 1, "y": 3}}),
+        ({"a": {"x": 1}}, {"a": None}, {"a": None}),
+        ({"a": None}, {"a": {"x": 1}}, {"a": {"x": 1}}),
+        ({"a": 1}, {"a": {"x": 1}}, {"a": {"x": 1}}),
+        ({"a": {"name": "sgd", "x": 1}}, {"a": {"name": "sgd", "y": 2}}, {"a": {"name": "sgd", "x": 1, "y": 2}}),
+        ({"a": {"name": "sgd", "x": 1}}, {"a": {"y": 2}}, {"a": {"name": "sgd", "x": 1, "y": 2}}),
+        ({"a": {"name": "sgd", "x": 1}}, {"a": {"name": "adamw", "y": 2}}, {"a": {"name": "adamw", "y": 2}}),
+        ({"epochs": 5, "a": 1}, {"steps": 7}, {"steps": 7, "a": 1}),
+        ({"steps": 7}, {"epochs": 5}, {"epochs": 5}),
+        ({"epochs": 5}, {}, {"epochs": 5}),
+        ({"a": [1, 2, 3]}, {"a": [4]}, {"a": [4]}),
+    ],
+)
+def test_overlay(base: dict[str, Any], over: dict[str, Any], expected: dict[str, Any]) -> None:
+    kept = repr(base)
+    assert overlay(base, over) == expected
+    assert repr(base) == kept
+
+
+def test_the_teacher_trains_like_the_student_but_for_its_own_keys(recipe_file: Write) -> None:
+    recipe = load_recipe(recipe_file(), ["teacher.train={steps: 30, optimizer: {lr: 0.05}}"])
+    assert recipe.teacher_train() == TrainSection(
+        steps=30,
+        batch_size=8,
+        optimizer=SgdSection(name="sgd", lr=0.05, nesterov=True),
+        lr_schedule=recipe.train.lr_schedule,
+    )
+    assert load_recipe(recipe_file()).teacher_train() == recipe.train
+
+
+def test_another_optimizer_for_the_teacher_drops_the_options_of_the_old_one(recipe_file: Write) -> None:
+    recipe = load_recipe(recipe_file(), ["teacher.train={optimizer: {name: adamw, lr: 0.01}}"])
+    assert recipe.teacher_train().optimizer == AdamWSection(name="adamw", lr=0.01)
+    assert recipe.train.optimizer == SgdSection(name="sgd", lr=0.1, nesterov=True)
+
+
+def test_lists_become_tuples(recipe_file: Write) -> None:
+    recipe = load_recipe(recipe_file(), ["train.lr_schedule={name: multi_step, milestones: [2ep, 300step]}"])
+    assert isinstance(recipe.train.lr_schedule, MultiStepSection)
+    assert [str(milestone) for milestone in recipe.train.lr_schedule.milestones] == ["2ep", "300step"]
+
+
+@pytest.mark.parametrize(("length", "steps"), [({"epochs": 3.0}, 300), ({"epochs": 0.25}, 25), ({"epochs": 0.001}, 1), ({"steps": 7}, 7)])  # fmt: skip
+def test_length_in_steps(length: dict[str, Any], steps: int) -> None:
+    rest = {"batch_size": 8, "optimizer": {"name": "sgd", "lr": 0.1}, "lr_schedule": {"name": "constant"}}
+    assert TrainSection.model_validate({**rest, **length}).total_steps(steps_per_epoch=100) == steps
+
+
+def test_cifar_images_have_their_size() -> None:
+    assert ClassificationData.model_validate({"source": "cifar10", "image_size": 32}).image_size == 32
+    with pytest.raises(ValidationError, match="whose images have 32 px"):
+        ClassificationData.model_validate({"source": "cifar100", "image_size": 224})

@@ -1,0 +1,58 @@
+"""Synthetic experiments: real recipes and real rows, with curves that a test writes down by hand.
+
+An epoch has 10 steps of 8 examples; a step takes 0.5 s, and 0.1 s more while the teacher looks on.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from w2skd.records import EvalRow, EventRow, Row, StepRow
+
+STEPS_PER_EPOCH = 10
+BATCH_SIZE = 8
+STUDENT_FLOPS, TEACHER_FLOPS = 1000.0, 300.0
+
+RECIPE = """
+name: tiny
+task: classification
+data: {source: shapes}
+teacher: {model: small_cnn_weak}
+student: {model: small_cnn_strong}
+train:
+  epochs: 14
+  batch_size: 8
+  optimizer: {name: sgd, lr: 0.1}
+  lr_schedule: {name: cosine}
+"""
+
+MakeRun = Callable[..., Path]
+
+
+def forward_flops(arm: str) -> dict[str, float]:
+    """What a run of that arm records: the model that it trains is its student, a teacher's run included."""
+    if arm == "teacher":
+        return {"student": TEACHER_FLOPS}
+    return {"student": STUDENT_FLOPS} | ({"teacher": TEACHER_FLOPS} if arm == "w2s" else {})
+
+
+def epoch_rows(epoch: int, value: float, metric: str, arm: str, off_epoch: int | None) -> list[Row]:
+    """A progress row, a validation and, where its time has come, the switch."""
+    step = epoch * STEPS_PER_EPOCH
+    distilled = 0 if arm != "w2s" else step if off_epoch is None else min(step, off_epoch * STEPS_PER_EPOCH)
+    clock = {
+        "train": 0.5 * step,
+        "teacher": 0.1 * distilled,
+        "data": 0.0,
+        "evaluate": 3.0 * epoch,
+        "checkpoint": 0.5,
+        "compile": 0.0,
+    }
+    place = (step, float(epoch), step * BATCH_SIZE)
+    rows: list[Row] = [
+        StepRow(*place, loss=1.0, parts={"task.cross_entropy": 1.0}, lambda_=0.0, lr=0.1, clock=clock),
+        EvalRow(*place, metrics={metric: value}, clock=clock),
+    ]
+    if arm == "w2s" and epoch == off_epoch:
+        details = {"reason": "surpassed", "student": value, "teacher": 0.65, "epoch": float(epoch)}
+        rows.append(EventRow(step, "distillation_off", details))
+    return rows

@@ -1,0 +1,138 @@
+"""The smallest experiment that has everything: six epochs of four steps, in about a second on one core."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from w2skd.cli import app
+from w2skd.records import EvalRow, EventRow, Row, StepRow
+from w2skd.rundir import read_run
+
+RECIPE = """\
+name: tiny
+task: classification
+data: {source: shapes, train_examples: 64, eval_examples: 40, image_size: 16}
+teacher: {model: small_cnn_weak, train: {steps: 12, lr_schedule: {name: constant}}}
+student: {model: small_cnn_strong}
+train:
+  steps: 24
+  batch_size: 16
+  optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 5.0e-4, nesterov: true}
+  lr_schedule: {name: one_cycle}
+  validate_every: 3step
+  log_every: 2
+  deterministic: true
+distill: {weight: 1.0, temperature: 2.0, warmup: 4step, hold: 8step, decay: 6step}
+report: {metric: loss, thresholds: [teacher, 0.90*baseline]}
+"""
+"""Epochs begin at steps 0, 4, 8, ...; lambda rises over steps 0-3, holds over 4-11, falls over 12-17."""
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def problems(self) -> list[str]:
+        """The lines with which w2skd says no; a message of several lines counts whole."""
+        return self.err.split("w2skd: ")[1:]
+
+
+def w2skd(*arguments: object) -> Outcome:
+    """Run a command in this process. What is no clean exit, and so would be a traceback, is raised."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def done(*arguments: object) -> Outcome:
+    """Run a command that must end well."""
+    outcome = w2skd(*arguments)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def refused(*arguments: object, code: int) -> str:
+    """Run a command that must end with this exit code and exactly one line to say why; return the line."""
+    outcome = w2skd(*arguments)
+    assert outcome.code == code, (outcome.code, outcome.err)
+    assert len(outcome.problems) == 1, outcome.err
+    assert outcome.err.endswith(outcome.problems[0])
+    (line,) = outcome.problems[0].splitlines()
+    assert "Traceback" not in outcome.err
+    return line
+
+
+def recipe_file(folder: Path, text: str = RECIPE) -> Path:
+    """The recipe as a file in a folder."""
+    path = folder / "tiny.yaml"
+    path.write_text(text)
+    return path
+
+
+def rows(run: Path) -> list[Row]:
+    """All rows of a run."""
+    return list(read_run(run).rows)
+
+
+def step_rows(run: Path) -> list[StepRow]:
+    """Its progress."""
+    return [row for row in rows(run) if isinstance(row, StepRow)]
+
+
+def evaluations(run: Path) -> list[tuple[int, float, int, Mapping[str, float]]]:
+    """Its validations, without their clock."""
+    return [(row.step, row.epoch, row.examples, row.metrics) for row in rows(run) if isinstance(row, EvalRow)]
+
+
+def events(run: Path, name: str) -> list[EventRow]:
+    """Its events of one name."""
+    return [row for row in rows(run) if isinstance(row, EventRow) and row.name == name]
+
+
+def status(run: Path) -> dict[str, Any]:
+    """What it says about itself."""
+    return json.loads((run / "status.json").read_text())
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """The finished model."""
+    return load_file(run / "model.safetensors")
+
+
+def assert_same_weights(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
+    """Bit for bit."""
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def assert_same_course(ours: Path, theirs: Path) -> None:
+    """The same weights bit for bit, the same validations, the same end of distillation, at the same steps."""
+    assert_same_weights(weights(ours), weights(theirs))
+    assert evaluations(ours) == evaluations(theirs)
+    assert events(ours, "distillation_off") == events(theirs, "distillation_off")
+    assert status(ours) == status(theirs)
+    learned = [
+        [(row.step, row.examples, row.loss, row.parts, row.lambda_, row.lr) for row in step_rows(run)]
+        for run in (ours, theirs)
+    ]
+    # A checkpoint off the log's grid adds a row, and a resume begins its means there.
+    assert learned[0][-1][0] == learned[1][-1][0]
+    assert math.isfinite(learned[0][-1][2])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder, to see that nothing changed; locks are left out."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -1,0 +1,112 @@
+"""What the numbers of a threshold mean, in words that hide nothing."""
+
+from collections.abc import Mapping, Sequence
+
+from w2skd.report import units
+from w2skd.report.contract import Crossings, Spread, ThresholdReport, pair
+from w2skd.report.crossing import Position
+from w2skd.report.experiment import ARMS, Level
+
+WORKING_BAND = 0.15
+"""A teacher up to this much weaker than the target helped in the published runs: an observed band, not a law."""
+
+
+def note(distance: float | None) -> str | None:
+    """Outside the working band a teacher slows training down, or has little to give."""
+    if distance is None:
+        return None
+    if distance == 0:
+        return "the teacher is exactly as good as the target: the upper end of the working band"
+    if distance > 0:
+        return (
+            f"the teacher is {units.share(distance)} better than the target, outside the working band: "
+            "it may have little to give"
+        )
+    if distance < -WORKING_BAND:
+        return (
+            f"the teacher is {units.share(-distance)} weaker than the target, outside the working band of "
+            f"{WORKING_BAND:.0%}: it may slow training down"
+        )
+    return None
+
+
+def verdict(
+    level: Level,
+    over_seeds: Mapping[str, Spread | None],
+    with_teacher: Spread | None,
+    seeds: Sequence[int],
+    missing: Sequence[str],
+) -> str:
+    """The result in one line that hides neither who did not get there nor what the teacher cost."""
+    if level.value is None:
+        return f"cannot be judged: {level.reason}"
+    if not seeds:
+        return "no speed-up: no seed is in both arms"
+    left_out = f"; {'; '.join(missing)}" if missing else ""
+    epochs, seconds = over_seeds["epochs"], over_seeds["seconds"]
+    if epochs is None:
+        return f"no speed-up can be given{left_out}"
+    parts = [f"{units.ratio(epochs.median)} in epochs"]
+    if epochs.seeds > 1:
+        parts[0] += f" ({units.ratio(epochs.min)} to {units.ratio(epochs.max)})"
+    if seconds:
+        parts.append(f"{units.ratio(seconds.median)} in training time")
+    if with_teacher:
+        parts.append(f"{units.ratio(with_teacher.median)} with the teacher's training")
+    if epochs.median < 1:
+        parts.append("slower than the baseline")
+    count = f"; median of {epochs.seeds} of {len(seeds)} seeds"
+    if epochs.seeds == 1:
+        count = "; on one seed" if len(seeds) == 1 else f"; on 1 of {len(seeds)} seeds"
+    return f"{', '.join(parts)}{count}{left_out}{', which the figures leave out' if missing else ''}"
+
+
+def missing_text(seed: int, first: Crossings, not_reached: Crossings, unit: str) -> str | None:
+    """Who did not reach the level with this seed."""
+    late = [arm for arm in ARMS if seed in not_reached[arm]]
+    if not late:
+        return None
+    texts = [f"{arm} {not_reached_text(not_reached[arm][seed], unit)}" for arm in late]
+    other = next((arm for arm in ARMS if arm not in late), None)
+    there = first[other][seed] if other else None
+    return f"seed {seed}: {', '.join(texts)}" + (f" ({other} at {units.place(there, unit)})" if there else "")
+
+
+def not_reached_text(last: Position | None, unit: str) -> str:
+    """``not reached by epoch 14``: never a number in place of a crossing."""
+    return f"not reached by {units.place(last, unit)}" if last else "not validated yet"
+
+
+def threshold_warnings(report: ThresholdReport, metric: str) -> list[str]:
+    """What a threshold's own numbers hide: the grid of the validations, and those who did not get there."""
+    title = units.threshold(report.name, report.value, metric)
+    lines = []
+    if report.value is None:
+        lines.append(f"{title}: {report.reason}")
+    failed = [seed for seed in report.seeds if seed in report.not_reached["w2s"] and report.first["baseline"][seed]]
+    if failed:
+        seeds = ", ".join(str(seed) for seed in failed)
+        lines.append(f"{title}: w2s did not get there with seed {seeds} but baseline did; a median leaves that out")
+    near = [seed for seed in report.pairs if _within_one_validation(seed, report)]
+    if near:
+        low = min(report.speedup_interval[seed][0] for seed in near)
+        highs = [report.speedup_interval[seed][1] for seed in near]
+        bounds = [high for high in highs if high is not None]
+        bounded = len(bounds) == len(highs)
+        between = (
+            f"{units.ratio(low)} to {units.ratio(max(bounds))}" if bounded else f"anything above {units.ratio(low)}"
+        )
+        seeds = ", ".join(str(seed) for seed in near)
+        lines.append(
+            f"{title}: both arms crossed within one validation of each other with seed {seeds}; "
+            f"between validations the true speed-up may be {between}"
+        )
+    if report.note and report.teacher_gap:
+        lines.append(f"{title}: {report.note}")
+    return lines
+
+
+def _within_one_validation(seed: int, report: ThresholdReport) -> bool:
+    baseline, w2s = pair(seed, report.first)
+    widest = max(report.grid[arm][seed].steps for arm in ARMS)
+    return abs(baseline.step - w2s.step) <= widest
