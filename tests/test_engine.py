@@ -147,7 +147,10 @@ def test_rows_come_at_log_points_and_validations() -> None:
     task = ToyTask(scores=[0.1, 0.2])
     rows = list(engine(task, train_section(log_every=4, validate_every="10step")).train())
     assert [row.step for row in rows if isinstance(row, StepRow)] == [4, 8, 10, 12, 16, 20]
-    assert [(row.step, row.epoch, row.examples) for row in rows if isinstance(row, EvalRow)] == [(10, 2, 40), (20, 4, 80)]
+    assert [(row.step, row.epoch, row.examples) for row in rows if isinstance(row, EvalRow)] == [
+        (10, 2, 40),
+        (20, 4, 80),
+    ]
     assert [row.best for row in rows if isinstance(row, SaveDue)] == [True, True]
 
 
@@ -166,7 +169,9 @@ def test_lambda_is_applied_in_one_place_and_the_task_weight_never_jumps() -> Non
     steps = [row for row in rows if isinstance(row, StepRow)]
     assert [row.lambda_ for row in steps] == [1.0] * 11 + [0.75, 0.5, 0.25] + [0.0] * 6
     for row in steps:
-        assert row.loss == pytest.approx(row.parts["task.mse"] + row.lambda_ * row.parts.get("distill.mse", 0), rel=1e-5)
+        assert row.loss == pytest.approx(
+            row.parts["task.mse"] + row.lambda_ * row.parts.get("distill.mse", 0), rel=1e-5
+        )
 
 
 def replace_distill(losses: Losses) -> Losses:
@@ -237,7 +242,9 @@ def test_a_resume_at_any_step_ends_bit_for_bit_the_same(optimizer: dict[str, Any
     section = train_section(optimizer=optimizer, ema=ema)
 
     def fresh(stop_at: int | None = None) -> Engine:
-        made = engine(ToyTask(scores=None), section, teacher=teacher(), schedule=schedule(-0.5, patience=1, hold_steps=8))
+        made = engine(
+            ToyTask(scores=None), section, teacher=teacher(), schedule=schedule(-0.5, patience=1, hold_steps=8)
+        )
         made.should_stop = lambda: made.step == stop_at
         return made
 

@@ -1,7 +1,6 @@
-"""The smallest experiment that has everything: six epochs of four steps, in about a second on one core."""
+"""The smallest experiment that has everything, in half a second a run on one core, and what to ask of its runs."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,20 +17,23 @@ RECIPE = """\
 name: tiny
 task: classification
 data: {source: shapes, train_examples: 64, eval_examples: 40, image_size: 16}
-teacher: {model: small_cnn_weak, train: {steps: 12, lr_schedule: {name: constant}}}
+teacher: {model: small_cnn_weak, train: {steps: 6, optimizer: {lr: 0.03}, lr_schedule: {name: constant}}}
 student: {model: small_cnn_strong}
 train:
-  steps: 24
+  steps: 30
   batch_size: 16
-  optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 5.0e-4, nesterov: true}
+  optimizer: {name: sgd, lr: 0.01, momentum: 0.9, weight_decay: 5.0e-4, nesterov: true}
   lr_schedule: {name: one_cycle}
   validate_every: 3step
+  checkpoint_every: 5step
   log_every: 2
   deterministic: true
-distill: {weight: 1.0, temperature: 2.0, warmup: 4step, hold: 8step, decay: 6step}
-report: {metric: loss, thresholds: [teacher, 0.90*baseline]}
+distill: {weight: 1.0, temperature: 2.0, warmup: 4step, hold: 8step, decay: 16step}
+report: {metric: loss, thresholds: [teacher, 2.5, 0.98*baseline]}
 """
-"""Epochs begin at steps 0, 4, 8, ...; lambda rises over steps 0-3, holds over 4-11, falls over 12-17."""
+"""Epochs begin at steps 0, 4, 8, ...; lambda rises over steps 0-3, holds over 4-11 and falls over 12-27, where the
+student surpasses its teacher: better at steps 21 and 24. Checkpoints at every third and every fifth step.
+"""
 
 
 class Outcome(NamedTuple):
@@ -123,16 +125,21 @@ def assert_same_course(ours: Path, theirs: Path) -> None:
     assert evaluations(ours) == evaluations(theirs)
     assert events(ours, "distillation_off") == events(theirs, "distillation_off")
     assert status(ours) == status(theirs)
-    learned = [
-        [(row.step, row.examples, row.loss, row.parts, row.lambda_, row.lr) for row in step_rows(run)]
-        for run in (ours, theirs)
-    ]
-    # A checkpoint off the log's grid adds a row, and a resume begins its means there.
-    assert learned[0][-1][0] == learned[1][-1][0]
-    assert math.isfinite(learned[0][-1][2])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file under a folder, to see that nothing changed; locks are left out."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def finished_experiment(folder: Path) -> Path:
+    """A folder with ``tiny.yaml`` and, in ``runs``, its finished teacher, baseline and w2s run; made once a folder."""
+    experiment = folder / "tiny" / "runs"
+    if not experiment.exists():
+        experiment.parent.mkdir()
+        common = ("--recipe", recipe_file(experiment.parent), "--out", experiment, "--quiet")
+        done("train-teacher", *common)
+        done("distill", *common)
+        done("distill", "--baseline", *common)
+    return experiment

@@ -207,19 +207,26 @@ def speedup_report(
             "--require", metavar="X", help="Exit with 3 unless the first threshold's median speed-up is at least X."
         ),
     ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option("--records", metavar="DIR", help="Copy the runs' records, without weights, and report there."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Report when baseline and accelerated runs crossed each threshold, and the speed-up; print and save it."""
+    from w2skd.report.publish import publish
     from w2skd.report.render import as_json as report_as_json
     from w2skd.report.render import as_terminal, write_report
 
-    report = write_report(experiment)
+    report = write_report(experiment) if records is None else publish(experiment, records)
     if as_json:
-        typer.echo(report_as_json(report))
+        typer.echo(report_as_json(report), nl=False)
     else:
         _out.print(as_terminal(report))
-        _out.print(f"[dim]saved under {escape(str(experiment / 'report'))}[/]", highlight=False)
+        _out.print(f"[dim]saved under {escape(str((records or experiment) / 'report'))}[/]", highlight=False)
     if require is not None:
+        if not report.thresholds:
+            raise UsageError("--require: the recipe has no thresholds")
         threshold = report.thresholds[0]
         spread = threshold.speedup_over_seeds["epochs" if report.unit == "epoch" else "steps"]
         if spread is None or spread.median < require or len(threshold.pairs) < len(threshold.seeds):

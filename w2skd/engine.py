@@ -119,7 +119,7 @@ class Engine:
             self._take_step(batches)
             done = self.step == self.total_steps
             validate = done or self.step % self._validate_every == 0
-            save = validate or bool(self._save_every) and self.step % self._save_every == 0
+            save = validate or (self._save_every > 0 and self.step % self._save_every == 0)
             log = save or self.step % self.train_section.log_every == 0
             stop = False
             if log or self.ranks.world == 1:
@@ -176,7 +176,7 @@ class Engine:
     def _sync_gradients(self, last: bool) -> AbstractContextManager[None]:
         """Gradients travel between ranks once a step, with its last micro-batch."""
         if isinstance(self.network, DistributedDataParallel) and not last:
-            return self.network.no_sync()  # type: ignore[no-any-return]
+            return self.network.no_sync()
         return nullcontext()
 
     def _log(self) -> Iterator[Row]:

@@ -29,6 +29,7 @@ from w2skd.models.measure import count_parameters, forward_flops
 from w2skd.progress import ProgressView, progress_view
 from w2skd.recipe.schema import Recipe, TrainSection
 from w2skd.records import EventRow
+from w2skd.report.summary import teacher_gaps
 from w2skd.rundir import Arm, RunDir, State, find_teacher, read_recipe, run_path
 from w2skd.schedule import DistillSchedule
 from w2skd.signals import StopRequest, stop_on_signals
@@ -218,6 +219,9 @@ def _train(run: RunDir, setup: Setup, start: _Start, options: RunOptions, ranks:
                 ranks.on_main(lambda: run.append(row))
             if ranks.is_main:
                 view.show(EventRow(0, "teacher", teacher_facts))
+            if ranks.is_main:
+                for line in teacher_gaps(options.out, recipe.report.thresholds):
+                    view.note(line)
         schedule = None
         if teacher_facts is not None:
             schedule = DistillSchedule.from_section(
@@ -331,7 +335,8 @@ def _open_teacher(
     setup: Setup, checkpoint: dict[str, Any] | None, clock: Clock
 ) -> tuple[FrozenTeacher, dict[str, Any]]:
     """Freeze the teacher and measure it as the student will be measured; on a resume, hold it to what it was."""
-    assert setup.teacher_model is not None and setup.teacher_weights is not None
+    assert setup.teacher_model is not None
+    assert setup.teacher_weights is not None
     teacher = FrozenTeacher(
         setup.teacher_model,
         device=setup.device,

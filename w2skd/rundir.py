@@ -67,8 +67,10 @@ class RunDir:
         """Remove what an earlier run left, but the lock."""
         with writing(self.path):
             for entry in self.path.iterdir():
-                if entry.name != ".lock":
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry.name != ".lock":
+                    entry.unlink()
 
     def start(self, recipe: Recipe, environment: dict[str, Any]) -> None:
         """Write what does not change during the run."""
@@ -145,7 +147,7 @@ def read_run(path: Path) -> RunRecord:
         return RunRecord(path, status["arm"], status["seed"], recipe, environment, status, list(_decode_lines(metrics)))
     except FileNotFoundError as error:
         raise RunDirError(f"{path}: not a run directory, {Path(error.filename).name} is missing") from None
-    except (OSError, ValueError, KeyError, RecipeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecipeError) as error:
         raise RunDirError(f"{path}: its records are damaged: {error}") from None
 
 
@@ -165,7 +167,8 @@ def find_runs(experiment: Path) -> list[Path]:
     """The run directories of an experiment in a fixed order: teacher, then each arm's seeds ascending."""
     runs = [experiment / "teacher"] if (experiment / "teacher" / "status.json").exists() else []
     for arm in ("baseline", "w2s"):
-        seeds = [path.parent for path in (experiment / arm).glob("seed*/status.json")]
+        folders = [path.parent for path in (experiment / arm).glob("seed*/status.json")]
+        seeds = [path for path in folders if path.name.removeprefix("seed").isdecimal()]  # and not seed0_old
         runs += sorted(seeds, key=lambda path: int(path.name.removeprefix("seed")))
     return runs
 

@@ -20,7 +20,9 @@ def test_durations_are_read_as_people_write_them(text: str, expected: Duration) 
     assert Duration.parse(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "5", "ep", "-1ep", "5epochs", "1e3step", "5 minutes", "nanep", "infrun", ".5ep", "5ep 3step"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text", ["", "5", "ep", "-1ep", "5epochs", "1e3step", "5 minutes", "nanep", "infrun", ".5ep", "5ep 3step"]
+)
 def test_others_are_refused_with_what_to_write(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration: write epochs as 5ep"):
         Duration.parse(text)

@@ -65,7 +65,9 @@ def test_lists_become_tuples(recipe_file: Write) -> None:
     assert [str(milestone) for milestone in recipe.train.lr_schedule.milestones] == ["2ep", "300step"]
 
 
-@pytest.mark.parametrize(("length", "steps"), [({"epochs": 3.0}, 300), ({"epochs": 0.25}, 25), ({"epochs": 0.001}, 1), ({"steps": 7}, 7)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("length", "steps"), [({"epochs": 3.0}, 300), ({"epochs": 0.25}, 25), ({"epochs": 0.001}, 1), ({"steps": 7}, 7)]
+)
 def test_length_in_steps(length: dict[str, Any], steps: int) -> None:
     rest = {"batch_size": 8, "optimizer": {"name": "sgd", "lr": 0.1}, "lr_schedule": {"name": "constant"}}
     assert TrainSection.model_validate({**rest, **length}).total_steps(steps_per_epoch=100) == steps

@@ -57,7 +57,9 @@ def test_the_teacher_is_another_model_than_the_student(file: Path) -> None:
     assert recipe.teacher.model != recipe.student.model
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if not file.stem.endswith("_smoke")], ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if not file.stem.endswith("_smoke")], ids=lambda file: file.stem
+)
 def test_it_has_a_smoke_recipe_with_the_same_models_that_is_tiny(file: Path) -> None:
     recipe, smoke = load_recipe(file.stem), load_recipe(f"{file.stem}_smoke")
     assert (smoke.task, smoke.student, smoke.teacher.model) == (recipe.task, recipe.student, recipe.teacher.model)

@@ -15,7 +15,7 @@ from w2skd.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """What a file may contain whatever its name, Pillow's other readers (which may start programs) being left out."""
 
 _CHUNK = 64

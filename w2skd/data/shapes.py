@@ -1,8 +1,8 @@
 """Generated images of ten shapes: no files, no download, and hard enough that a small network needs some epochs.
 
 A shape of random size, place, rotation, stretch, colour and texture lies on a textured background, among strokes of
-which some cross it, under noise. Contrast may be low, and single pixels tell little: a linear classifier of 4,096 images
-stays below 30%.
+which some cross it, under noise. Contrast may be low, and single pixels tell little: a linear classifier stays below
+30% after 4,096 images.
 Example i is a function of (seed, i) alone: it depends neither on how many there are nor on a generator. The arithmetic
 is float32 on the CPU; another processor may round one value in many thousands to the neighbouring grey.
 

@@ -1,10 +1,13 @@
 """What a run that has just been trained has to say: where it crossed, beside the baseline of the same seed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from w2skd.errors import RunDirError
+from w2skd.recipe.threshold import Threshold
+from w2skd.report import units
 from w2skd.report.crossing import (
     Position,
     Score,
@@ -17,7 +20,8 @@ from w2skd.report.crossing import (
     position,
     teacher_level,
 )
-from w2skd.report.experiment import Experiment, Level, label, resolve_all
+from w2skd.report.experiment import Experiment, Level, gap, label, median_range, resolve_all, teacher_levels
+from w2skd.report.verdict import note
 from w2skd.rundir import Arm, RunRecord, find_runs, read_run
 
 
@@ -95,6 +99,24 @@ def crossing_summary(run: RunRecord, experiment: Path | None) -> CrossingSummary
         baseline_last=position(baseline_last) if baseline_last else None,
         lines=tuple(_line(level, run, baseline, family) for level in levels),
     )
+
+
+def teacher_gaps(experiment: Path, thresholds: Sequence[Threshold]) -> list[str]:
+    """How far the teacher is from each target, as far as both are known yet, and what that lets one expect."""
+    family = Experiment(tuple(_readable(experiment)))
+    levels = teacher_levels(family)
+    lines = []
+    for level in resolve_all(thresholds, family):
+        if level.value is None or not levels or level.threshold.of == "teacher":
+            continue
+        distance = gap(median_range(list(levels.values()))[0], level.value, family.higher_is_better)
+        if distance is None:
+            continue
+        target = units.threshold(level.threshold.name, level.value, family.metric)
+        side = "weaker" if distance < 0 else "better"
+        lines.append(note(distance) or f"the teacher is {units.share(abs(distance))} {side} than the target")
+        lines[-1] = f"target {target}: {lines[-1]}"
+    return lines
 
 
 def _line(level: Level, run: RunRecord, baseline: RunRecord | None, family: Experiment) -> SummaryLine:

@@ -1,0 +1,243 @@
+"""Image folders: what is read, what is ignored, and what is refused and how."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from w2skd.data.folder import EXTENSIONS, check_same_classes, list_class_folders, read_images
+from w2skd.errors import DataError
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Red grows to the right, green downwards, blue is constant."""
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, width)[None, :]
+    pixels[..., 1] = np.linspace(0, 255, height)[:, None]
+    pixels[..., 2] = 100
+    return Image.fromarray(pixels)
+
+
+def save(image: Image.Image, path: Path, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def png_with_header_only(path: Path, width: int, height: int) -> Path:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    return path
+
+
+def test_listing_is_sorted_and_ignores_what_is_hidden_or_no_image(tmp_path: Path):
+    for name in ("train/b/2.JPEG", "train/b/10.png", "train/a/x.bmp", "train/.git/y.png", "train/a/.z.png"):
+        save(gradient(8, 8), tmp_path / name)
+    (tmp_path / "train/a/notes.txt").write_text("not an image")
+    (tmp_path / "train/README.md").write_text("not a class")
+    (tmp_path / "train/a/folder.jpg").mkdir()
+    listed = list_class_folders(tmp_path, "train", "data.train_folder")
+    assert list(listed) == ["a", "b"]
+    assert [path.name for path in listed["a"]] == ["x.bmp"]
+    assert [path.name for path in listed["b"]] == ["10.png", "2.JPEG"]
+
+
+def test_a_missing_root_is_named(tmp_path: Path):
+    with pytest.raises(DataError, match=r"data\.root: there is no folder .*nowhere"):
+        list_class_folders(tmp_path / "nowhere", "train", "data.train_folder")
+
+
+def test_a_missing_part_lists_what_is_there(tmp_path: Path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
+    with pytest.raises(DataError, match=r"data\.eval_folder: there is no folder 'test' in .*: train, val$"):
+        list_class_folders(tmp_path, "test", "data.eval_folder")
+
+
+def test_an_empty_part_is_refused(tmp_path: Path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/loose.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train: no folders in it"):
+        list_class_folders(tmp_path, "train", "data.train_folder")
+
+
+def test_a_class_without_images_is_refused(tmp_path: Path):
+    save(gradient(8, 8), tmp_path / "train/a/1.png")
+    (tmp_path / "train/b").mkdir()
+    with pytest.raises(DataError, match=r"class 'b' has no images: it is empty"):
+        list_class_folders(tmp_path, "train", "data.train_folder")
+    (tmp_path / "train/b/notes.txt").write_text("")
+    with pytest.raises(DataError, match=r"class 'b' has no images: none of its 1 entries .*\.jpg, \.jpeg"):
+        list_class_folders(tmp_path, "train", "data.train_folder")
+
+
+def test_different_classes_are_named():
+    with pytest.raises(DataError, match=r"only in train: c; only in test: d, e$"):
+        check_same_classes(["a", "c"], Path("train"), ["a", "d", "e"], Path("test"))
+    with pytest.raises(DataError, match=r"differ; only in test: b0, b1, b2, b3, b4, \.\.\.$"):
+        check_same_classes(["a"], Path("train"), ["a", *(f"b{i}" for i in range(9))], Path("test"))
+    check_same_classes(["a", "b"], Path("train"), ["b", "a"], Path("test"))
+
+
+@pytest.mark.parametrize(
+    "extension", [name for name in EXTENSIONS if name not in (".jpg", ".jpeg", ".pgm", ".gif", ".webp")]
+)
+def test_lossless_pixels_come_back(tmp_path: Path, extension: str):
+    image = gradient(16, 16)
+    pixels = read_images([save(image, tmp_path / f"x{extension}")], 16)
+    assert pixels.dtype is torch.uint8
+    assert torch.equal(pixels[0], torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".jpeg", ".webp"])
+def test_lossy_pixels_come_back_nearly(tmp_path: Path, extension: str):
+    image = gradient(16, 16)
+    pixels = read_images([save(image, tmp_path / f"x{extension}", quality=95)], 16)
+    expected = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    assert (pixels[0].float() - expected.float()).abs().mean() < 4
+
+
+def test_more_images_than_a_chunk_keep_their_order(tmp_path: Path):
+    paths = [save(Image.new("RGB", (8, 8), (i, 0, 0)), tmp_path / f"{i}.png") for i in range(150)]
+    assert read_images(paths, 8)[:, 0, 4, 4].tolist() == list(range(150))
+
+
+def test_no_images_at_all():
+    assert read_images([], 8).shape == (0, 3, 8, 8)
+
+
+def test_grey_palette_alpha_and_wide_pixels_become_rgb(tmp_path: Path):
+    grey = Image.new("L", (8, 8), 90)
+    files = {
+        "grey.jpg": (grey, {}),
+        "grey.pgm": (grey, {}),
+        "palette.gif": (Image.new("RGB", (8, 8), (90, 90, 90)).quantize(4), {}),
+        "palette.png": (Image.new("RGB", (8, 8), (90, 90, 90)).quantize(4), {"transparency": b"\x00\xff"}),
+        "alpha.png": (Image.new("RGBA", (8, 8), (90, 90, 90, 10)), {}),
+        "bilevel.png": (Image.new("1", (8, 8), 1), {}),
+        "wide.png": (Image.fromarray(np.full((8, 8), 90 * 257, dtype=np.uint16)), {}),
+    }
+    paths = [save(image, tmp_path / name, **options) for name, (image, options) in files.items()]
+    values = read_images(paths, 8).float().flatten(1)
+    assert values.mean(1).tolist() == pytest.approx([90, 90, 90, 90, 90, 255, 90], abs=1)
+    assert values.std(1).max() < 1.5
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path):
+    image = Image.new("RGB", (16, 16), (200, 60, 30)).convert("CMYK")
+    pixels = read_images([save(image, tmp_path / "x.jpg", quality=95)], 16)
+    assert pixels[0].float().mean((1, 2)).tolist() == pytest.approx([200, 60, 30], abs=4)
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 24), (24, 40), (12, 9), (64, 64), (200, 10)])
+def test_the_shorter_side_is_resized_and_the_centre_taken(tmp_path: Path, width: int, height: int):
+    image = gradient(width, height)
+    pixels = read_images([save(image, tmp_path / "x.png")], 16)[0].float()
+    scale = 16 / min(width, height)
+    whole = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    left, top = (whole.width - 16) // 2, (whole.height - 16) // 2
+    expected = (
+        torch.from_numpy(np.asarray(whole.crop((left, top, left + 16, top + 16))).copy()).permute(2, 0, 1).float()
+    )
+    # Half a pixel of the crop's place is lost where the longer side must be rounded first.
+    assert (pixels - expected).abs().max() <= 255 / min(whole.size) / 2 + 2
+
+
+def test_downscaling_does_not_alias(tmp_path: Path):
+    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
+    stripes[:, ::2] = 200
+    pixels = read_images([save(Image.fromarray(stripes), tmp_path / "x.png")], 16)[0].float()
+    assert (pixels[:, :, 2:-2] - 100).abs().max() < 8
+
+
+def test_exif_orientation_is_applied(tmp_path: Path):
+    image = gradient(32, 32)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: to be shown rotated by 270 degrees
+    turned = read_images([save(image, tmp_path / "x.png", exif=exif)], 32)
+    expected = np.asarray(image.transpose(Image.Transpose.ROTATE_270)).transpose(2, 0, 1).copy()
+    assert torch.equal(turned[0], torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no image", b"\xff\xd8\xff\xe0 and then nothing"])
+@pytest.mark.parametrize("name", ["bad.jpg", "bad.png"])
+def test_a_corrupt_image_is_named(tmp_path: Path, name: str, content: bytes):
+    good = save(gradient(8, 8), tmp_path / "good.png")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        read_images([good, tmp_path / name, good], 8)
+
+
+@pytest.mark.parametrize("name", ["cut.jpg", "cut.png", "cut.bmp"])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+def test_a_truncated_image_is_named(tmp_path: Path, name: str, share: float):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = save(Image.fromarray(pixels), tmp_path / name)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DataError, match=name):
+        read_images([path], 8)
+
+
+def test_the_first_bad_image_is_reported_whatever_the_threads_do(tmp_path: Path):
+    good = save(gradient(8, 8), tmp_path / "good.png")
+    paths = [good] * 300
+    for place in (70, 200, 290):
+        paths[place] = tmp_path / f"bad{place}.png"
+        paths[place].write_bytes(b"x")
+    for _ in range(5):
+        with pytest.raises(DataError, match=r"bad70\.png"):
+            read_images(paths, 8)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"bomb\.png: refused, its header claims more than [\d,]+ pixels"):
+        read_images([png_with_header_only(tmp_path / "bomb.png", 60_000, 60_000)], 8)
+
+
+def test_a_file_type_that_may_start_programs_is_not_opened(tmp_path: Path):
+    path = tmp_path / "postscript.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(DataError, match=r"postscript\.jpg: not an image"):
+        read_images([path], 8)
+
+
+def test_pixels_without_a_range_are_refused(tmp_path: Path):
+    path = save(Image.new("F", (8, 8), 0.5), tmp_path / "float.tif")
+    with pytest.raises(DataError, match=r"float\.tif: pixels of mode F"):
+        read_images([path], 8)
+
+
+def test_a_dangling_link_is_an_error_and_not_ignored(tmp_path: Path):
+    (tmp_path / "train/a").mkdir(parents=True)
+    (tmp_path / "train/a/gone.png").symlink_to(tmp_path / "nowhere.png")
+    listed = list_class_folders(tmp_path, "train", "data.train_folder")
+    with pytest.raises(DataError, match=r"gone\.png: No such file"):
+        read_images(listed["a"], 8)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_or_folder_is_named(tmp_path: Path):
+    path = save(gradient(8, 8), tmp_path / "train/a/secret.png")
+    path.chmod(0)
+    with pytest.raises(DataError, match=r"secret\.png: Permission denied"):
+        read_images([path], 8)
+    path.parent.chmod(0)
+    try:
+        with pytest.raises(DataError, match=r"a: cannot be listed: Permission denied"):
+            list_class_folders(tmp_path, "train", "data.train_folder")
+    finally:
+        path.parent.chmod(0o755)
+
+
+def test_more_pixels_than_memory_are_refused_before_anything_is_read():
+    with pytest.raises(DataError, match=r"1,000,000 images of 4096 x 4096 px take \d+ GiB.*data\.train_examples"):
+        read_images([Path("nowhere.png")] * 1_000_000, 4096)

@@ -1,0 +1,201 @@
+"""The resident feed against a slow reference, one example and one pixel at a time."""
+
+from collections.abc import Iterator
+from itertools import chain, combinations, islice
+
+import pytest
+import torch
+from torch import Tensor
+
+from w2skd.data.counter import permutation, randint
+from w2skd.data.images import ImageSet, Normalization
+from w2skd.data.resident import AUGMENTATIONS, LabelledImages, ResidentFeed, evaluation_batches
+from w2skd.errors import UsageError
+
+CPU = torch.device("cpu")
+NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+SUBSETS = list(chain.from_iterable(combinations(AUGMENTATIONS, size) for size in range(4)))
+
+
+def image_set(count: int = 10, height: int = 16, width: int = 16) -> ImageSet:
+    pixels = randint(256, 0, torch.arange(count * 3 * height * width)).to(torch.uint8)
+    return ImageSet(pixels.view(count, 3, height, width), torch.arange(count) % 4, ("a", "b", "c", "d"))
+
+
+def feed(images: ImageSet, batch_size: int = 4, augment: tuple[str, ...] = AUGMENTATIONS, **options) -> ResidentFeed:
+    options = {"seed": 7, "device": CPU, **options}
+    return ResidentFeed(images, NORMALIZATION, batch_size=batch_size, augment=augment, **options)
+
+
+def take(batches: Iterator[LabelledImages], count: int) -> list[LabelledImages]:
+    return list(islice(batches, count))
+
+
+def assert_same(some: list[LabelledImages], others: list[LabelledImages]) -> None:
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        assert one.step == other.step
+        assert torch.equal(one.ids, other.ids)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.images, other.images)
+
+
+def normalized(pixels: Tensor) -> Tensor:
+    mean, std = (
+        torch.tensor(value, dtype=torch.float64)[:, None, None] for value in (NORMALIZATION.mean, NORMALIZATION.std)
+    )
+    return (pixels.double() / 255 - mean) / std
+
+
+def reference(pixels: Tensor, seed: int, epoch: int, example: int, augment: tuple[str, ...]) -> Tensor:
+    """Augment one uint8 image [3, H, W] by way of a padded copy."""
+    _, height, width = pixels.shape
+
+    def draw(high: int, kind: int) -> int:
+        return int(randint(high, seed, epoch, example, kind))
+
+    if "crop" in augment:
+        pad = max(1, min(height, width) // 8)
+        padded = torch.nn.functional.pad(pixels[None].float(), (pad,) * 4, mode="reflect")[0].to(torch.uint8)
+        top, left = draw(2 * pad + 1, 0), draw(2 * pad + 1, 1)
+        pixels = padded[:, top : top + height, left : left + width]
+    if "flip" in augment and draw(2, 2) == 1:
+        pixels = pixels.flip(2)
+    image = normalized(pixels)
+    if "cutout" in augment:
+        side = min(height, width) // 2
+        top, left = draw(height, 3) - side // 2, draw(width, 4) - side // 2
+        image[:, max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 0
+    return image
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("augment", SUBSETS, ids="+".join)
+def test_batches_equal_the_reference(augment: tuple[str, ...], channels_last: bool):
+    images = image_set()
+    batches = take(feed(images, augment=augment, channels_last=channels_last).micro_batches(0), 6)
+    for number, batch in enumerate(batches):
+        assert batch.images.dtype is torch.float32
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        assert batch.images.is_contiguous(memory_format=memory_format)
+        assert torch.equal(batch.labels, images.labels[batch.ids])
+        expected = [reference(images.images[i], 7, number // 3, i, augment) for i in batch.ids.tolist()]
+        torch.testing.assert_close(batch.images.double(), torch.stack(expected), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (12, 8), (9, 9), (33, 40)])
+def test_other_sizes_equal_the_reference(height: int, width: int):
+    images = image_set(6, height, width)
+    batch = next(feed(images, batch_size=6).micro_batches(0))
+    expected = [reference(images.images[i], 7, 0, i, AUGMENTATIONS) for i in batch.ids.tolist()]
+    torch.testing.assert_close(batch.images.double(), torch.stack(expected), rtol=0, atol=2e-6)
+
+
+def test_the_order_of_the_names_does_not_matter():
+    images = image_set()
+    assert_same(
+        take(feed(images, augment=("crop", "flip", "cutout")).micro_batches(0), 4),
+        take(feed(images, augment=("cutout", "flip", "crop")).micro_batches(0), 4),
+    )
+
+
+def test_an_epoch_is_a_permutation_filled_up_from_its_start():
+    images = image_set(10)
+    one = feed(images, batch_size=4)
+    assert one.steps_per_epoch == 3
+    batches = take(one.micro_batches(0), 6)
+    assert [batch.step for batch in batches] == [0, 1, 2, 3, 4, 5]
+    for epoch in (0, 1):
+        order = permutation(10, 7, epoch).tolist()
+        seen = torch.cat([batch.ids for batch in batches[3 * epoch : 3 * epoch + 3]]).tolist()
+        assert seen == order + order[:2]
+    assert all(len(batch) == 4 for batch in batches)
+
+
+def test_a_batch_may_be_larger_than_the_set():
+    one = feed(image_set(3), batch_size=8)
+    assert one.steps_per_epoch == 1
+    order = permutation(3, 7, 1).tolist()
+    assert take(one.micro_batches(1), 1)[0].ids.tolist() == (order * 3)[:8]
+
+
+def test_augmentation_changes_from_epoch_to_epoch_and_with_the_seed():
+    images = image_set(1, 32, 32)
+    draws = [batch.images for batch in take(feed(images, batch_size=1).micro_batches(0), 8)]
+    assert len({draw.numpy().tobytes() for draw in draws}) > 4
+    assert not torch.equal(draws[0], next(feed(images, batch_size=1, seed=8).micro_batches(0)).images)
+
+
+@pytest.mark.parametrize("first_step", [1, 3, 7])
+def test_a_later_start_goes_on_with_the_same_batches(first_step: int):
+    images = image_set()
+    whole = take(feed(images).micro_batches(0, accumulate=2), 20)
+    assert_same(
+        take(feed(images).micro_batches(first_step, accumulate=2), 20 - 2 * first_step), whole[2 * first_step :]
+    )
+
+
+def test_two_ranks_see_what_one_process_accumulates():
+    images = image_set()
+    single = take(feed(images).micro_batches(0, accumulate=4), 16)
+    for ranks, accumulate in ((2, 2), (4, 1)):
+        by_rank = [
+            take(feed(images).micro_batches(0, rank=rank, ranks=ranks, accumulate=accumulate), 4 * accumulate)
+            for rank in range(ranks)
+        ]
+        together = [by_rank[rank][micro] for micro in range(4 * accumulate) for rank in range(ranks)]
+        assert_same(together, single)
+
+
+def test_accumulation_cuts_the_same_batch():
+    images = image_set()
+    whole = take(feed(images).micro_batches(0), 4)
+    parts = take(feed(images).micro_batches(0, accumulate=2), 8)
+    for number, batch in enumerate(whole):
+        assert torch.equal(torch.cat([part.images for part in parts[2 * number : 2 * number + 2]]), batch.images)
+        assert [part.step for part in parts[2 * number : 2 * number + 2]] == [number, number]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_at_once():
+    with pytest.raises(UsageError, match=r"batch_size: 4 .* 3 ranks x 2 .* multiple of 6"):
+        feed(image_set()).micro_batches(0, rank=0, ranks=3, accumulate=2)
+
+
+def test_example_is_the_first_and_plain():
+    images = image_set()
+    batch = feed(images).example()
+    assert len(batch) == 1
+    assert (batch.ids.tolist(), batch.labels.tolist(), batch.step) == ([0], [0], 0)
+    torch.testing.assert_close(batch.images[0].double(), normalized(images.images[0]), rtol=0, atol=2e-6)
+
+
+def test_torch_generator_is_not_touched():
+    before = torch.get_rng_state()
+    take(feed(image_set()).micro_batches(0), 5)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_batch_is_the_callers_own():
+    one = feed(image_set(), augment=())
+    first = next(one.micro_batches(0))
+    kept = first.images.clone()
+    first.images.zero_()
+    assert torch.equal(next(one.micro_batches(0)).images, kept)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7, 12])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_evaluation_covers_every_example_once(ranks: int, channels_last: bool):
+    images = image_set(10)
+    options = {"device": CPU, "batch_size": 3, "ranks": ranks, "channels_last": channels_last}
+    batches = [
+        batch for rank in range(ranks) for batch in evaluation_batches(images, NORMALIZATION, rank=rank, **options)
+    ]
+    assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(10))
+    assert all(1 <= len(batch) <= 3 for batch in batches)
+    assert torch.equal(torch.cat([batch.labels for batch in batches]), images.labels)
+    pixels = torch.cat([batch.images for batch in batches]).double()
+    torch.testing.assert_close(pixels, normalized(images.images), rtol=0, atol=2e-6)
+    assert batches[0].images.is_contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )

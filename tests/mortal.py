@@ -1,0 +1,111 @@
+"""Commands of w2skd in processes of their own, which a signal of the test's choice hits at the moment of its choice.
+
+Started as a program, this file imports torch once and then forks a process for every command, so that each dies for
+real and none waits for torch. What dies is decided by patching: the n-th time that a function is called, the signal
+comes before it, or after it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Blow:
+    """A signal that a process sends itself.
+
+    Attributes:
+        target: function or method that is being called, such as ``w2skd.engine:Engine._take_step``.
+        call: which of the calls, counted from 1.
+        argument: counts only calls of which some argument, as text, ends in this.
+        after: the call is done first.
+        number: the signal.
+    """
+
+    target: str
+    call: int
+    argument: str = ""
+    after: bool = False
+    number: int = signal.SIGKILL
+
+
+class Nursery:
+    """Runs commands in forked processes, for as long as the block lasts."""
+
+    def __enter__(self) -> "Nursery":
+        repository = Path(__file__).resolve().parent.parent
+        environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+        self._program = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._program.communicate(timeout=30)
+
+    def run(self, blow: Blow, said: Path, *arguments: object) -> int:
+        """Run a command, with all that it says going to a file; return its exit code, or minus its deadly signal."""
+        assert self._program.stdin
+        assert self._program.stdout
+        request = {"blow": asdict(blow), "said": str(said), "arguments": [str(argument) for argument in arguments]}
+        print(json.dumps(request), file=self._program.stdin, flush=True)
+        return int(self._program.stdout.readline())
+
+
+def _strike(blow: Blow) -> None:
+    module, _, path = blow.target.partition(":")
+    *owners, name = path.split(".")
+    owner: Any = import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    original = getattr(owner, name)
+    calls = 0
+
+    def struck(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        counts = not blow.argument or any(str(value).endswith(blow.argument) for value in args)
+        calls += counts
+        due = counts and calls == blow.call
+        if due and not blow.after:
+            os.kill(os.getpid(), blow.number)
+        result = original(*args, **kwargs)
+        if due and blow.after:
+            os.kill(os.getpid(), blow.number)
+        return result
+
+    setattr(owner, name, struck)
+
+
+def _run(request: dict[str, Any]) -> None:
+    from w2skd.cli import main
+
+    with Path(request["said"]).open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["w2skd", *request["arguments"]]
+    _strike(Blow(**request["blow"]))
+    main()
+
+
+def _serve() -> None:
+    import w2skd.run  # noqa: F401 (what takes long)
+
+    answers = os.dup(1)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            os.close(answers)
+            _run(json.loads(line))
+            sys.exit(0)
+        _, how = os.waitpid(child, 0)
+        os.write(answers, f"{os.waitstatus_to_exitcode(how)}\n".encode())
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,100 @@
+"""Ranks as real processes, in tests: what torchrun does, without its seconds of start.
+
+The processes are forked from a server that has loaded torch once and computed nothing, so a launch takes milliseconds.
+"""
+
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from w2skd.distributed import Ranks, ranks_from_environment
+
+_FORK = multiprocessing.get_context("forkserver")
+_FORK.set_forkserver_preload(["torch", "w2skd.compare", "w2skd.score", "pytest"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one rank ended.
+
+    Attributes:
+        value: what its work returned.
+        error: what its work raised instead.
+        exit_code: of the process; None if it had to be killed, since it hung.
+        seconds: from the launch to its answer.
+    """
+
+    value: Any = None
+    error: BaseException | None = None
+    exit_code: int | None = None
+    seconds: float = 0.0
+
+
+def run_ranks(work: Callable[..., Any], *arguments: Any, world: int = 2, timeout_s: float = 60.0) -> list[Outcome]:
+    """Call ``work(ranks, *arguments)`` in `world` processes; `work` is a function of a module."""
+    port = free_port()
+    began, processes, ends = time.monotonic(), [], []
+    for rank in range(world):
+        ours, theirs = _FORK.Pipe(duplex=False)
+        process = _FORK.Process(target=_serve, args=(theirs, rank, world, port, work, arguments), daemon=True)
+        process.start()
+        theirs.close()
+        processes.append(process)
+        ends.append(ours)
+    outcomes = []
+    for process, end in zip(processes, ends, strict=True):
+        value, error, seconds = None, None, time.monotonic() - began
+        try:
+            if end.poll(max(0.0, began + timeout_s - time.monotonic())):
+                value, error = end.recv()
+                seconds = time.monotonic() - began
+        except EOFError:
+            error = RuntimeError("the process ended without an answer")
+        process.join(max(0.0, began + timeout_s - time.monotonic()))
+        outcomes.append(Outcome(value, error, process.exitcode, seconds))
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return outcomes
+
+
+def values(outcomes: list[Outcome]) -> list[Any]:
+    """What each rank returned; the first error of a rank is raised."""
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.exit_code == 0, outcomes
+    return [outcome.value for outcome in outcomes]
+
+
+def free_port() -> int:
+    """A port that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _serve(end: Connection, rank: int, world: int, port: int, work: Callable[..., Any], arguments: Any) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    ranks = ranks_from_environment()
+    assert ranks == Ranks(rank, world, rank)
+    try:
+        end.send((work(ranks, *arguments), None))
+    except BaseException as error:
+        error.add_note(f"in rank {rank}:\n{traceback.format_exc()}")
+        end.send((None, error))
