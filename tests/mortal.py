@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from w2skd.cli import main
+
 
 @dataclass(frozen=True)
 class Blow:
@@ -83,8 +85,6 @@ def _strike(blow: Blow) -> None:
 
 
 def _run(request: dict[str, Any]) -> None:
-    from w2skd.cli import main
-
     with Path(request["said"]).open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -94,8 +94,7 @@ def _run(request: dict[str, Any]) -> None:
 
 
 def _serve() -> None:
-    import w2skd.run  # noqa: F401 (what takes long)
-
+    import_module("w2skd.run")  # what takes long, before anybody waits for it
     answers = os.dup(1)
     for line in sys.stdin:
         child = os.fork()

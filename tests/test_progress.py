@@ -99,7 +99,7 @@ def test_a_progress_line_tells_loss_parts_lambda_rate_and_time_left() -> None:
         view.show(step_row(600, lambda_=0.5), phase="decay")
     line = output.getvalue().splitlines()[-1]
     assert "step 600/1,200  epoch 6.0" in line
-    assert "loss 1.5000 = task.cross_entropy 1.2500 + 0.5 x distill.kl 0.5000" in line
+    assert "loss 1.5000 (task.cross_entropy 1.2500, distill.kl 0.5000)" in line
     assert "distillation decay, lambda 0.5" in line
     assert "lr 0.1" in line
     assert "6,400 examples/s" in line  # 64 examples in 10 ms

@@ -238,7 +238,7 @@ def _is_state_dict(values: Any) -> TypeGuard[dict[str, Tensor]]:
 
 def _share(source: Path, target: Path) -> None:
     """Give a file a second name, as a link where the file system can; files here are replaced, never changed."""
-    fresh = target.with_name(f".{target.name}.link")
+    fresh = target.with_name(f".{target.name}.part")
     fresh.unlink(missing_ok=True)
     try:
         os.link(source, fresh)

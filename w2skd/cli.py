@@ -18,6 +18,7 @@ from w2skd import __version__
 from w2skd.errors import TargetNotReached, UsageError, UserError, suggest
 from w2skd.recipe.load import dump_recipe, find_recipe, load_recipe, shipped_recipes
 from w2skd.recipe.schema import Recipe
+from w2skd.records import without_nan
 from w2skd.rundir import Arm, find_teacher
 
 if TYPE_CHECKING:
@@ -366,7 +367,7 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
 
 def _print_json(values: Any) -> None:
     if _SPEAKS:
-        typer.echo(json.dumps(values, indent=2))
+        typer.echo(json.dumps(without_nan(values), indent=2, allow_nan=False))
 
 
 def _parse_seeds(text: str) -> list[int]:

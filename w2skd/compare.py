@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from w2skd.distributed import Ranks
+from w2skd.device import open_device
+from w2skd.distributed import Ranks, process_group
 from w2skd.recipe.schema import Recipe
 from w2skd.run import RunOptions, train_arm
 from w2skd.rundir import Arm, find_teacher, run_path
+from w2skd.signals import stop_on_signals
 
 
 def compare(
@@ -24,6 +26,10 @@ def compare(
         runs += [("baseline", seed), ("w2s", seed)]
     if recipe.teacher.checkpoint is not None:
         find_teacher(recipe, options.out)
-    for number, (arm, seed) in enumerate(runs, start=1):
-        announce(f"[{number}/{len(runs)}] {run_path(options.out, arm, seed)}")
-        train_arm(recipe.model_copy(update={"seed": seed}), arm, replace(options, overwrite=False), ranks)
+    # One process group and one ear for signals around all runs: a stop may come between two of them.
+    with process_group(ranks, open_device(options.device, ranks)), stop_on_signals() as stop:
+        for number, (arm, seed) in enumerate(runs, start=1):
+            if ranks.any(stop()):
+                raise stop.error(f"before run {number} of {len(runs)}")
+            announce(f"[{number}/{len(runs)}] {run_path(options.out, arm, seed)}")
+            train_arm(recipe.model_copy(update={"seed": seed}), arm, replace(options, overwrite=False), ranks)

@@ -42,6 +42,21 @@ def open_device(name: str, ranks: Ranks) -> torch.device:
     return device
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The precision of forward passes; weights stay in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seed the CPU's and this device's generator: `torch.manual_seed` for the inside of a loop.
+
+    That one reaches for all devices, and where CUDA is installed but not in use it takes 0.3 ms to note who called.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 def describe_environment(device: torch.device, ranks: Ranks) -> dict[str, Any]:
     """Versions, device, threads and commit, for the run's records."""
     return {

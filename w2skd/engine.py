@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from w2skd.clock import Clock
 from w2skd.data.counter import seed_from
+from w2skd.device import autocast, seed_generators
 from w2skd.distributed import Ranks
 from w2skd.errors import TrainingError
 from w2skd.finite import FiniteGuard, take_step
@@ -155,7 +156,8 @@ class Engine:
                 with self.clock.segment("data"):
                     batch = next(batches)
                 ids.append(batch.ids)
-                torch.manual_seed(seed_from(self.seed, self.step, micro * self.ranks.world + self.ranks.rank))
+                draw = micro * self.ranks.world + self.ranks.rank
+                seed_generators(self.device, seed_from(self.seed, self.step, draw))
                 with self._sync_gradients(last=micro == section.accumulate - 1):
                     with autocast(self.device, section.precision):
                         losses = self.task.losses(self.network, self.teacher if lambda_ > 0 else None, batch)
@@ -224,6 +226,9 @@ class Engine:
     def _end_distillation(self, off: SwitchedOff | None) -> Iterator[Row]:
         """Let go of the teacher for good."""
         if off is not None:
+            if self.teacher is not None:
+                with self.clock.segment("train"):
+                    self.teacher.settle()
             self.teacher = None
             details = {"reason": off.reason, "student": off.student, "teacher": off.teacher, "epoch": self._epoch}
             yield EventRow(off.step, "distillation_off", details)
@@ -290,8 +295,3 @@ def evaluate(task: Task[Any], model: nn.Module, device: torch.device, precision:
             return task.evaluate(model)
     finally:
         model.train(was_training)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The precision of forward passes; weights stay in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -10,6 +10,8 @@ from typing import IO, Any
 
 from w2skd.errors import OutputError
 
+_UNFINISHED = ".part"
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -32,7 +34,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         OutputError: the folder is read-only or the disk full; the old content is still there.
     """
     with writing(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
         try:
             with os.fdopen(handle, "wb") as file:
                 yield file
@@ -53,6 +55,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with atomic_file(path) as file:
         file.write(content)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed in `atomic_file` left in a folder; nobody may be writing there."""
+    with writing(folder):
+        for path in folder.glob(f".*{_UNFINISHED}"):
+            path.unlink()
 
 
 def write_json(path: Path, values: Any) -> None:

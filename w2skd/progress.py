@@ -60,7 +60,9 @@ class ProgressView:
     def __enter__(self) -> Self:
         if self._quiet:
             return self
-        self._print(f"{self._title}: {self._total_steps:,} steps, {units.epochs(self._total_epochs)} epochs", "bold")
+        epochs = units.epochs(self._total_epochs)
+        length = f"{self._total_steps:,} steps, {epochs} epoch{'' if epochs == '1' else 's'}"
+        self._print(f"{self._title}: {length}", "bold")
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(
                 get_renderable=self._panel,
@@ -185,12 +187,9 @@ class ProgressView:
         return "off" if self._phase == "off" else f"{self._phase}, lambda {row.lambda_:.3g}"
 
     def _loss(self, row: StepRow) -> str:
-        """The loss and the terms that it is the weighted sum of."""
-        terms = [
-            f"{row.lambda_:.3g} x {name} {value:.4f}" if name.startswith("distill.") else f"{name} {value:.4f}"
-            for name, value in row.parts.items()
-        ]
-        return f"{row.loss:.4f}" + (f" = {' + '.join(terms)}" if terms else "")
+        """The loss and its terms; a list and no sum, since lambda may have changed between the steps averaged here."""
+        terms = ", ".join(f"{name} {value:.4f}" for name, value in row.parts.items())
+        return f"{row.loss:.4f}" + (f" ({terms})" if terms else "")
 
     def _speed(self) -> list[str]:
         speed = self._pace.examples_per_s

@@ -81,7 +81,7 @@ def encode(row: Row) -> str:
             }
         case EventRow():
             values = {"row": "event", "step": row.step, "name": row.name, **row.details}
-    return json.dumps(_without_nan(values), allow_nan=False)
+    return json.dumps(without_nan(values), allow_nan=False)
 
 
 def decode(line: str) -> Row:
@@ -126,11 +126,12 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """A nest of plain values with null in place of NaN and infinities, which JSON does not know."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return value

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +214,8 @@ def _train(run: RunDir, setup: Setup, start: _Start, options: RunOptions, ranks:
         teacher = teacher_facts = None
         if setup.arm == "w2s":
             teacher, teacher_facts = _open_teacher(setup, checkpoint, clock)
+            # From here on the engine's reference is the only one, so that the switch frees the memory.
+            setup = replace(setup, teacher_model=None, teacher_weights=None)
             if checkpoint is None:
                 row = EventRow(0, "teacher", teacher_facts)
                 ranks.on_main(lambda: run.append(row))
@@ -243,7 +245,7 @@ def _train(run: RunDir, setup: Setup, start: _Start, options: RunOptions, ranks:
             schedule=schedule,
             should_stop=stop,
         )
-        del teacher  # the engine's reference is the only one, so that the switch frees the memory
+        del teacher
         if checkpoint is not None:
             engine.load_state_dict(checkpoint["engine"])
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from w2skd.errors import CheckpointError, RecipeError, RunDirError, UsageError
-from w2skd.files import write_atomically, write_json, writing
+from w2skd.files import remove_unfinished, write_atomically, write_json, writing
 from w2skd.recipe.load import dump_recipe, parse_yaml, validate_recipe
 from w2skd.recipe.schema import Recipe
 from w2skd.records import Row, decode, encode
@@ -43,8 +43,8 @@ class RunDir:
         self._lock: IO[str] | None = None
 
     def holds_a_run(self) -> bool:
-        """Whether anything but a lock file is here."""
-        return self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir())
+        """Whether anything is here that is not hidden, such as the lock and what a killed process was writing."""
+        return self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir())
 
     def lock(self) -> None:
         """Take the directory for this process; the lock ends with `close` or with the process.
@@ -73,10 +73,12 @@ class RunDir:
                     entry.unlink()
 
     def start(self, recipe: Recipe, environment: dict[str, Any]) -> None:
-        """Write what does not change during the run."""
+        """Write what does not change during the run. The recipe comes first: it makes the directory a run's."""
+        write_atomically(self.path / "recipe.yaml", dump_recipe(recipe).encode())
         with writing(self.checkpoints):
             self.checkpoints.mkdir(exist_ok=True)
-        write_atomically(self.path / "recipe.yaml", dump_recipe(recipe).encode())
+        for folder in (self.path, self.checkpoints):
+            remove_unfinished(folder)
         write_json(self.path / "environment.json", environment)
 
     def set_status(self, arm: Arm, seed: int, state: State, **details: Any) -> None:

@@ -31,12 +31,11 @@ class StopRequest:
 
     def error(self, where: str) -> UserError:
         """What to raise once the checkpoint is written: the exit code tells a scheduler to start the command again."""
+        again = "a checkpoint was written, the same command goes on from there"
         if self.signal in (signal.SIGINT, None):
-            return Interrupted(f"interrupted {where}; a checkpoint was written, the same command goes on from there")
+            return Interrupted(f"interrupted {where}; {again}")
         assert self.signal is not None
-        return Stopped(
-            f"stopped by {self.signal.name} {where}; a checkpoint was written, the same command goes on from there"
-        )
+        return Stopped(f"stopped by {self.signal.name} {where}; {again}")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ BEGIN, END = "<!-- results: made by docs/results/summarise.py -->\n", "<!-- /res
 def table() -> str:
     """One line for each target of each published experiment."""
     lines = [
-        "| experiment | target | reached at epoch | speed-up in epochs | in training time | with the teacher's training |",
+        "| experiment | target | reached at epoch | speed-up in epochs | in training time | teacher's training added |",
         "|---|---|---|---|---|---|",
     ]
     for folder in experiments():

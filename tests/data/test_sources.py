@@ -242,7 +242,7 @@ def test_shapes_by_default_and_by_number():
     assert not torch.equal(other.train.images, few.train.images)
 
 
-@pytest.mark.parametrize(("count", "share"), [(100, 0.1), (33, 0.5), (10, 0.9), (257, 0.333)])
+@pytest.mark.parametrize(("count", "share"), [(1, 0.01), (100, 0.1), (33, 0.5), (95, 0.9), (11, 0.96), (257, 0.333)])
 def test_shapes_fill_the_training_set_after_a_hold_out(count: int, share: float):
     data = load("shapes", Path("unused"), train_examples=count, validation_share=share, image_size=8)
     assert len(data.train) == count

@@ -216,8 +216,8 @@ def _shapes(section: ClassificationData) -> Listings:
     share = section.validation_share or 0.0
     count = section.train_examples or _SHAPES_TRAIN_EXAMPLES
     if section.train_examples and share:
-        # Enough for the training set to be full after the hold-out, whose size is rounded in every class.
-        count = ceil(count / (1 - share)) + len(shapes.CLASSES)
+        # Enough for a full training set after the hold-out, which takes up to one more of every class by rounding.
+        count = ceil((count + 2 * len(shapes.CLASSES)) / (1 - share))
     size = section.image_size or _SHAPES_SIZE_PX
     return Listings(
         _drawn("training", count, size, section.split_seed),
