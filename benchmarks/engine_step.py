@@ -119,9 +119,7 @@ def main() -> None:
         times[name] = {each: turns.seconds(each) / options.steps * 1e3 for each in ("engine", "bare")}
     costs = parts(ours.engine)
 
-    rows = [
-        (f"engine / bare loop, {name}", f"{ratio}", "target at least 0.97") for name, ratio in results.items()
-    ]
+    rows = [(f"engine / bare loop, {name}", f"{ratio}", "target at least 0.97") for name, ratio in results.items()]
     rows += [
         (f"  a step, {name}", f"engine {each['engine']:.2f} ms, bare {each['bare']:.2f} ms", "")
         for name, each in times.items()

@@ -199,7 +199,7 @@ def test_the_switch_needs_two_validations_in_a_row_and_frees_the_teacher() -> No
             events.append(row)
             gc.collect()
             assert watched() is None
-    expected = {"reason": "surpassed", "student": 0.9, "teacher": 0.7, "epoch": 4.0}
+    expected = {"reason": "surpassed", "student": 0.9, "teacher": 0.7, "patience": 2, "epoch": 4.0}
     assert events == [EventRow(20, "distillation_off", expected)]
 
 

@@ -28,8 +28,8 @@ MOMENTS = {
     "while a checkpoint is written": (Blow("torch:save", 4, after=True), (6, 3)),
     "before a checkpoint gets its name": (Blow(REPLACE, 7, "next.pt"), (6, 3)),
     "while checkpoints change places": (Blow(REPLACE, 4, "previous.pt", after=True), (9, 1)),
-    "before the best is marked": (Blow(REPLACE, 2, "/best.pt"), None),
-    "while a validation is written down": (Blow("w2skd.rundir:encode", 9), (3, 3)),
+    "before the best is marked": (Blow(REPLACE, 2, "/best.pt"), (6, 0)),
+    "while a validation is written down": (Blow("w2skd.rundir:encode", 8), (5, 1)),
     "before the model is there": (Blow(REPLACE, 1, "model.safetensors"), (30, 0)),
     "after the model is there": (Blow(REPLACE, 1, "model.safetensors", after=True), (30, 0)),
 }

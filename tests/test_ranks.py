@@ -118,7 +118,11 @@ def seen_ids(notes: Path) -> dict[int, list[int]]:
     for step, rank, ids in lines:
         by_rank.setdefault(step, {}).setdefault(rank, []).append(ids)
     return {
-        step: [example for micro in zip(*(parts[rank] for rank in sorted(parts)), strict=True) for example in sum(micro, [])]
+        step: [
+            example
+            for micro in zip(*(parts[rank] for rank in sorted(parts)), strict=True)
+            for example in sum(micro, [])
+        ]
         for step, parts in sorted(by_rank.items())
     }
 
@@ -318,7 +322,16 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
 
 
 def torchrun(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "w2skd", *arguments]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        "-m",
+        "w2skd",
+        *arguments,
+    ]
 
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}

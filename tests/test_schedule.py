@@ -78,7 +78,7 @@ def test_switched_off_is_for_good_and_told_once():
     assert one.observe(6, 0.1) is None
     assert one.observe(7, 0.6) is None
     assert one.finish_step(200) is None
-    assert one.switched_off == SwitchedOff(5, "surpassed", 0.6, 0.5)
+    assert one.switched_off == SwitchedOff(5, "surpassed", 0.6, 0.5, patience=1)
     assert one.weight_at(8) == 0
 
 

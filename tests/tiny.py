@@ -17,7 +17,7 @@ RECIPE = """\
 name: tiny
 task: classification
 data: {source: shapes, train_examples: 64, eval_examples: 40, image_size: 16}
-teacher: {model: cifar_resnet8, train: {steps: 6, optimizer: {lr: 0.3}, lr_schedule: {name: constant}}}
+teacher: {model: cifar_resnet8, train: {steps: 6, lr_schedule: {name: constant}}}
 student: {model: small_cnn_weak}
 train:
   steps: 30
@@ -31,9 +31,9 @@ train:
 distill: {weight: 1.0, temperature: 2.0, warmup: 4step, hold: 8step, decay: 16step, switch: {patience: 8}}
 report: {metric: loss, thresholds: [teacher, 2.6, 0.98*baseline]}
 """
-"""Epochs begin at steps 0, 4, 8, ...; lambda rises over steps 0-3, holds over 4-11 and falls over 12-27. The teacher's
-learning rate makes it so bad that the student is better at every validation, which ends distillation at the eighth, step
-24. Checkpoints come every third and every fifth step.
+"""Epochs begin at steps 0, 4, 8, ...; lambda rises over steps 0-3, holds over 4-11 and falls over 12-27. The teacher
+learns so shortly that the student is better at every validation, which ends distillation at the eighth, step 24.
+Checkpoints come every third and every fifth step.
 """
 
 

@@ -1,5 +1,6 @@
 """The training loop: the only one, for every task and every arm. It reads from top to bottom and knows no task."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -217,7 +218,7 @@ class Engine:
             self.ranks.average_buffers_(self._stateful())
             evaluation = evaluate(self.task, self.evaluated_model, self.device, self.train_section.precision)
         value = evaluation.metrics[self.task.metric.name]
-        if self.best is None or (value > self.best if self.task.metric.higher_is_better else value < self.best):
+        if not math.isnan(value) and (self.best is None or self.task.metric.is_better(value, self.best)):
             self.best, self.best_step = value, self.step
         yield EvalRow(self.step, self._epoch, self._examples, evaluation.metrics, self.clock.read())
         if self.schedule is not None:
@@ -230,8 +231,8 @@ class Engine:
                 with self.clock.segment("train"):
                     self.teacher.settle()
             self.teacher = None
-            details = {"reason": off.reason, "student": off.student, "teacher": off.teacher, "epoch": self._epoch}
-            yield EventRow(off.step, "distillation_off", details)
+            details = {"reason": off.reason, "student": off.student, "teacher": off.teacher, "patience": off.patience}
+            yield EventRow(off.step, "distillation_off", {**details, "epoch": self._epoch})
 
     def _stateful(self) -> list[nn.Module]:
         return [self.student] if self.average is None else [self.student, self.average]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from w2skd.checkpoint import (
@@ -205,7 +206,8 @@ def _train(run: RunDir, setup: Setup, start: _Start, options: RunOptions, ranks:
         steps_per_epoch=task.steps_per_epoch,
         metric=task.metric.name,
         higher_is_better=task.metric.higher_is_better,
-        quiet=options.quiet or not ranks.is_main,
+        quiet=options.quiet,
+        console=Console(stderr=True, quiet=not ranks.is_main),
     )
     with view:
         if ranks.is_main and start.note:

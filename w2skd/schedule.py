@@ -44,12 +44,14 @@ class SwitchedOff:
         reason: ``surpassed``, the student was better than its teacher; ``ended``, the schedule had no more to give.
         student: its metric at the validation that decided, null if none did.
         teacher: its metric, null if unknown.
+        patience: validations in a row at which the student had to be better.
     """
 
     step: int
     reason: Literal["surpassed", "ended"]
     student: float | None
     teacher: float | None
+    patience: int = 2
 
 
 class DistillSchedule:
@@ -147,7 +149,7 @@ class DistillSchedule:
         """Note that `steps_done` optimizer steps are done; tell once when that was the schedule's own end."""
         if self.switched_off is not None or steps_done < self.end_step:
             return None
-        return self._switch_off(SwitchedOff(steps_done, "ended", None, self.teacher_value))
+        return self._switch_off(SwitchedOff(steps_done, "ended", None, self.teacher_value, self.patience))
 
     def observe(self, steps_done: int, student_value: float) -> SwitchedOff | None:
         """Compare the student with its teacher after a validation; tell once when distillation goes off.
@@ -161,7 +163,7 @@ class DistillSchedule:
         self._better_in_a_row = self._better_in_a_row + 1 if self._is_better(student_value) else 0
         if self._better_in_a_row < self.patience:
             return None
-        return self._switch_off(SwitchedOff(steps_done, "surpassed", student_value, self.teacher_value))
+        return self._switch_off(SwitchedOff(steps_done, "surpassed", student_value, self.teacher_value, self.patience))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs beside the arguments, as plain values."""

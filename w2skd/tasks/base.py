@@ -23,6 +23,10 @@ class Metric(NamedTuple):
     name: str
     higher_is_better: bool
 
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether `value` is strictly better than `other`; NaN is better than nothing."""
+        return value > other if self.higher_is_better else value < other
+
 
 class Batch(Protocol):
     """One micro-batch on the training device, with its number of examples as length."""
