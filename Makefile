@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types bench results clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ types: $(READY)  ## check types
 
 bench: $(READY)  ## measure speed
 	@for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+results: $(READY)  ## make the published reports and the README's table again from their records
+	$(BIN)/python docs/results/summarise.py
 
 clean:  ## remove the environment and what tools leave, but no runs and no data
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist

@@ -9,17 +9,16 @@ stands what each of the engine's parts takes on its own.
 """
 
 import timeit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from statistics import median
 
 import torch
 from timing.alternating import Ratio, parser, report, take_turns
-from timing.training import CPU, Premade, SteppedEngine, premade, recipe, student, task
+from timing.training import CPU, Premade, SteppedEngine, recipe, student, task
 from torch.nn import functional
 
 from w2skd.clock import Clock
 from w2skd.data.counter import seed_from
-from w2skd.data.resident import LabelledImages
 from w2skd.device import autocast, seed_generators
 from w2skd.distributed import Ranks
 from w2skd.engine import Engine, named, weigh
@@ -34,12 +33,12 @@ from w2skd.window import Window
 class BareLoop:
     """What one would write for oneself."""
 
-    def __init__(self, task: ClassificationTask, batches: Iterator[LabelledImages], steps: int):
+    def __init__(self, task: ClassificationTask, steps: int):
         self.model = student(task)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
         )
-        self.batches = batches
+        self.batches = task.train_batches(0)
         self.steps = steps
 
     def __call__(self) -> None:
@@ -49,11 +48,6 @@ class BareLoop:
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-
-
-def for_ever(batches: list[LabelledImages]) -> Iterator[LabelledImages]:
-    while True:
-        yield from batches
 
 
 def microseconds(action: Callable[[], object]) -> float:
@@ -99,10 +93,10 @@ def parts(engine: Engine) -> dict[str, float]:
 
 
 def main() -> None:
-    arguments = parser(__doc__, rounds=60)
+    arguments = parser(__doc__, rounds=240)
     arguments.add_argument("--student", default="small_cnn_strong")
     arguments.add_argument("--batch-size", type=int, default=64)
-    arguments.add_argument("--steps", type=int, default=8, help="steps a block, and a log row [8]")
+    arguments.add_argument("--steps", type=int, default=2, help="steps a block, and a log row [2]")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     plan = recipe("small_cnn_weak", options.student, batch_size=options.batch_size, log_every=options.steps)
@@ -110,14 +104,16 @@ def main() -> None:
     results: dict[str, Ratio] = {}
     times: dict[str, dict[str, float]] = {}
     for name, kind in (("resident feed", ClassificationTask), ("premade tensors", Premade)):
-        ours = SteppedEngine(task(plan, kind), plan)
-        other = task(plan)
-        batches = other.train_batches(0)
-        bare = BareLoop(other, batches if kind is ClassificationTask else for_ever(premade(batches)), options.steps)
-        turns = take_turns({"engine": ours, "bare": bare}, options.rounds)
+        turns = take_turns(
+            {
+                "engine": lambda kind=kind: SteppedEngine(task(plan, kind), plan),
+                "bare": lambda kind=kind: BareLoop(task(plan, kind), options.steps),
+            },
+            options.rounds,
+        )
         results[name] = turns.ratio("engine", "bare").inverse
         times[name] = {each: turns.seconds(each) / options.steps * 1e3 for each in ("engine", "bare")}
-    costs = parts(ours.engine)
+    costs = parts(SteppedEngine(task(plan), plan).engine)
 
     rows = [(f"engine / bare loop, {name}", f"{ratio}", "target at least 0.97") for name, ratio in results.items()]
     rows += [

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def seen_ids(notes: Path) -> dict[int, list[int]]:
         step: [
             example
             for micro in zip(*(parts[rank] for rank in sorted(parts)), strict=True)
-            for example in sum(micro, [])
+            for example in chain.from_iterable(micro)
         ]
         for step, parts in sorted(by_rank.items())
     }

@@ -1,15 +1,21 @@
 """The smallest experiment that has everything, in half a second a run on one core, and what to ask of its runs."""
 
 import json
-from collections.abc import Mapping
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from w2skd.cli import app
+from w2skd.engine import Engine
 from w2skd.records import EvalRow, EventRow, Row, StepRow
 from w2skd.rundir import read_run
 
@@ -144,3 +150,51 @@ def finished_experiment(folder: Path) -> Path:
         done("distill", *common)
         done("distill", "--baseline", *common)
     return experiment
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let the kernel refuse to make a file larger than `size` bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@contextmanager
+def at_step(step: int, action: Callable[[Engine], object]) -> Iterator[None]:
+    """Do something when `step` steps of a training are done and the next is about to be taken."""
+    original = Engine._take_step
+
+    def take_step(engine: Engine, *args: Any) -> None:
+        if engine.step == step:
+            action(engine)
+        original(engine, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "_take_step", take_step)
+        yield
+
+
+def stopped_at(step: int, *arguments: object) -> None:
+    """Run a training until it has a checkpoint of this step, and stop it as a scheduler would."""
+    with at_step(step - 1, lambda _: os.kill(os.getpid(), signal.SIGTERM)):
+        assert w2skd(*arguments).code == 75
+
+
+class Crash(Exception):
+    """Something that no user can mend."""
+
+
+def crashed_at(step: int, *arguments: object) -> None:
+    """Run a training until this many steps are done, and end it without another word."""
+
+    def crash(_: Engine) -> None:
+        raise Crash
+
+    with at_step(step, crash), pytest.raises(Crash):
+        w2skd(*arguments)

@@ -8,10 +8,11 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import IO, Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -64,13 +65,24 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, best: bool) -> None:
     """
     last, fresh = folder / "last.pt", folder / "next.pt"
     with atomic_file(fresh) as file:
-        torch.save({"format": FORMAT, **state}, file)
+        _write({"format": FORMAT, **state}, file)
     with writing(last):
         if last.exists():
             os.replace(last, folder / "previous.pt")
         os.replace(fresh, last)
         if best:
             _share(last, folder / "best.pt")
+
+
+def rewind_to(folder: Path, state: dict[str, Any]) -> None:
+    """Make a checkpoint the newest: those that came after it belong to a course that is now discarded.
+
+    Raises:
+        OutputError: the folder is read-only or the disk full; some complete checkpoint is still there.
+    """
+    save_checkpoint(folder, state, best=False)
+    with writing(folder):
+        _share(folder / "last.pt", folder / "previous.pt")
 
 
 def load_last_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
@@ -101,10 +113,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, cut off, carries code, or is not ours.
     """
     values = _load_pt(path)
-    if not isinstance(values, dict) or "format" not in values or "engine" not in values:
+    if not _is_ours(values):
         raise CheckpointError(f"{path}: not a training checkpoint of w2skd")
-    if values["format"] != FORMAT:
-        raise CheckpointError(f"{path}: format {values['format']}, this version reads {FORMAT}")
+    _check(path, values)
     return values
 
 
@@ -135,7 +146,8 @@ def load_weights(path: Path) -> Weights:
     if file.suffix == ".safetensors":
         return _load_safetensors(file)
     values = _load_pt(file)
-    if isinstance(values, dict) and "engine" in values:
+    if _is_ours(values):
+        _check(file, values)
         engine = values["engine"]
         weights = engine["model"] if engine["average"] is None else _averaged(engine["average"])
         recipe = _recipe_of(values.get("recipe"), file)
@@ -161,6 +173,26 @@ def load_into(model: nn.Module, weights: Weights, *, expected: str) -> None:
     raise CheckpointError(f"{weights.path}: {_mismatch(weights, expected, own, missing, unexpected, other_shape)}")
 
 
+def check_details(weights: Weights, expected: Mapping[str, Sequence[str]]) -> None:
+    """Refuse weights that were trained for other classes, or for the same in another order: they answer nonsense.
+
+    Args:
+        weights: those that say nothing of a key pass.
+        expected: key, such as ``classes``, to what the data has.
+
+    Raises:
+        CheckpointError: naming the first difference.
+    """
+    for key, ours in expected.items():
+        theirs = weights.details.get(key)
+        if theirs is not None and theirs != ours:
+            first = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
+            where = (
+                f"{first[0]!r} where the data has {first[1]!r}" if first else f"{len(theirs)}, the data has {len(ours)}"
+            )
+            raise CheckpointError(f"{weights.path}: its {key} differ from the data's: {where}")
+
+
 def _mismatch(
     weights: Weights,
     expected: str,
@@ -173,19 +205,28 @@ def _mismatch(
     if made_for is not None and made_for != expected:
         return f"made for {made_for}, not for {expected}"
     if not missing and not unexpected:
-        heads = {(weights.state[name].shape[0], own[name].shape[0]) for name in other_shape}
-        if len(heads) == 1 and len({name.rpartition(".")[0] for name in other_shape}) == 1:
-            (theirs, ours) = heads.pop()
-            return f"its {expected} has {theirs} classes, the data has {ours}"
         name = other_shape[0]
-        theirs_shape, ours_shape = tuple(weights.state[name].shape), tuple(own[name].shape)
-        return f"does not fit {expected}: {name} is {theirs_shape}, expected {ours_shape}"
+        theirs, ours = tuple(weights.state[name].shape), tuple(own[name].shape)
+        last_layer = list(own)[-1].rpartition(".")[0]
+        if all(name.rpartition(".")[0] == last_layer for name in other_shape) and theirs[1:] == ours[1:]:
+            return f"its {expected} has {theirs[0]} classes, the data has {ours[0]}"
+        return f"does not fit {expected}: {name} is {theirs}, expected {ours}"
     parts = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other_shape))
         if names
     ]
     return f"not the weights of {expected}: {'; '.join(parts)}"
+
+
+def _write(values: dict[str, Any], file: IO[bytes]) -> None:
+    """`torch.save`, with the system's own error where torch hides it behind one about its archive."""
+    try:
+        torch.save(values, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _load_pt(path: Path) -> Any:
@@ -200,9 +241,28 @@ def _load_pt(path: Path) -> Any:
                 f"{path}: refused, since it carries pickled code ({code[1]}) that loading could run"
             ) from None
         raise CheckpointError(f"{path}: damaged or not a checkpoint") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged or cut off ({reason[:120]})") from None
+    except Exception:  # damaged input makes the unpickler raise about anything
+        raise CheckpointError(f"{path}: damaged or not a checkpoint") from None
+
+
+def _is_ours(values: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(values, dict) and "format" in values and "engine" in values
+
+
+def _check(path: Path, values: dict[str, Any]) -> None:
+    """Refuse other versions, and bytes that are not those that were written: torch writes sums but ignores them."""
+    if values["format"] != FORMAT:
+        raise CheckpointError(f"{path}: format {values['format']}, this version reads {FORMAT}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except Exception as error:  # whatever a damaged header leads to
+        raise CheckpointError(f"{path}: damaged ({error})") from None
+    if bad is not None:
+        raise CheckpointError(f"{path}: damaged (wrong checksum of {bad})")
 
 
 def _load_safetensors(path: Path) -> Weights:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -13,11 +14,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from w2skd import __version__
 from w2skd.errors import TargetNotReached, UsageError, UserError, suggest
 from w2skd.recipe.load import dump_recipe, find_recipe, load_recipe, shipped_recipes
-from w2skd.recipe.schema import Recipe
+from w2skd.recipe.schema import LARGEST_SEED, Recipe
 from w2skd.records import without_nan
 from w2skd.rundir import Arm, find_teacher
 
@@ -50,9 +52,9 @@ Overrides = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", metavar="DIR", help="The experiment's folder [default: runs/<recipe name>]."),
+    typer.Option("--out", "-o", metavar="DIR", help="The experiment's folder; runs/<recipe name> if left out."),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the recipe's seed.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Instead of the recipe's seed.")]
 Resume = Annotated[
     str,
     typer.Option(
@@ -72,6 +74,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Events and results o
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else there.")]
 
 
+def _complain(message: str) -> None:
+    _err.print(Text.assemble(("w2skd:", "bold red"), " ", message), soft_wrap=True)
+
+
 def _plainly(command: Callable[P, R]) -> Callable[P, R]:
     """Turn a `UserError` into its message and its exit code."""
 
@@ -80,10 +86,10 @@ def _plainly(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            _err.print(f"[bold red]w2skd:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+            _complain(str(error))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            _err.print("[bold red]w2skd:[/] interrupted at once; the last checkpoint stands", highlight=False)
+            _complain("interrupted at once; the last checkpoint stands")
             raise typer.Exit(130) from None
 
     return run
@@ -116,8 +122,8 @@ def train_teacher(
 ) -> None:
     """Train the recipe's weak teacher, for those who own no older checkpoint."""
     resolved = _resolve(recipe, set_, seed)
-    options = _options(resolved, out, resume, overwrite, init_from, device, quiet)
-    _train(resolved, "teacher", options, dry_run, print_recipe, as_json)
+    options = functools.partial(_options, resolved, out, resume, overwrite, init_from, device, quiet)
+    _train(resolved, "teacher", out, options, dry_run, print_recipe, as_json)
 
 
 @app.command(
@@ -146,8 +152,8 @@ def distill(
     if baseline and teacher is not None:
         raise UsageError("--baseline trains without a teacher: leave out --teacher")
     resolved = _resolve(recipe, set_, seed, teacher)
-    options = _options(resolved, out, resume, overwrite, init_from, device, quiet)
-    _train(resolved, "baseline" if baseline else "w2s", options, dry_run, print_recipe, as_json)
+    options = functools.partial(_options, resolved, out, resume, overwrite, init_from, device, quiet)
+    _train(resolved, "baseline" if baseline else "w2s", out, options, dry_run, print_recipe, as_json)
 
 
 @app.command(epilog="Example:  w2skd evaluate --checkpoint runs/demo/w2s/seed0")
@@ -186,7 +192,7 @@ def evaluate(
         tables = {name: list(rows) for name, rows in scored.evaluation.tables.items()}
         _print_json({"checkpoint": str(scored.checkpoint), "model": scored.model, "metrics": metrics, "tables": tables})
     else:
-        _out.print(f"{scored.model}  [dim]{escape(str(scored.checkpoint))}[/]", highlight=False)
+        _out.print(Text.assemble(scored.model, "  ", (str(scored.checkpoint), "dim")), soft_wrap=True)
         for name, value in metrics.items():
             _out.print(f"  {name:<6} {value:.4f}", style="bold" if name == scored.metric else None, highlight=False)
         for name, rows in scored.evaluation.tables.items():
@@ -215,6 +221,8 @@ def speedup_report(
     as_json: AsJson = False,
 ) -> None:
     """Report when baseline and accelerated runs crossed each threshold, and the speed-up; print and save it."""
+    if require is not None and math.isnan(require):
+        raise UsageError("--require nan: nothing is above or below it")
     from w2skd.report.publish import publish
     from w2skd.report.render import as_json as report_as_json
     from w2skd.report.render import as_terminal, write_report
@@ -224,7 +232,7 @@ def speedup_report(
         typer.echo(report_as_json(report), nl=False)
     else:
         _out.print(as_terminal(report))
-        _out.print(f"[dim]saved under {escape(str((records or experiment) / 'report'))}[/]", highlight=False)
+        _out.print(Text(f"saved under {(records or experiment) / 'report'}", "dim"), soft_wrap=True)
     if require is not None:
         if not report.thresholds:
             raise UsageError("--require: the recipe has no thresholds")
@@ -260,7 +268,7 @@ def compare(
 
     options = _options(resolved, out, "auto", False, None, device, quiet)
     ranks = ranks_from_environment()
-    run_experiment(resolved, numbers, options, ranks, lambda text: _err.print(f"[bold]{text}[/]", highlight=False))
+    run_experiment(resolved, numbers, options, ranks, lambda text: _err.print(Text(text, "bold"), soft_wrap=True))
     if ranks.is_main:
         speedup_report(options.out, as_json=as_json)
 
@@ -281,16 +289,24 @@ def recipes(
     _out.print(table)
 
 
-def _train(recipe: Recipe, arm: Arm, options: "RunOptions", dry_run: bool, print_recipe: bool, as_json: bool) -> None:
+def _train(
+    recipe: Recipe,
+    arm: Arm,
+    out: Path | None,
+    make_options: Callable[[], "RunOptions"],
+    dry_run: bool,
+    print_recipe: bool,
+    as_json: bool,
+) -> None:
     if print_recipe:
         typer.echo(dump_recipe(recipe), nl=False)
         return
     if arm == "w2s":  # before torch is imported, let alone data loaded
-        find_teacher(recipe, options.out)
+        find_teacher(recipe, _experiment(recipe, out))
     from w2skd.distributed import ranks_from_environment
     from w2skd.run import set_up, train_arm
 
-    ranks = ranks_from_environment()
+    options, ranks = make_options(), ranks_from_environment()
     if dry_run:
         _print_setup(set_up(recipe, arm, options, ranks).describe(), recipe, arm, as_json)
         return
@@ -308,12 +324,16 @@ def _resolve(name: str, overrides: list[str], seed: int | None, teacher: Path | 
     return recipe
 
 
+def _experiment(recipe: Recipe, out: Path | None) -> Path:
+    return out or Path("runs") / recipe.name
+
+
 def _options(
     recipe: Recipe, out: Path | None, resume: str, overwrite: bool, init_from: Path | None, device: str, quiet: bool
 ) -> "RunOptions":
     from w2skd.run import RunOptions
 
-    return RunOptions(out or Path("runs") / recipe.name, resume, overwrite, init_from, device, quiet)
+    return RunOptions(_experiment(recipe, out), resume, overwrite, init_from, device, quiet)
 
 
 def _print_summary(path: Path, experiment: Path, as_json: bool) -> None:
@@ -375,8 +395,8 @@ def _parse_seeds(text: str) -> list[int]:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"--seeds {text}: write them as 0,1,2") from None
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UsageError(f"--seeds {text}: each seed once, none below 0")
+    if not 0 <= min(seeds) <= max(seeds) <= LARGEST_SEED or len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {text}: each seed once, from 0 to {LARGEST_SEED}")
     return seeds
 
 
@@ -392,4 +412,4 @@ def _parse_requirement(text: str) -> tuple[str, str, float]:
 
 def main() -> None:
     """Entry point of the ``w2skd`` command."""
-    app()
+    app(prog_name="w2skd")

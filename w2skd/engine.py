@@ -91,6 +91,7 @@ class Engine:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # the option's new name is unknown to older versions
                 self.network = DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._parameters = list(student.parameters())
         self.optimizer = build_optimizer(student, train)
         self.guard = FiniteGuard(
             [student] if self.average is None else [student, self.average], train.max_non_finite_steps
@@ -165,10 +166,10 @@ class Engine:
                     total = weigh(losses, lambda_) / section.accumulate
                     total.backward()  # type: ignore[no-untyped-call]
                 self._window.add({"loss": total * section.accumulate, **named(losses)})
-            gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             if section.clip_grad_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.student.parameters(), section.clip_grad_norm, norm)
+                torch.nn.utils.clip_grads_with_norm_(self._parameters, section.clip_grad_norm, norm)
             take_step(self.optimizer, self.guard.check(self.step, norm, ids))
             self.optimizer.zero_grad(set_to_none=True)
             if self.average is not None:

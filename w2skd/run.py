@@ -13,10 +13,12 @@ from torch import nn
 
 from w2skd.checkpoint import (
     Weights,
+    check_details,
     load_checkpoint,
     load_into,
     load_last_checkpoint,
     load_weights,
+    rewind_to,
     save_checkpoint,
     save_model,
 )
@@ -25,9 +27,10 @@ from w2skd.data.counter import seed_from
 from w2skd.device import describe_environment, open_device
 from w2skd.distributed import Ranks, process_group
 from w2skd.engine import Engine, SaveDue, evaluate
-from w2skd.errors import CheckpointError, RunDirError, TrainingError, UserError
+from w2skd.errors import CheckpointError, Interrupted, RunDirError, Stopped, TrainingError, UsageError, UserError
 from w2skd.models.measure import count_parameters, forward_flops
 from w2skd.progress import ProgressView, progress_view
+from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe, TrainSection
 from w2skd.records import EventRow
 from w2skd.report.summary import teacher_gaps
@@ -71,6 +74,11 @@ class RunOptions:
     device: str = "auto"
     quiet: bool = False
 
+    @property
+    def named_checkpoint(self) -> Path | None:
+        """The checkpoint that `resume` names, if it names one."""
+        return None if self.resume in ("auto", "never") else Path(self.resume)
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -112,7 +120,7 @@ def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Setup
     """
     device = open_device(options.device, ranks)
     role = Role.TEACHER if arm == "teacher" else Role.STUDENT
-    train = recipe.teacher_train() if arm == "teacher" else recipe.train
+    train = _train_section(recipe, arm)
     # The cheap checks come first: nobody wants to hear after minutes of loading that there is no teacher.
     teacher_weights = load_weights(find_teacher(recipe, options.out)) if arm == "w2s" else None
     task = build_task(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)
@@ -124,7 +132,7 @@ def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Setup
     if teacher_weights is not None:
         teacher_model = task.build_model(Role.TEACHER)
         load_into(teacher_model, teacher_weights, expected=recipe.teacher.model)
-        _check_description(teacher_weights, task)
+        check_details(teacher_weights, task.describe_model())
     model.to(device)
     if train.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -143,12 +151,18 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
     if arm == "w2s":
         find_teacher(recipe, options.out)
     with process_group(ranks, device), stop_on_signals() as stop:
+        if options.overwrite:
+            stop.again = "the same command without --overwrite"
+        elif options.named_checkpoint is not None:
+            stop.again = "the same command without --resume"
         try:
             start = ranks.on_main(lambda: _open(run, recipe, arm, options))
             if not start.finished:
-                with _determinism(recipe.train.deterministic), _failure_noted(run, recipe, arm, ranks):
+                with _determinism(_train_section(recipe, arm).deterministic):
+                    # What cannot begin leaves what is there as it is, its status too.
                     setup = ranks.on_all(lambda: set_up(recipe, arm, options, ranks))
-                    _train(run, setup, start, options, ranks, stop)
+                    with _failure_noted(run, recipe, arm, ranks):
+                        _train(run, setup, start, options, ranks, stop)
         finally:
             run.close()
     return run.path
@@ -156,21 +170,34 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
 
 @dataclass(frozen=True)
 class _Start:
-    """How a run begins: afresh, from a checkpoint, or not at all."""
+    """How a run begins: afresh, from a checkpoint, or not at all.
+
+    Attributes:
+        checkpoint: to go on from.
+        note: what the user should know about it.
+        discard: what is there goes first.
+        rewind: the checkpoint was named, and may not be the newest.
+        finished: there is nothing left to do.
+    """
 
     checkpoint: dict[str, Any] | None = None
     note: str | None = None
+    discard: bool = False
+    rewind: bool = False
     finished: bool = False
 
 
 def _open(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> _Start:
     """Lock the directory and see what is there."""
+    named = options.named_checkpoint
+    if named is not None and options.overwrite:
+        raise UsageError(f"--overwrite would discard the run that --resume {named} goes on with: give one of the two")
     run.lock()
     if options.overwrite:
-        run.clear()
+        return _Start(discard=True)
     if not run.holds_a_run():
-        if options.resume not in ("auto", "never"):
-            raise RunDirError(f"{run.path}: nothing to resume here; --init-from {options.resume} takes weights only")
+        if named is not None:
+            raise RunDirError(f"{run.path}: nothing to resume here; --init-from {named} takes weights only")
         return _Start()
     if options.resume == "never":
         raise RunDirError(f"{run.path} already holds a run: resume it (--resume auto), or discard it (--overwrite)")
@@ -186,13 +213,28 @@ def _open(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> _Start:
         )
     if run.model_path.exists() and run.status().get("state") == "finished":
         return _Start(finished=True)
-    if options.resume != "auto":
-        checkpoint, problem = load_checkpoint(Path(options.resume)), None
-        if checkpoint["metrics_offset"] > run.metrics_offset():
-            raise CheckpointError(f"{options.resume}: not a checkpoint of the run in {run.path}")
-    else:
-        checkpoint, problem = load_last_checkpoint(run.checkpoints)  # type: ignore[assignment]
+    if named is not None:
+        return _Start(_named_checkpoint(run, named, recipe, arm), rewind=True)
+    checkpoint, problem = load_last_checkpoint(run.checkpoints)
+    if checkpoint is not None and not run.has_rows_up_to(checkpoint["metrics_offset"]):
+        raise RunDirError(
+            f"{run.metrics_path}: rows are missing that the last checkpoint knew of: discard the run (--overwrite), "
+            "or go on from an earlier checkpoint of it (--resume PATH)"
+        )
     return _Start(checkpoint, f"{problem}; going on from the one before" if problem else None)
+
+
+def _named_checkpoint(run: RunDir, path: Path, recipe: Recipe, arm: Arm) -> dict[str, Any]:
+    """The checkpoint that ``--resume`` names, if it is one of this run."""
+    checkpoint = load_checkpoint(path)
+    made_by = validate_recipe(checkpoint["recipe"], str(path))
+    same_arm = (checkpoint["role"] == Role.TEACHER, checkpoint["teacher"] is not None) == (
+        arm == "teacher",
+        arm == "w2s",
+    )
+    if not same_arm or differing_keys(made_by, recipe, arm) or not run.has_rows_up_to(checkpoint["metrics_offset"]):
+        raise CheckpointError(f"{path}: not a checkpoint of the run in {run.path}")
+    return checkpoint
 
 
 def _train(run: RunDir, setup: Setup, start: _Start, options: RunOptions, ranks: Ranks, stop: StopRequest) -> None:
@@ -212,7 +254,7 @@ def _train(run: RunDir, setup: Setup, start: _Start, options: RunOptions, ranks:
     with view:
         if ranks.is_main and start.note:
             view.note(start.note)
-        ranks.on_main(lambda: _write_start(run, setup, facts, checkpoint, view, ranks))
+        ranks.on_main(lambda: _write_start(run, setup, facts, start, view, ranks))
         teacher = teacher_facts = None
         if setup.arm == "w2s":
             teacher, teacher_facts = _open_teacher(setup, checkpoint, clock)
@@ -313,11 +355,17 @@ def _write_start(
     run: RunDir,
     setup: Setup,
     facts: dict[str, Any],
-    checkpoint: dict[str, Any] | None,
+    start: _Start,
     view: ProgressView,
     ranks: Ranks,
 ) -> None:
     """Note what is about to run; on a resume, forget what happened after the checkpoint."""
+    checkpoint = start.checkpoint
+    if start.discard:
+        run.clear()
+    if start.rewind:
+        assert checkpoint is not None
+        rewind_to(run.checkpoints, checkpoint)
     lost = run.truncate_metrics(checkpoint["metrics_offset"] if checkpoint else 0)
     environment = {**describe_environment(setup.device, ranks), **facts, "deterministic": setup.train.deterministic}
     run.start(setup.recipe, environment)
@@ -384,16 +432,8 @@ def differing_keys(theirs: Recipe, ours: Recipe, arm: Arm) -> list[str]:
     ]
 
 
-def _check_description(weights: Weights, task: Task[Any]) -> None:
-    """A teacher that was trained for other classes, or for the same in another order, would teach nonsense."""
-    for key, ours in task.describe_model().items():
-        theirs = weights.details.get(key)
-        if theirs is not None and theirs != ours:
-            first = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
-            where = (
-                f"{first[0]!r} where the data has {first[1]!r}" if first else f"{len(theirs)}, the data has {len(ours)}"
-            )
-            raise CheckpointError(f"{weights.path}: its {key} differ from the data's: {where}")
+def _train_section(recipe: Recipe, arm: Arm) -> TrainSection:
+    return recipe.teacher_train() if arm == "teacher" else recipe.train
 
 
 def _model_name(recipe: Recipe, role: Role) -> str:
@@ -437,7 +477,7 @@ def _failure_noted(run: RunDir, recipe: Recipe, arm: Arm, ranks: Ranks) -> Itera
     try:
         yield
     except BaseException as error:
-        state: State = "stopped" if isinstance(error, UserError) and error.exit_code in (75, 130) else "failed"
+        state: State = "stopped" if isinstance(error, Stopped | Interrupted | KeyboardInterrupt) else "failed"
         if ranks.is_main and (run.path / "status.json").exists():
             try:
                 known = {key: run.status().get(key) for key in ("step", "total_steps")}

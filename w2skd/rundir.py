@@ -12,6 +12,7 @@ import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -97,7 +98,9 @@ class RunDir:
         """Cut ``metrics.jsonl`` back to the bytes that a checkpoint knew of; return the rows that were lost."""
         if not self.metrics_path.exists():
             return []
-        lost = list(_decode_lines(self.metrics_path.read_bytes()[offset:]))
+        lost: list[Row] = []
+        with suppress(ValueError):  # whatever cannot be read is going to be lost too
+            lost.extend(_decode_lines(self.metrics_path.read_bytes()[offset:]))
         with writing(self.metrics_path), self.metrics_path.open("r+b") as file:
             file.truncate(offset)
         return lost
@@ -114,11 +117,18 @@ class RunDir:
         """Length of ``metrics.jsonl`` in bytes, for the checkpoint."""
         return self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
 
+    def has_rows_up_to(self, offset: int) -> bool:
+        """Whether ``metrics.jsonl`` holds a checkpoint's `metrics_offset` bytes, and a row ends there."""
+        if offset == 0:
+            return True
+        return self.metrics_path.exists() and self.metrics_path.read_bytes()[offset - 1 : offset] == b"\n"
+
     def close(self) -> None:
         """Let go of files and lock."""
         for file in (self._metrics, self._lock):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # every row was flushed; one that could not be has been told of then
+                    file.close()
         self._metrics = self._lock = None
 
 

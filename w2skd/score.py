@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from w2skd.checkpoint import load_into, load_weights
+from w2skd.checkpoint import check_details, load_into, load_weights
 from w2skd.device import open_device
 from w2skd.distributed import Ranks, process_group
 from w2skd.engine import evaluate
@@ -68,5 +68,6 @@ def score_checkpoint(
         model = task.build_model(which)
         name = recipe.teacher.model if which is Role.TEACHER else recipe.student.model
         load_into(model, weights, expected=name)
+        check_details(weights, task.describe_model())
         evaluation = evaluate(task, model.to(device), device, train.precision)
     return ScoredModel(weights.path, name, recipe.report.metric, evaluation)

@@ -10,10 +10,16 @@ from w2skd.errors import Interrupted, Stopped, UserError
 
 
 class StopRequest:
-    """Remembers which signal asked the run to stop."""
+    """Remembers which signal asked the run to stop.
+
+    Attributes:
+        signal: None until one came.
+        again: what goes on with the run, for whoever reads that it was stopped.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.again = "the same command"
 
     def __call__(self) -> bool:
         """Whether somebody asked."""
@@ -31,7 +37,7 @@ class StopRequest:
 
     def error(self, where: str) -> UserError:
         """What to raise once the checkpoint is written: the exit code tells a scheduler to start the command again."""
-        again = "a checkpoint was written, the same command goes on from there"
+        again = f"a checkpoint was written, {self.again} goes on from there"
         if self.signal in (signal.SIGINT, None):
             return Interrupted(f"interrupted {where}; {again}")
         assert self.signal is not None

@@ -9,7 +9,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
@@ -51,6 +51,10 @@ class Ratio:
         """From times to rates."""
         return Ratio(1 / self.median, 1 / self.high, 1 / self.low, 1 / self.cpu, self.rounds)
 
+    def times(self, factor: float) -> "Ratio":
+        """Where the blocks do unequal amounts of work."""
+        return Ratio(self.median * factor, self.low * factor, self.high * factor, self.cpu * factor, self.rounds)
+
     def as_dict(self) -> dict[str, float]:
         return {"median": self.median, "q1": self.low, "q3": self.high, "cpu": self.cpu, "rounds": self.rounds}
 
@@ -58,20 +62,30 @@ class Ratio:
         return f"{self.median:.3f} (quartiles {self.low:.3f} to {self.high:.3f}; CPU time {self.cpu:.3f})"
 
 
-def take_turns(blocks: Mapping[str, Block], rounds: int) -> Rounds:
-    """Run every block once a round, after one round that does not count."""
-    for block in blocks.values():
-        block()
-    wall: dict[str, list[float]] = {name: [] for name in blocks}
-    cpu: dict[str, list[float]] = {name: [] for name in blocks}
-    for number in range(rounds):
-        gc.collect()
-        for name in list(blocks) if number % 2 else list(blocks)[::-1]:
-            began, cpu_began = time.perf_counter(), time.process_time()
-            blocks[name]()
-            wall[name].append(time.perf_counter() - began)
-            cpu[name].append(time.process_time() - cpu_began)
+def take_turns(builders: Mapping[str, Callable[[], Block]], rounds: int, builds: int = 6) -> Rounds:
+    """Run every block once a round, `rounds` times in all.
+
+    The blocks are built afresh now and then, since two copies of one model may differ by some percent of speed, by
+    where their tensors came to lie. The first round of a build does not count.
+    """
+    wall: dict[str, list[float]] = {name: [] for name in builders}
+    cpu: dict[str, list[float]] = {name: [] for name in builders}
+    for build in range(builds):
+        blocks = {name: builders[name]() for name in _turned(builders, build)}
+        for block in blocks.values():
+            block()
+        for number in range(-(-rounds // builds)):
+            gc.collect()
+            for name in _turned(builders, number):
+                began, cpu_began = time.perf_counter(), time.process_time()
+                blocks[name]()
+                wall[name].append(time.perf_counter() - began)
+                cpu[name].append(time.process_time() - cpu_began)
     return Rounds(wall, cpu)
+
+
+def _turned(names: Iterable[str], number: int) -> list[str]:
+    return list(names)[:: -1 if number % 2 else 1]
 
 
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:

@@ -48,14 +48,10 @@ class Premade(ClassificationTask):
 
     def train_batches(self, first_step: int) -> Iterator[LabelledImages]:
         """Eight batches for ever."""
-        made = premade(super().train_batches(first_step))
+        batches = super().train_batches(first_step)
+        made = [next(batches) for _ in range(8)]
         while True:
             yield from made
-
-
-def premade(batches: Iterator[LabelledImages]) -> list[LabelledImages]:
-    """The next eight batches."""
-    return [next(batches) for _ in range(8)]
 
 
 def task(recipe: Recipe, kind: type[ClassificationTask] = ClassificationTask) -> ClassificationTask:

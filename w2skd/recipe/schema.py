@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from w2skd.recipe.duration import Duration
 from w2skd.recipe.threshold import Threshold
 
+LARGEST_SEED = 2**31 - 1
+
 Share = Annotated[float, Field(ge=0, le=1)]
 FilePath = Annotated[Path, Field(strict=False)]
 
@@ -206,7 +208,7 @@ class Recipe(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     task: str
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
     teacher: TeacherSection
     student: StudentSection
     train: TrainSection

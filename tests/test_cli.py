@@ -1,0 +1,509 @@
+"""The command line: what it says where, with which exit code, and what it leaves alone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny import RECIPE, contents, done, evaluations, finished_experiment, recipe_file, refused, w2skd
+
+from w2skd import __version__, cli
+from w2skd.recipe.load import load_recipe, shipped_recipes
+
+COMMANDS = ("train-teacher", "distill", "evaluate", "speedup-report", "compare", "recipes")
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished, and not to be changed."""
+    return finished_experiment(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def recipe(experiment: Path) -> Path:
+    return experiment.parent / "tiny.yaml"
+
+
+@pytest.fixture
+def copied(experiment: Path, tmp_path: Path) -> Path:
+    """All of the finished experiment, to be changed at will."""
+    shutil.copytree(experiment, tmp_path / "copied")
+    return tmp_path / "copied"
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_every_command_explains_itself_with_an_example(command: str, flag: str) -> None:
+    said = " ".join(done(command, flag).out.split())
+    assert "Example:" in said
+    assert f"w2skd {command}" in said.partition("Example:")[2]
+
+
+def test_every_command_is_listed() -> None:
+    said = done("--help").out
+    assert all(command in said for command in COMMANDS)
+    assert w2skd().out.strip() == said.strip()
+
+
+def test_the_version() -> None:
+    assert done("--version").out == f"w2skd {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("train",), ("distill",), ("distill", "--no-such"), ("evaluate",), ("distill", "-r", "demo", "--seed", "x")],
+)
+def test_what_cannot_be_parsed_is_a_usage_error(arguments: Any) -> None:
+    said = w2skd(*arguments)
+    assert said.code == 2
+    assert said.out == ""
+    assert "Usage:" in said.err
+
+
+# Recipes
+
+
+def test_a_recipe_that_is_not_there_is_told_with_near_names() -> None:
+    line = refused("distill", "-r", "dmeo", code=2)
+    assert line == "recipe dmeo: no such file, and no shipped recipe of that name (did you mean 'demo'?)"
+    line = refused("compare", "-r", "xyzzy", code=2)
+    assert line.startswith("recipe xyzzy: no such file, and no shipped recipe of that name; shipped are: ")
+    assert all(name in line for name in shipped_recipes())
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "empty"),
+        ("# only a comment\n", "empty"),
+        ("name: [tiny\n", "not valid YAML, line 2, column 1: "),
+        ("- name\n", "not a recipe, but a list; expected keys with values"),
+        (RECIPE.replace("name: tiny", "nmae: tiny"), ("name: missing", "nmae: unknown key (did you mean 'name'?)")),
+        (RECIPE.replace("momentum", "mometum"), "train.optimizer.mometum: unknown key (did you mean 'momentum'?)"),
+        (
+            RECIPE.replace("small_cnn_weak", "small_cnn_week"),
+            "student.model: unknown model 'small_cnn_week' (did you mean",
+        ),
+        (RECIPE.replace("shapes", "shape"), "data.source: should be 'cifar10', 'cifar100', 'image_folder' or 'shapes'"),
+        (RECIPE.replace("task: classification", "task: clasification"), "task: unknown task 'clasification' (did you"),
+        (RECIPE.replace("metric: loss", "metric: los"), "report.metric: unknown metric 'los' (did you mean 'loss'?)"),
+        (RECIPE.replace("steps: 6", "stepz: 6"), "teacher.train.stepz: unknown key (did you mean 'steps'?)"),
+    ],
+)
+def test_a_recipe_that_is_wrong_is_told_line_by_line(text: str, problem: Any, tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, text)
+    said = w2skd("distill", "-r", path, "--out", tmp_path / "runs")
+    assert said.code == 2
+    (message,) = said.problems
+    first, *others = message.splitlines()
+    assert first.startswith(f"recipe {path}: ")
+    if isinstance(problem, tuple):
+        assert first == f"recipe {path}: {len(problem)} problems"
+        assert sorted(line.strip() for line in others) == sorted(problem)
+    else:
+        assert problem in first
+        assert not others
+    assert os.listdir(tmp_path) == ["tiny.yaml"]
+
+
+def test_all_problems_are_told_together(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, RECIPE.replace("lr: 0.01", "lr: -1.0").replace("hold: 8step", "hold: 8"))
+    (message,) = w2skd("distill", "-r", path).problems
+    assert message.splitlines()[0] == f"recipe {path}: 2 problems"
+    assert "train.optimizer.lr: should be greater than 0, not -1.0" in message
+    assert "distill.hold: 8 has no unit" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("train.steps", "--set train.steps: write it as section.key=value"),
+        ("=3", "--set =3: write it as section.key=value"),
+        ("train.stepz=3", "train.stepz: unknown key (did you mean 'steps'?)"),
+        ("name.x=3", "--set name.x=3: name is a value, not a section"),
+        ("train.steps=[3", "--set train.steps=[3: not valid YAML"),
+        ("train.steps=many", "train.steps: should be a valid integer, not 'many'"),
+    ],
+)
+def test_a_setting_that_is_wrong_is_told(setting: str, problem: str, recipe: Path, tmp_path: Path) -> None:
+    assert problem in refused("distill", "-r", recipe, "--set", setting, "--out", tmp_path / "runs", code=2)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_resolved_recipe_loads_back(recipe: Path, tmp_path: Path) -> None:
+    settings = ("--set", "train.optimizer={name: adamw, lr: 1e-3}", "--set", "train.epochs=2", "--seed", 7)
+    for command in (("distill", "--teacher", "my teacher.pt"), ("train-teacher",), ("distill", "--baseline")):
+        said = done(*command, "-r", recipe, *settings, "--print-recipe", "--out", tmp_path / "runs")
+        assert said.err == ""
+        (tmp_path / "printed.yaml").write_text(said.out)
+        loaded = load_recipe(str(tmp_path / "printed.yaml"))
+        assert (loaded.seed, loaded.train.epochs, loaded.train.steps) == (7, 2, None)
+        assert loaded.train.optimizer.name == "adamw"
+        assert loaded.teacher.checkpoint == (Path("my teacher.pt") if "--teacher" in command else None)
+        assert done(*command[:1], "-r", tmp_path / "printed.yaml", "--print-recipe").out == said.out
+    assert os.listdir(tmp_path) == ["printed.yaml"]
+    assert done("compare", "-r", recipe, "--print-recipe").out.startswith("name: tiny\n")
+
+
+def test_shipped_recipes_are_listed_and_printed_as_written() -> None:
+    listed = done("recipes").out
+    for name, path in shipped_recipes().items():
+        assert f"{name} " in listed
+        assert done("recipes", name).out == path.read_text()
+        assert done("recipes", f"{name}.yaml").out == path.read_text()
+    assert "did you mean 'demo'" in refused("recipes", "demmo", code=2)
+
+
+# Options that contradict or mean nothing
+
+
+def test_a_baseline_has_no_teacher(recipe: Path) -> None:
+    line = refused("distill", "-r", recipe, "--baseline", "--teacher", "x.pt", code=2)
+    assert line == "--baseline trains without a teacher: leave out --teacher"
+
+
+def test_overwriting_what_is_to_be_resumed_is_refused(recipe: Path, copied: Path) -> None:
+    before = contents(copied)
+    last = copied / "w2s" / "seed0" / "checkpoints" / "last.pt"
+    line = refused("distill", "-r", recipe, "--out", copied, "--overwrite", "--resume", last, code=2)
+    assert line == f"--overwrite would discard the run that --resume {last} goes on with: give one of the two"
+    assert contents(copied) == before
+
+
+@pytest.mark.parametrize("seeds", ["a,b", "", "0,,1", "0;1", "0.5", "-1", "1,1", "99999999999"])
+def test_seeds_that_are_none_are_told(seeds: str, recipe: Path, tmp_path: Path) -> None:
+    line = refused("compare", "-r", recipe, f"--seeds={seeds}", "--out", tmp_path / "runs", code=2)
+    assert line.startswith(f"--seeds {seeds}: ")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_a_seed_out_of_range_is_a_usage_error(seed: int, recipe: Path, tmp_path: Path) -> None:
+    assert w2skd("distill", "--baseline", "-r", recipe, f"--seed={seed}", "--out", tmp_path / "runs").code == 2
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "foo", "cuda"])
+@pytest.mark.parametrize("command", [("train-teacher",), ("distill", "--baseline"), ("compare",)])
+def test_a_device_that_is_not_there_is_told(
+    device: str, command: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    line = refused(*command, "-r", recipe, "--device", device, "--out", tmp_path / "runs", code=2)
+    assert line.startswith(f"--device {device}: ")
+    assert os.listdir(tmp_path) == []
+
+
+# Teachers
+
+
+def test_without_a_teacher_the_three_ways_are_told(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    line = refused("distill", "-r", recipe, "--out", out, code=2)
+    assert line.startswith("no teacher: ")
+    for way in ("--teacher CHECKPOINT", "teacher.checkpoint", f"w2skd train-teacher --recipe tiny --out {out}"):
+        assert way in line
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_a_teacher_torch_is_not_even_imported(recipe: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom w2skd.cli import app\n"
+        "try:\n    app(sys.argv[1:])\nfinally:\n    print('torch' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    found = subprocess.run(
+        [sys.executable, "-c", program, "distill", "-r", str(recipe), "--out", str(tmp_path / "runs")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert (found.returncode, found.stdout) == (2, "False\n")
+    assert found.stderr.startswith("w2skd: no teacher: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("missing.pt", "no such checkpoint"),
+        ("cut.safetensors", "damaged or cut off"),
+        ("cut.pt", "damaged or cut off"),
+        ("text.pt", "damaged or not a checkpoint"),
+        ("evil.pt", "refused, since it carries pickled code (posix.mkdir) that loading could run"),
+        ("folder", "not a run directory, model.safetensors is missing"),
+    ],
+)
+def test_a_teacher_that_cannot_be_loaded_is_told(
+    name: str, problem: str, recipe: Path, experiment: Path, tmp_path: Path
+) -> None:
+    class Arms:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "was-run"),)
+
+    teacher = experiment / "teacher"
+    (tmp_path / "cut.safetensors").write_bytes((teacher / "model.safetensors").read_bytes()[:-100])
+    (tmp_path / "cut.pt").write_bytes((teacher / "checkpoints" / "last.pt").read_bytes()[:-100])
+    (tmp_path / "text.pt").write_text("not weights")
+    (tmp_path / "folder").mkdir()
+    torch.save({"weights": Arms()}, tmp_path / "evil.pt")
+    before = contents(tmp_path)
+    for extra in ((), ("--dry-run",)):
+        line = refused(
+            "distill", "-r", recipe, "--out", tmp_path / "runs", "--teacher", tmp_path / name, *extra, code=1
+        )
+        assert f"{tmp_path / name}: {problem}" in line
+    assert not (tmp_path / "was-run").exists()
+    assert contents(tmp_path) == before
+
+
+# Data
+
+
+def image_folder(root: Path) -> Path:
+    """Two classes of eight images for training and of four for evaluation."""
+    for part, count in (("train", 8), ("test", 4)):
+        for label in ("cat", "dog"):
+            (root / part / label).mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (16, 16), (index * 9, 40, 200)).save(root / part / label / f"{index}.png")
+    return root
+
+
+def on_images(root: Path) -> tuple[object, ...]:
+    source = f"data={{source: image_folder, root: {root}, image_size: 16}}"
+    return ("--set", source, "--set", "train.batch_size=8", "--set", "train.steps=2")
+
+
+def test_images_in_folders_are_learned_from(recipe: Path, tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images")
+    done("train-teacher", "-r", recipe, "--out", tmp_path / "runs", *on_images(root))
+    assert evaluations(tmp_path / "runs" / "teacher")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda root: shutil.rmtree(root), ("data.root", "no folder")),
+        (lambda root: [shutil.rmtree(root / "train" / name) for name in ("cat", "dog")], ("train", "no folders in it")),
+        (lambda root: [path.unlink() for path in (root / "train/cat").iterdir()], ("train/cat", "has no images")),
+        (lambda root: (root / "train/dog/3.png").write_bytes(b"no image"), ("train/dog/3.png", "not an image")),
+        (lambda root: os.rename(root / "test/dog", root / "test/wolf"), ("wolf", "dog", "differ")),
+    ],
+)
+def test_images_that_cannot_be_learned_from_are_told(
+    spoil: Any, words: tuple[str, ...], recipe: Path, tmp_path: Path
+) -> None:
+    root = image_folder(tmp_path / "images")
+    spoil(root)
+    before = contents(tmp_path)
+    line = refused("train-teacher", "-r", recipe, "--out", tmp_path / "runs", *on_images(root), code=1)
+    assert all(word in line for word in words), line
+    assert contents(tmp_path) == before
+
+
+def test_a_teacher_of_other_classes_is_told(recipe: Path, tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images")
+    done("train-teacher", "-r", recipe, "--out", tmp_path / "runs", *on_images(root))
+    for part in ("train", "test"):
+        os.rename(root / part / "dog", root / part / "dingo")
+    os.rename(root, tmp_path / "others")
+    line = refused("distill", "-r", recipe, "--out", tmp_path / "runs", *on_images(tmp_path / "others"), code=1)
+    problem = "its classes differ from the data's: 'dog' where the data has 'dingo'"
+    assert line == f"{tmp_path}/runs/teacher/model.safetensors: {problem}"
+    line = refused("evaluate", "-c", tmp_path / "runs" / "teacher", "--set", f"data.root={tmp_path / 'others'}", code=1)
+    assert line == f"{tmp_path}/runs/teacher/model.safetensors: {problem}"
+
+
+# Output for programs
+
+
+def test_with_json_there_is_one_object_on_standard_output(recipe: Path, copied: Path, tmp_path: Path) -> None:
+    common = ("-r", recipe, "--json")
+    found = {
+        "dry run": done("distill", *common, "--out", copied, "--dry-run"),
+        "distill": done("distill", *common, "--out", copied, "--overwrite"),
+        "again": done("distill", *common, "--out", copied),
+        "baseline": done("distill", *common, "--out", copied, "--baseline"),
+        "teacher": done("train-teacher", *common, "--out", copied),
+        "evaluate": done("evaluate", "-c", copied / "teacher", "--json"),
+        "report": done("speedup-report", copied, "--json"),
+    }
+    values = {name: json.loads(said.out, parse_constant=pytest.fail) for name, said in found.items()}
+    assert all(isinstance(value, dict) for value in values.values())
+    assert values["dry run"]["parameters"].keys() == {"student", "teacher"}
+    assert values["dry run"]["distilled_step_floor"] > 1
+    assert values["distill"] == values["again"]
+    assert (values["distill"]["run"], values["distill"]["final"]["at"]["step"]) == ("w2s/seed0", 30)
+    assert [line["name"] for line in values["distill"]["lines"]] == ["teacher", "2.6", "0.98*baseline"]
+    assert (values["baseline"]["run"], values["teacher"]["run"]) == ("baseline/seed0", "teacher")
+    assert values["evaluate"]["metrics"].keys() == {"top1", "top5", "loss"}
+    assert values["report"] == json.loads((copied / "report" / "report.json").read_text())
+    assert found["distill"].err.count("\n") > 10
+    assert found["again"].err == ""
+
+
+def test_quiet_leaves_events_and_results(recipe: Path, copied: Path) -> None:
+    said = done("distill", "-r", recipe, "--out", copied, "--overwrite", "--quiet")
+    assert "step 2/30" not in said.err
+    assert "distillation off" in said.err
+    assert "finished" in said.err
+    assert "w2s/seed0" in said.out
+
+
+def test_a_metric_that_is_no_number_is_null_in_json(experiment: Path, tmp_path: Path) -> None:
+    from tiny import weights
+
+    state = {
+        name: torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else tensor
+        for name, tensor in weights(experiment / "teacher").items()
+    }
+    torch.save(state, tmp_path / "nan.pt")
+    arguments = ("evaluate", "-c", tmp_path / "nan.pt", "-r", experiment.parent / "tiny.yaml", "--role", "teacher")
+    values = json.loads(done(*arguments, "--json").out, parse_constant=pytest.fail)
+    assert values["metrics"]["loss"] is None
+    assert w2skd(*arguments, "--require", "loss<=1000").code == 3
+
+
+# Dry runs
+
+
+def test_a_dry_run_tells_the_costs_and_writes_nothing(recipe: Path, copied: Path, tmp_path: Path) -> None:
+    before, folders = contents(tmp_path), sorted(tmp_path.rglob("*"))
+    said = done("distill", "-r", recipe, "--out", copied, "--dry-run").out
+    for word in ("64 training, 40 evaluation", "30 steps of 4 an epoch", "small_cnn_weak", "cifar_resnet8", "MFLOPs"):
+        assert word in said
+    assert "a distilled step takes at least" in said
+    assert "at 8 validations in a row" in " ".join(said.split())
+    done("distill", "-r", recipe, "--out", tmp_path / "new", "--dry-run", "--baseline")
+    said = done("train-teacher", "-r", recipe, "--out", tmp_path / "new", "--dry-run").out
+    assert "6 steps of 4 an epoch" in said
+    assert "small_cnn_weak" not in said
+    assert contents(tmp_path) == before
+    assert sorted(tmp_path.rglob("*")) == folders
+
+
+# Targets
+
+
+@pytest.mark.parametrize("target", ["top1>=1.1", "loss<=0.1", "top5 >= 2e0"])
+def test_a_target_that_is_not_reached_ends_with_3(target: str, experiment: Path) -> None:
+    line = refused("evaluate", "-c", experiment / "teacher", "--require", "top1>=0", "--require", target, code=3)
+    assert line.startswith(f"{target[:4]} is ")
+    assert "required was" in line
+
+
+def test_targets_that_are_reached_change_nothing(experiment: Path) -> None:
+    targets = ("--require", "top1>=0", "--require", "loss <= 1e6")
+    plain = done("evaluate", "-c", experiment / "teacher")
+    assert done("evaluate", "-c", experiment / "teacher", *targets).out == plain.out
+
+
+@pytest.mark.parametrize(
+    "target", ["top1", "top1>0.5", "top1=0.5", ">=1", "top1>=", "top1>=e", "top1>=nan", "top1>=1 2"]
+)
+def test_a_target_that_means_nothing_is_told(target: str, experiment: Path) -> None:
+    line = refused("evaluate", "-c", experiment / "teacher", "--require", target, code=2)
+    assert line == f"--require {target}: write it as top1>=0.9 or loss<=0.5"
+
+
+def test_a_target_of_an_unknown_metric_is_told(experiment: Path) -> None:
+    line = refused("evaluate", "-c", experiment / "teacher", "--require", "top2>=0.5", code=2)
+    assert line.startswith("--require top2: no such metric (did you mean 'top")
+    assert all(name in line.partition("known: ")[2] for name in ("top1", "top5", "loss"))
+
+
+def test_a_role_that_is_none_is_told(experiment: Path) -> None:
+    line = refused("evaluate", "-c", experiment / "teacher", "--role", "pupil", code=2)
+    assert line == "--role pupil: teacher or student"
+
+
+# Reports
+
+
+def test_a_report_can_require_a_speedup(copied: Path) -> None:
+    said = done("speedup-report", copied, "--require", "0.01")
+    assert "Result" in said.out
+    assert f"saved under {copied}/report" in said.out
+    line = refused("speedup-report", copied, "--require", "100", code=3)
+    assert line.startswith("required was a speed-up of 100 at teacher: ")
+    line = refused("speedup-report", copied, "--require", "nan", code=2)
+    assert line == "--require nan: nothing is above or below it"
+    assert w2skd("speedup-report", copied, "--require", "much").code == 2
+
+
+def test_without_thresholds_a_speedup_cannot_be_required(copied: Path) -> None:
+    for run in ("baseline", "w2s"):
+        path = copied / run / "seed0" / "recipe.yaml"
+        values = yaml.safe_load(path.read_text())
+        path.write_text(yaml.safe_dump(values | {"report": {"metric": "loss", "thresholds": []}}))
+    done("speedup-report", copied)
+    assert "the recipe has no thresholds" in refused("speedup-report", copied, "--require", "1", code=2)
+
+
+def test_a_row_that_was_cut_off_is_left_out_of_the_report(copied: Path) -> None:
+    whole = json.loads(done("speedup-report", copied, "--json").out)
+    with (copied / "w2s" / "seed0" / "metrics.jsonl").open("a") as file:
+        file.write('{"row": "eval", "step": 33, "epo')
+    assert json.loads(done("speedup-report", copied, "--json").out) == whole
+
+
+def test_damaged_records_are_told(copied: Path) -> None:
+    metrics = copied / "w2s" / "seed0" / "metrics.jsonl"
+    metrics.write_text("garbage\n" + metrics.read_text())
+    before = contents(copied)
+    assert refused("speedup-report", copied, code=2).startswith(f"{copied}/w2s/seed0: its records are damaged: ")
+    assert contents(copied) == before
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_a_folder_without_runs_is_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert refused("speedup-report", tmp_path / name, code=2).startswith(f"{tmp_path / name}: ")
+
+
+def test_a_report_that_cannot_be_saved_is_told(copied: Path) -> None:
+    (copied / "report").write_text("mine")
+    line = refused("speedup-report", copied, code=1)
+    assert line == f"cannot write {copied}/report: File exists"
+    assert (copied / "report").read_text() == "mine"
+
+
+# Messages
+
+
+def test_messages_are_printed_as_they_are(tmp_path: Path) -> None:
+    name = f"{tmp_path}/[bold]x[/nothing] :warning: {'long ' * 40}.yaml"
+    assert refused("distill", "-r", name, code=2).startswith(f"recipe {name}: no such file")
+
+
+def test_a_second_ctrl_c_ends_at_once_and_says_so(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from w2skd.engine import Engine
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "_take_step", interrupt)
+    line = refused("train-teacher", "-r", recipe, "--out", tmp_path / "runs", code=130)
+    assert line == "interrupted at once; the last checkpoint stands"
+    assert json.loads((tmp_path / "runs/teacher/status.json").read_text())["state"] == "stopped"
+
+
+def test_ranks_but_the_first_say_nothing() -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "RANK": "1", "WORLD_SIZE": "2"}
+    found = subprocess.run(
+        [sys.executable, "-m", "w2skd", "distill", "-r", "nowhere"], capture_output=True, env=environment, check=False
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (2, b"", b"")

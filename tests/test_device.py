@@ -1,0 +1,93 @@
+import json
+
+import pytest
+import torch
+
+from w2skd import device as module
+from w2skd.device import autocast, describe_environment, open_device, seed_generators
+from w2skd.distributed import Ranks
+from w2skd.errors import DeviceError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_without_a_gpu_it_is_the_cpu(name: str) -> None:
+    assert open_device(name, Ranks()) == CPU
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("name", ["cuda", "cuda:7"])
+def test_a_gpu_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(DeviceError, match=rf"^--device {name}: there is no GPU here$"):
+        open_device(name, Ranks())
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cpu cpu", "meta", "cuda:-1"])
+def test_a_device_that_does_not_exist_is_refused(name: str) -> None:
+    with pytest.raises(DeviceError, match=rf"^--device {name}: unknown; use auto, cpu, cuda, cuda:N or mps$"):
+        open_device(name, Ranks())
+
+
+def test_mps_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match=r"^--device mps: not available here$"):
+        open_device("mps", Ranks())
+
+
+@pytest.mark.parametrize(("name", "local_rank", "index"), [("auto", 0, 0), ("cuda", 1, 1), ("cuda:1", 0, 1)])
+def test_each_rank_takes_its_own_gpu(name: str, local_rank: int, index: int, two_gpus: list[int]) -> None:
+    device = open_device(name, Ranks(rank=local_rank, world=2, local_rank=local_rank))
+    assert device == torch.device("cuda", index)
+    assert two_gpus == [index]
+
+
+def test_a_gpu_too_many_is_told_with_those_that_are_there(two_gpus: list[int]) -> None:
+    with pytest.raises(DeviceError, match=r"^--device cuda:2: there are GPUs 0 to 1 only here$"):
+        open_device("cuda:2", Ranks())
+    with pytest.raises(DeviceError, match="0 to 1 only"):
+        open_device("auto", Ranks(rank=2, world=3, local_rank=2))
+    assert two_gpus == []
+
+
+def test_the_environment_says_what_a_result_depends_on() -> None:
+    facts = describe_environment(CPU, Ranks(world=3))
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["torch"] == torch.__version__
+    assert (facts["device"], facts["ranks"], facts["threads"]) == ("cpu", 3, torch.get_num_threads())
+    assert "cores" in facts["device_name"]
+    assert facts.keys() >= {"w2skd", "python", "torchvision", "commit"}
+
+
+def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert module._commit() is None
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_forward_passes_have_the_precision_asked_for(precision: str, dtype: torch.dtype) -> None:
+    layer = torch.nn.Linear(2, 2)
+    with autocast(CPU, precision):
+        assert layer(torch.ones(1, 2)).dtype == dtype
+    assert layer.weight.dtype == torch.float32
+
+
+def test_seeding_gives_what_torch_itself_gives() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    seed_generators(CPU, 5)
+    assert torch.equal(torch.rand(3), expected)

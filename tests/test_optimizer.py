@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from w2skd.optimizer import build_average, build_optimizer
+from w2skd.recipe.schema import EmaSection, TrainSection
+
+
+def section(optimizer: dict[str, object]) -> TrainSection:
+    return TrainSection.model_validate(
+        {"steps": 1, "batch_size": 1, "optimizer": optimizer, "lr_schedule": {"name": "constant"}}
+    )
+
+
+def steps(optimizer: torch.optim.Optimizer, weight: nn.Parameter, gradients: Tensor) -> Tensor:
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+    return weight.detach()
+
+
+GRADIENTS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+START = torch.linspace(-1, 1, 5)
+
+
+class OneWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(START.clone())
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_follows_its_definition(nesterov: bool) -> None:
+    model = OneWeight()
+    values = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": nesterov}
+    ours = steps(build_optimizer(model, section(values)), model.weight, GRADIENTS)
+    weight, momentum = START.double(), torch.zeros(5, dtype=torch.float64)
+    for gradient in GRADIENTS.double():
+        gradient = gradient + 0.01 * weight
+        momentum = 0.9 * momentum + gradient
+        weight = weight - 0.1 * (gradient + 0.9 * momentum if nesterov else momentum)
+    torch.testing.assert_close(ours.double(), weight, rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_follows_its_definition() -> None:
+    model = OneWeight()
+    values = {"name": "adamw", "lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.2}
+    ours = steps(build_optimizer(model, section(values)), model.weight, GRADIENTS)
+    weight = START.double()
+    mean = square = torch.zeros(5, dtype=torch.float64)
+    for step, gradient in enumerate(GRADIENTS.double(), start=1):
+        weight = weight * (1 - 0.1 * 0.2)
+        mean, square = 0.8 * mean + 0.2 * gradient, 0.95 * square + 0.05 * gradient**2
+        weight = weight - 0.1 * (mean / (1 - 0.8**step)) / ((square / (1 - 0.95**step)).sqrt() + 1e-6)
+    torch.testing.assert_close(ours.double(), weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_optimizers_can_skip_an_update_on_the_device(name: str) -> None:
+    optimizer = build_optimizer(OneWeight(), section({"name": name, "lr": 0.1}))
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def test_the_average_follows_weights_and_running_statistics() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = build_average(model, EmaSection(decay=0.75))
+    assert average is not None
+    expected = {}
+    for number in range(4):
+        with torch.no_grad():
+            for value in model.state_dict().values():
+                value.copy_(torch.full_like(value, number) if value.is_floating_point() else torch.tensor(number))
+        average.update_parameters(model)
+        for name, value in model.state_dict().items():
+            # The first update copies.
+            expected[name] = value.double() if number == 0 else 0.75 * expected[name] + 0.25 * value.double()
+    averaged = average.module.state_dict()
+    for name in ("0.weight", "0.bias", "1.weight", "1.running_mean", "1.running_var"):
+        torch.testing.assert_close(averaged[name].double(), expected[name])
+    assert averaged["0.weight"][0, 0] == 1 * 0.25 * 0.75**2 + 2 * 0.25 * 0.75 + 3 * 0.25
+    assert averaged["0.weight"].data_ptr() != model[0].weight.data_ptr()
+
+
+def test_no_section_no_average() -> None:
+    assert build_average(nn.Linear(1, 1), None) is None

@@ -1,0 +1,113 @@
+"""The same model gives the same score, whatever file it comes from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import contents, done, evaluations, finished_experiment, refused, weights
+
+from w2skd.checkpoint import load_checkpoint
+from w2skd.distributed import Ranks
+from w2skd.score import score_checkpoint
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished_experiment(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def run(experiment: Path) -> Path:
+    return experiment / "w2s" / "seed0"
+
+
+@pytest.fixture
+def recipe(experiment: Path) -> Path:
+    return experiment.parent / "tiny.yaml"
+
+
+def score(*arguments: object) -> dict[str, Any]:
+    return json.loads(done("evaluate", "--json", "--checkpoint", *arguments).out)
+
+
+def test_all_forms_of_a_model_score_alike(run: Path, recipe: Path, tmp_path: Path) -> None:
+    torch.save(weights(run), tmp_path / "bare.pt")
+    save_file(weights(run), tmp_path / "bare.safetensors")
+    last = run / "checkpoints" / "last.pt"
+    found = [
+        *(score(path) for path in (run, run / "model.safetensors", last)),
+        *(score(path, "--recipe", recipe) for path in (run, last, tmp_path / "bare.pt", tmp_path / "bare.safetensors")),
+    ]
+    expected = evaluations(run)[-1][-1]
+    for each in found:
+        assert each["metrics"] == pytest.approx(expected, rel=1e-6)
+        assert each["metrics"] == found[0]["metrics"]
+        assert each["tables"] == found[0]["tables"]
+        assert each["model"] == "small_cnn_weak"
+    assert [Path(each["checkpoint"]).name for each in found[:3]] == [
+        "model.safetensors",
+        "model.safetensors",
+        "last.pt",
+    ]
+
+
+def test_the_best_checkpoint_scores_what_it_was_kept_for(run: Path) -> None:
+    best = run / "checkpoints" / "best.pt"
+    engine = load_checkpoint(best)["engine"]
+    assert score(best)["metrics"]["loss"] == pytest.approx(engine["best"], rel=1e-6)
+    assert engine["best"] == min(metrics["loss"] for *_, metrics in evaluations(run))
+
+
+def test_a_teacher_is_scored_as_a_teacher(experiment: Path, recipe: Path, tmp_path: Path) -> None:
+    teacher = experiment / "teacher"
+    torch.save(weights(teacher), tmp_path / "bare.pt")
+    expected = pytest.approx(evaluations(teacher)[-1][-1], rel=1e-6)
+    assert score(teacher)["metrics"] == expected
+    assert score(tmp_path / "bare.pt", "--recipe", recipe, "--role", "teacher")["metrics"] == expected
+    line = refused("evaluate", "-c", tmp_path / "bare.pt", "--recipe", recipe, code=1)
+    assert line.startswith(f"{tmp_path}/bare.pt: not the weights of small_cnn_weak: ")
+    line = refused("evaluate", "-c", teacher, "--role", "student", code=1)
+    assert line == f"{teacher}/model.safetensors: made for cifar_resnet8, not for small_cnn_weak"
+
+
+def test_the_recipe_can_be_changed(run: Path) -> None:
+    fewer = score(run, "--set", "data.eval_examples=10")
+    assert sum(row["examples"] for row in fewer["tables"]["classes"]) == 10
+
+
+def test_scoring_changes_nothing(experiment: Path, run: Path) -> None:
+    before = contents(experiment)
+    done("evaluate", "-c", run)
+    assert contents(experiment) == before
+
+
+def test_what_people_see_has_every_metric_and_every_class(run: Path) -> None:
+    said = done("evaluate", "-c", run).out
+    for word in ("small_cnn_weak", "top1", "top5", "loss", "classes"):
+        assert word in said
+    assert said.count("\n") > 10
+
+
+def test_a_bare_state_dict_needs_a_recipe(run: Path, tmp_path: Path) -> None:
+    torch.save(weights(run), tmp_path / "bare.pt")
+    line = refused("evaluate", "-c", tmp_path / "bare.pt", code=1)
+    assert line == f"{tmp_path}/bare.pt: carries no recipe; say with --recipe how its model is built and scored"
+
+
+@pytest.mark.parametrize(("name", "problem"), [("missing.pt", "no such checkpoint"), ("", "not a run directory")])
+def test_what_is_not_there_is_told(name: str, problem: str, tmp_path: Path) -> None:
+    assert f"{tmp_path / name}: {problem}" in refused("evaluate", "-c", tmp_path / name, code=1)
+
+
+def test_a_run_that_is_not_finished_is_told(experiment: Path, tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"state": "running"}')
+    assert "not finished yet" in refused("evaluate", "-c", tmp_path, code=1)
+
+
+def test_from_python(run: Path) -> None:
+    scored = score_checkpoint(run, recipe_name=None, overrides=[], role=None, device_name="cpu", ranks=Ranks())
+    assert (scored.model, scored.metric) == ("small_cnn_weak", "loss")
+    assert scored.evaluation.metrics == pytest.approx(evaluations(run)[-1][-1], rel=1e-6)
