@@ -1,10 +1,12 @@
 """One arm as a user sees it: what it begins with, goes on from, refuses, and leaves behind."""
 
 import fcntl
+import gc
 import json
 import re
 import shutil
 import tempfile
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from tiny import (
 from w2skd import run as run_module
 from w2skd.checkpoint import load_checkpoint, load_weights
 from w2skd.clock import Clock
-from w2skd.records import EventRow, decode
+from w2skd.records import EventRow, Row, decode
 from w2skd.rundir import RunDir
 from w2skd.tasks.classification import ClassificationTask
 from w2skd.teacher import FrozenTeacher, state_fingerprint
@@ -129,6 +131,27 @@ def test_the_teacher_is_the_same_before_and_after(distill: Any, out: Path, monke
     assert contents(out / "teacher") == before
     names = load_checkpoint(run_in(out) / "checkpoints" / "last.pt")["engine"]["model"].keys()
     assert names == weights(run_in(out)).keys() != load_weights(out / "teacher").state.keys()
+
+
+def test_the_switch_frees_the_teachers_memory(distill: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[weakref.ref[torch.nn.Module]] = []
+    alive: dict[str, bool] = {}
+    original, append = FrozenTeacher.__init__, RunDir.append
+
+    def watch(self: FrozenTeacher, model: torch.nn.Module, **kwargs: Any) -> None:
+        watched.append(weakref.ref(model))
+        original(self, model, **kwargs)
+
+    def look(self: RunDir, row: Row) -> None:
+        if isinstance(row, EventRow):
+            gc.collect()
+            alive[row.name] = watched[0]() is not None
+        append(self, row)
+
+    monkeypatch.setattr(FrozenTeacher, "__init__", watch)
+    monkeypatch.setattr(RunDir, "append", look)
+    done(*distill)
+    assert alive == {"teacher": True, "distillation_off": False, "finished": False}
 
 
 def test_other_weights_to_begin_with(recipe: Path, out: Path, experiment: Path) -> None:

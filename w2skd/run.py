@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from w2skd.engine import Engine, SaveDue, evaluate
 from w2skd.errors import CheckpointError, Interrupted, RunDirError, Stopped, TrainingError, UsageError, UserError
 from w2skd.models.measure import count_parameters, forward_flops
 from w2skd.progress import ProgressView, progress_view
+from w2skd.recipe.flat import flatten, select
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe, TrainSection
 from w2skd.records import EventRow
@@ -41,15 +42,7 @@ from w2skd.tasks.base import Role, Task
 from w2skd.tasks.catalog import build_task
 from w2skd.teacher import FrozenTeacher
 
-_IGNORED_ON_RESUME = {
-    "name",
-    "report",
-    "data.root",
-    "data.download",
-    "train.log_every",
-    "train.checkpoint_every",
-    "teacher.checkpoint",
-}
+_IGNORED_ON_RESUME = ("data.root", "data.download", "train.log_every", "train.checkpoint_every")
 """Keys that may differ between a run and its resume: they do not change what is learned."""
 
 
@@ -80,9 +73,9 @@ class RunOptions:
         return None if self.resume in ("auto", "never") else Path(self.resume)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Setup:
-    """Everything up to the first step."""
+    """Everything up to the first step. The teacher moves on to the engine, which is to hold the only reference."""
 
     recipe: Recipe
     arm: Arm
@@ -258,14 +251,11 @@ def _train(run: RunDir, setup: Setup, start: _Start, options: RunOptions, ranks:
         teacher = teacher_facts = None
         if setup.arm == "w2s":
             teacher, teacher_facts = _open_teacher(setup, checkpoint, clock)
-            # From here on the engine's reference is the only one, so that the switch frees the memory.
-            setup = replace(setup, teacher_model=None, teacher_weights=None)
             if checkpoint is None:
                 row = EventRow(0, "teacher", teacher_facts)
                 ranks.on_main(lambda: run.append(row))
             if ranks.is_main:
                 view.show(EventRow(0, "teacher", teacher_facts))
-            if ranks.is_main:
                 for line in teacher_gaps(options.out, recipe.report.thresholds):
                     view.note(line)
         schedule = None
@@ -289,7 +279,7 @@ def _train(run: RunDir, setup: Setup, start: _Start, options: RunOptions, ranks:
             schedule=schedule,
             should_stop=stop,
         )
-        del teacher
+        del teacher  # the engine's reference is the only one now, so that the switch frees the memory
         if checkpoint is not None:
             engine.load_state_dict(checkpoint["engine"])
 
@@ -387,10 +377,13 @@ def _open_teacher(
     setup: Setup, checkpoint: dict[str, Any] | None, clock: Clock
 ) -> tuple[FrozenTeacher, dict[str, Any]]:
     """Freeze the teacher and measure it as the student will be measured; on a resume, hold it to what it was."""
-    assert setup.teacher_model is not None
-    assert setup.teacher_weights is not None
+    model, weights = setup.teacher_model, setup.teacher_weights
+    assert model is not None
+    assert weights is not None
+    # Whoever else kept a reference would keep the memory after the switch.
+    setup.teacher_model = setup.teacher_weights = None
     teacher = FrozenTeacher(
-        setup.teacher_model,
+        model,
         device=setup.device,
         precision=setup.train.precision,
         channels_last=setup.train.channels_last,
@@ -401,7 +394,7 @@ def _open_teacher(
         known: dict[str, Any] = checkpoint["teacher"]
         if known["fingerprint"] != fingerprint and checkpoint["engine"]["schedule"]["switched_off"] is None:
             raise CheckpointError(
-                f"{setup.teacher_weights.path}: another teacher than the one that this run began with "
+                f"{weights.path}: another teacher than the one that this run began with "
                 f"({known['checkpoint']}, sha256 {known['fingerprint'][:12]})"
             )
         return teacher, known
@@ -409,7 +402,7 @@ def _open_teacher(
         evaluation = evaluate(setup.task, teacher.model, setup.device, setup.train.precision)
     return teacher, {
         "metrics": evaluation.metrics,
-        "checkpoint": str(setup.teacher_weights.path),
+        "checkpoint": str(weights.path),
         "fingerprint": fingerprint,
         "parameters": teacher.parameter_count,
     }
@@ -417,19 +410,22 @@ def _open_teacher(
 
 def differing_keys(theirs: Recipe, ours: Recipe, arm: Arm) -> list[str]:
     """What two recipes of one arm differ in, as far as it changes what that arm learns: ``key: theirs -> ours``."""
-    relevant = {
-        "teacher": ("task", "seed", "data", "loss", "teacher", "train"),
-        "baseline": ("task", "seed", "data", "loss", "student", "train"),
-        "w2s": ("task", "seed", "data", "loss", "student", "train", "teacher.model", "distill"),
-    }[arm]
-    before, after = _flatten(theirs.model_dump(mode="json")), _flatten(ours.model_dump(mode="json"))
+    before, after = _what_is_learned(theirs, arm), _what_is_learned(ours, arm)
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
-        and any(key == section or key.startswith(f"{section}.") for section in relevant)
-        and not any(key == ignored or key.startswith(f"{ignored}.") for ignored in _IGNORED_ON_RESUME)
     ]
+
+
+def _what_is_learned(recipe: Recipe, arm: Arm) -> dict[str, Any]:
+    values = recipe.model_dump(mode="json") | {"train": _train_section(recipe, arm).model_dump(mode="json")}
+    sections = {
+        "teacher": ("task", "seed", "data", "loss", "teacher.model", "train"),
+        "baseline": ("task", "seed", "data", "loss", "student", "train"),
+        "w2s": ("task", "seed", "data", "loss", "student", "train", "teacher.model", "distill"),
+    }[arm]
+    return select(flatten(values), sections, _IGNORED_ON_RESUME)
 
 
 def _train_section(recipe: Recipe, arm: Arm) -> TrainSection:
@@ -447,13 +443,6 @@ def _phase(engine: Engine) -> str | None:
 def _newest_checkpoint(run: RunDir) -> str:
     checkpoint, _ = load_last_checkpoint(run.checkpoints)
     return f"{run.checkpoints / 'last.pt'} of step {checkpoint['engine']['step']}" if checkpoint else "none yet"
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 @contextmanager

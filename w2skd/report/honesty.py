@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from w2skd.recipe.schema import Recipe
+from w2skd.recipe.flat import flatten, select
 from w2skd.report import units
 from w2skd.report.crossing import events
 from w2skd.report.experiment import ARMS, Experiment, label, teacher_is_ours, teacher_levels
@@ -27,13 +27,13 @@ def warnings(experiment: Experiment) -> Iterator[str]:
 
 def _recipes(experiment: Experiment) -> Iterator[str]:
     """Both arms have to be trained in the same way."""
-    for line in _differences(experiment.students, lambda run: _flatten(run.recipe, _COMPARED)):
+    for line in _differences(experiment.students, lambda run: _sections(run, _COMPARED)):
         yield f"the runs were not trained alike: {line}"
     w2s = list(experiment.arm("w2s").values())
-    for line in _differences(w2s, lambda run: _flatten(run.recipe, ("distill", "teacher"))):
+    for line in _differences(w2s, lambda run: _sections(run, ("distill", "teacher"))):
         yield f"the w2s runs were not distilled alike: {line}"
     first = experiment.students[0]
-    for line in _differences(experiment.students, lambda run: _flatten(run.recipe, ("report",))):
+    for line in _differences(experiment.students, lambda run: _sections(run, ("report",))):
         yield f"recipes ask for different reports, {label(first)} was followed: {line}"
 
 
@@ -118,18 +118,8 @@ def _differences(runs: Sequence[RunRecord], values: Callable[[RunRecord], dict[s
             yield f"{key} is " + ", ".join(f"{_plain(value)} in {_names(names)}" for value, names in holders.items())
 
 
-def _flatten(recipe: Recipe, sections: Sequence[str]) -> dict[str, Any]:
-    """Dotted key -> value of the named sections."""
-    flat: dict[str, Any] = {}
-    dumped = recipe.model_dump(mode="json")
-    stack: list[tuple[tuple[str, ...], Any]] = [((name,), dumped[name]) for name in sections if name in dumped]
-    while stack:
-        path, value = stack.pop(0)
-        if isinstance(value, dict):
-            stack = [((*path, key), item) for key, item in value.items()] + stack
-        elif ".".join(path) not in _IGNORED:
-            flat[".".join(path)] = value
-    return flat
+def _sections(run: RunRecord, sections: Sequence[str]) -> dict[str, Any]:
+    return select(flatten(run.recipe.model_dump(mode="json")), sections, _IGNORED)
 
 
 def _select(run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:
