@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -163,9 +165,9 @@ class Engine:
                 with self._sync_gradients(last=micro == section.accumulate - 1):
                     with autocast(self.device, section.precision):
                         losses = self.task.losses(self.network, self.teacher if lambda_ > 0 else None, batch)
-                    total = weigh(losses, lambda_) / section.accumulate
-                    total.backward()  # type: ignore[no-untyped-call]
-                self._window.add({"loss": total * section.accumulate, **named(losses)})
+                    loss = weigh(losses, lambda_)
+                    (loss / section.accumulate).backward()  # type: ignore[no-untyped-call]
+                self._window.add({"loss": loss, **named(losses)})
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             if section.clip_grad_norm is not None:
@@ -276,10 +278,8 @@ class Engine:
 
 def weigh(losses: Losses, lambda_: float) -> Tensor:
     """L_task + lambda * L_distill: the one place where losses are weighted and summed."""
-    total = torch.stack(list(losses.task.values())).sum()
-    if losses.distill:
-        total = total + lambda_ * torch.stack(list(losses.distill.values())).sum()
-    return total
+    total = reduce(add, losses.task.values())
+    return total + lambda_ * reduce(add, losses.distill.values()) if losses.distill else total
 
 
 def named(losses: Losses) -> dict[str, Tensor]:
