@@ -37,21 +37,27 @@ def test_a_gpu_that_is_not_there_is_refused(name: str) -> None:
         open_device(name, Ranks())
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cpu cpu", "meta", "cuda:-1"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cpu cpu", "meta", "mps", "cuda:-1"])
 def test_a_device_that_does_not_exist_is_refused(name: str) -> None:
-    with pytest.raises(DeviceError, match=rf"^--device {name}: unknown; use auto, cpu, cuda, cuda:N or mps$"):
+    with pytest.raises(DeviceError, match=rf"^--device {name}: unknown; use auto, cpu, cuda or cuda:N$"):
         open_device(name, Ranks())
 
 
-def test_mps_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match=r"^--device mps: not available here$"):
-        open_device("mps", Ranks())
+def test_one_gpu_for_several_ranks_is_refused() -> None:
+    with pytest.raises(DeviceError, match=r"^--device cuda:0: all 4 ranks would share it; use cuda, one GPU a rank$"):
+        open_device("cuda:0", Ranks(rank=1, world=4, local_rank=1))
+
+
+def test_generators_are_seeded_as_torch_would() -> None:
+    seed_generators(CPU, 12345)
+    ours = torch.rand(4)
+    torch.manual_seed(12345)
+    assert torch.equal(ours, torch.rand(4))
 
 
 @pytest.mark.parametrize(("name", "local_rank", "index"), [("auto", 0, 0), ("cuda", 1, 1), ("cuda:1", 0, 1)])
 def test_each_rank_takes_its_own_gpu(name: str, local_rank: int, index: int, two_gpus: list[int]) -> None:
-    device = open_device(name, Ranks(rank=local_rank, world=2, local_rank=local_rank))
+    device = open_device(name, Ranks(rank=local_rank, world=local_rank + 1, local_rank=local_rank))
     assert device == torch.device("cuda", index)
     assert two_gpus == [index]
 

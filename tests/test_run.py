@@ -36,6 +36,8 @@ from tiny import (
 from w2skd import run as run_module
 from w2skd.checkpoint import load_checkpoint, load_weights
 from w2skd.clock import Clock
+from w2skd.distributed import Ranks
+from w2skd.recipe.load import load_recipe
 from w2skd.records import EventRow, Row, decode
 from w2skd.rundir import RunDir
 from w2skd.tasks.classification import ClassificationTask
@@ -154,6 +156,18 @@ def test_the_switch_frees_the_teachers_memory(distill: Any, out: Path, monkeypat
     assert alive == {"teacher": True, "distillation_off": False, "finished": False}
 
 
+def test_all_models_go_to_the_device(recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved, original = [], torch.nn.Module.to
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "to",
+        lambda self, *a, **kw: (moved.append((type(self).__name__, a)), original(self, *a, **kw))[1],
+    )
+    run_module.set_up(load_recipe(str(recipe)), "w2s", run_module.RunOptions(out), Ranks())
+    for model in ("CifarResNet", "SmallCnn"):
+        assert (model, (torch.device("cpu"),)) in moved
+
+
 def test_other_weights_to_begin_with(recipe: Path, out: Path, experiment: Path) -> None:
     source = run_in(experiment, "baseline")
     done("distill", "--recipe", recipe, "--out", out, "--baseline", "--init-from", source, "--set", "train.log_every=1")
@@ -193,8 +207,32 @@ def test_determinism_is_for_the_run_only(section: str, recipe: Path, tmp_path: P
 def test_a_finished_run_started_again_does_nothing(recipe: Path, copied: Path) -> None:
     before = contents(copied)
     for arguments in (("train-teacher",), ("distill",), ("distill", "--baseline"), ("distill", "--resume", "auto")):
-        done(*arguments, "--recipe", recipe, "--out", copied)
+        assert "already finished" in done(*arguments, "--recipe", recipe, "--out", copied).err
     assert contents(copied) == before
+
+
+def test_a_finished_run_does_not_answer_for_another_teacher(recipe: Path, copied: Path, tmp_path: Path) -> None:
+    done("train-teacher", "--recipe", recipe, "--out", tmp_path / "other", "--seed", 5)
+    other, before = tmp_path / "other" / "teacher", contents(copied)
+    line = refused("distill", "--recipe", recipe, "--out", copied, "--teacher", other, code=2)
+    assert "holds a finished run with another teacher" in line
+    assert contents(copied) == before
+
+
+def test_a_finished_run_does_not_answer_for_other_first_weights(recipe: Path, copied: Path) -> None:
+    source = run_in(copied, "baseline")
+    line = refused("distill", "-r", recipe, "--out", copied, "--baseline", "--init-from", source, code=2)
+    assert "did not begin from" in line
+
+
+def test_where_a_run_went_on_is_noted(distill: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crashed_at(14, *distill)
+    before = json.loads((run_in(out) / "environment.json").read_text())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    done(*distill)
+    [resumed] = events(run_in(out), "resumed")
+    assert resumed.details["changed"] == {"threads": 7}
+    assert json.loads((run_in(out) / "environment.json").read_text()) == before
 
 
 def test_the_clock_counts_kept_work_only(distill: Any, out: Path, recipe: Path) -> None:
@@ -214,6 +252,10 @@ def test_the_clock_counts_kept_work_only(distill: Any, out: Path, recipe: Path) 
     undisturbed, resumed = totals
     assert undisturbed["train"] > 0
     assert undisturbed["teacher"] > 0
+    assert undisturbed["compile"] > 0
+    # Each process's first step is a segment of its own, so the resumed run has two of them.
+    for total in (undisturbed, resumed):
+        total["train"] += total.pop("compile")
     for segment in ("train", "teacher", "data", "evaluate"):
         assert resumed[segment] == undisturbed[segment], segment
 

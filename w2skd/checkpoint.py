@@ -80,9 +80,13 @@ def rewind_to(folder: Path, state: dict[str, Any]) -> None:
     Raises:
         OutputError: the folder is read-only or the disk full; some complete checkpoint is still there.
     """
+    best = folder / "best.pt"
+    of_the_course = best.exists() and load_checkpoint(best)["engine"]["step"] <= state["engine"]["step"]
     save_checkpoint(folder, state, best=False)
     with writing(folder):
         _share(folder / "last.pt", folder / "previous.pt")
+        if not of_the_course:
+            best.unlink(missing_ok=True)
 
 
 def load_last_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, str | None]:

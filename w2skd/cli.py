@@ -65,7 +65,7 @@ Resume = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard the run that is there.")]
 InitFrom = Annotated[Path | None, typer.Option("--init-from", metavar="CKPT", help="Start from these weights.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Do everything up to the first step, tell sizes and costs, write nothing.")
 ]

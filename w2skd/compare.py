@@ -16,14 +16,16 @@ def compare(
 ) -> None:
     """Run everything that the experiment still lacks; what is finished is skipped, what was cut off goes on.
 
-    The arms of a seed follow each other, so that a machine whose speed drifts treats them alike.
+    The arms of a seed follow each other and take turns in going first, so that a machine whose speed drifts, or
+    warms up, treats them alike.
 
     Raises:
         UserError: the first run that fails; the same call goes on from there.
     """
     runs: list[tuple[Arm, int]] = [] if recipe.teacher.checkpoint is not None else [("teacher", recipe.seed)]
-    for seed in seeds:
-        runs += [("baseline", seed), ("w2s", seed)]
+    for number, seed in enumerate(seeds):
+        pair: list[tuple[Arm, int]] = [("baseline", seed), ("w2s", seed)]
+        runs += pair if number % 2 == 0 else reversed(pair)
     if recipe.teacher.checkpoint is not None:
         find_teacher(recipe, options.out)
     # One process group and one ear for signals around all runs: a stop may come between two of them.

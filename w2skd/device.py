@@ -26,8 +26,10 @@ def open_device(name: str, ranks: Ranks) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise DeviceError(f"--device {name}: unknown; use auto, cpu, cuda, cuda:N or mps") from None
+        raise DeviceError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda":
+        if device.index is not None and ranks.world > 1:
+            raise DeviceError(f"--device {name}: all {ranks.world} ranks would share it; use cuda, one GPU a rank")
         index = device.index if device.index is not None else ranks.local_rank
         if index >= gpus:
             raise DeviceError(
@@ -35,10 +37,8 @@ def open_device(name: str, ranks: Ranks) -> torch.device:
             )
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("--device mps: not available here")
-    if device.type not in ("cpu", "mps"):
-        raise DeviceError(f"--device {name}: unknown; use auto, cpu, cuda, cuda:N or mps")
+    if device.type != "cpu":
+        raise DeviceError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N")
     return device
 
 
@@ -67,6 +67,7 @@ def describe_environment(device: torch.device, ranks: Ranks) -> dict[str, Any]:
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
+        "tf32": torch.backends.cudnn.allow_tf32 and device.type == "cuda",
         "ranks": ranks.world,
         "commit": _commit(),
     }

@@ -95,12 +95,11 @@ class Engine:
                 self.network = DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
         self._parameters = list(student.parameters())
         self.optimizer = build_optimizer(student, train)
-        self.guard = FiniteGuard(
-            [student] if self.average is None else [student, self.average], train.max_non_finite_steps
-        )
+        self.guard = FiniteGuard(self._stateful(), train.max_non_finite_steps)
         self.learning_rate = 0.0
         self._window = Window()
         self._lambda = 0.0
+        self._warm = False  # a process's first step pays for allocations, kernel choice and compilation
         self._validate_every = max(1, train.validate_every.steps(task.steps_per_epoch, self.total_steps))
         self._save_every = (
             max(1, train.checkpoint_every.steps(task.steps_per_epoch, self.total_steps))
@@ -155,7 +154,7 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         ids: list[Tensor] = []
-        with self.clock.segment("train"):
+        with self.clock.segment("train" if self._warm else "compile"):
             for micro in range(section.accumulate):
                 with self.clock.segment("data"):
                     batch = next(batches)
@@ -176,7 +175,7 @@ class Engine:
             self.optimizer.zero_grad(set_to_none=True)
             if self.average is not None:
                 self.average.update_parameters(self.student)
-        self._lambda = lambda_
+        self._lambda, self._warm = lambda_, True
         self.step += 1
 
     def _sync_gradients(self, last: bool) -> AbstractContextManager[None]:
@@ -220,12 +219,12 @@ class Engine:
         with self.clock.segment("evaluate"):
             self.ranks.average_buffers_(self._stateful())
             evaluation = evaluate(self.task, self.evaluated_model, self.device, self.train_section.precision)
-        value = evaluation.metrics[self.task.metric.name]
+        value = self.ranks.decide(evaluation.metrics[self.task.metric.name])
         if not math.isnan(value) and (self.best is None or self.task.metric.is_better(value, self.best)):
             self.best, self.best_step = value, self.step
         yield EvalRow(self.step, self._epoch, self._examples, evaluation.metrics, self.clock.read())
         if self.schedule is not None:
-            yield from self._end_distillation(self.ranks.decide(self.schedule.observe(self.step, value)))
+            yield from self._end_distillation(self.schedule.observe(self.step, value))
 
     def _end_distillation(self, off: SwitchedOff | None) -> Iterator[Row]:
         """Let go of the teacher for good."""

@@ -18,9 +18,25 @@ def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Opti
             return torch.optim.AdamW(model.parameters(), lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
 
 
+class ExponentialAverage(AveragedModel):
+    """torch's average, without its copy of a counter to the device, for which the host would wait at every step."""
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take in the weights and running statistics after a step; the first time they are taken as they are."""
+        ours, theirs = self.module.state_dict(), model.state_dict()
+        mean = [name for name, value in ours.items() if value.is_floating_point() and int(self.n_averaged) > 0]
+        if mean:
+            assert self.multi_avg_fn is not None
+            self.multi_avg_fn([ours[name] for name in mean], [theirs[name] for name in mean], self.n_averaged)
+        for name in ours.keys() - set(mean):
+            ours[name].copy_(theirs[name])
+        self.n_averaged += 1
+
+
 def build_average(model: nn.Module, section: EmaSection | None) -> AveragedModel | None:
     """An exponential moving average of a model's weights and running statistics, or None without a section."""
     if section is None:
         return None
     average = get_ema_multi_avg_fn(section.decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    return ExponentialAverage(model, multi_avg_fn=average, use_buffers=True)

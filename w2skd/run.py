@@ -35,12 +35,12 @@ from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe, TrainSection
 from w2skd.records import EventRow
 from w2skd.report.summary import teacher_gaps
-from w2skd.rundir import Arm, RunDir, State, find_teacher, read_recipe, run_path
+from w2skd.rundir import Arm, RunDir, State, find_teacher, read_recipe, read_run, run_path
 from w2skd.schedule import DistillSchedule
 from w2skd.signals import StopRequest, stop_on_signals
 from w2skd.tasks.base import Role, Task
 from w2skd.tasks.catalog import build_task
-from w2skd.teacher import FrozenTeacher
+from w2skd.teacher import FrozenTeacher, state_fingerprint
 
 _IGNORED_ON_RESUME = ("data.root", "data.download", "train.log_every", "train.checkpoint_every")
 """Keys that may differ between a run and its resume: they do not change what is learned."""
@@ -86,12 +86,18 @@ class Setup:
     model: nn.Module
     teacher_weights: Weights | None
     teacher_model: nn.Module | None
+    init_from: dict[str, str] | None
 
     def describe(self) -> dict[str, Any]:
         """Parameters, forward FLOPs per example, and the floor of a distilled step relative to a plain one."""
         models = {"student": self.model} | ({"teacher": self.teacher_model} if self.teacher_model is not None else {})
         inputs = self.task.example_batch().model_inputs
-        flops = {name: forward_flops(model, inputs) for name, model in models.items()}
+        try:
+            flops = {name: forward_flops(model, inputs) for name, model in models.items()}
+        except RuntimeError as error:
+            shape = "x".join(str(size) for size in inputs[0].shape[1:])
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"a model of this recipe cannot take inputs of {shape}: {reason}") from None
         facts: dict[str, Any] = {
             **self.task.describe_data(),
             "steps_per_epoch": self.task.steps_per_epoch,
@@ -126,10 +132,18 @@ def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Setup
         teacher_model = task.build_model(Role.TEACHER)
         load_into(teacher_model, teacher_weights, expected=recipe.teacher.model)
         check_details(teacher_weights, task.describe_model())
+        teacher_model.to(device)
     model.to(device)
     if train.channels_last:
         model.to(memory_format=torch.channels_last)
-    return Setup(recipe, arm, train, role, device, task, model, teacher_weights, teacher_model)
+    init_from = None if options.init_from is None else describe_init(options.init_from)
+    return Setup(recipe, arm, train, role, device, task, model, teacher_weights, teacher_model, init_from)
+
+
+def describe_init(path: Path) -> dict[str, str]:
+    """Which weights a run began from, for its records."""
+    weights = load_weights(path)
+    return {"checkpoint": str(weights.path), "fingerprint": state_fingerprint(weights.state)}
 
 
 def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Path:
@@ -150,6 +164,8 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
             stop.again = "the same command without --resume"
         try:
             start = ranks.on_main(lambda: _open(run, recipe, arm, options))
+            if start.finished and ranks.is_main and not options.quiet:
+                Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(f"{run.path}: {start.note}")
             if not start.finished:
                 with _determinism(_train_section(recipe, arm).deterministic):
                     # What cannot begin leaves what is there as it is, its status too.
@@ -204,8 +220,12 @@ def _open(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> _Start:
             f"{run.path} holds a run of another recipe ({'; '.join(differing)}): "
             "choose another --out, or discard it (--overwrite)"
         )
-    if run.model_path.exists() and run.status().get("state") == "finished":
-        return _Start(finished=True)
+    if options.init_from is not None and run.environment().get("init_from") != describe_init(options.init_from):
+        raise RunDirError(f"{run.path} holds a run that did not begin from {options.init_from}: choose another --out")
+    if named is None and run.model_path.exists() and run.status().get("state") == "finished":
+        if arm == "w2s":
+            _check_teacher_of(run, find_teacher(recipe, options.out))
+        return _Start(finished=True, note="already finished")
     if named is not None:
         return _Start(_named_checkpoint(run, named, recipe, arm), rewind=True)
     checkpoint, problem = load_last_checkpoint(run.checkpoints)
@@ -215,6 +235,16 @@ def _open(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> _Start:
             "or go on from an earlier checkpoint of it (--resume PATH)"
         )
     return _Start(checkpoint, f"{problem}; going on from the one before" if problem else None)
+
+
+def _check_teacher_of(run: RunDir, path: Path) -> None:
+    """A finished run answers for the teacher that it had, and for no other."""
+    known = next((row for row in read_run(run.path).rows if isinstance(row, EventRow) and row.name == "teacher"), None)
+    if known is not None and known.details.get("fingerprint") != state_fingerprint(load_weights(path).state):
+        raise RunDirError(
+            f"{run.path} holds a finished run with another teacher ({known.details.get('checkpoint')}), not {path}: "
+            "choose another --out, or discard it (--overwrite)"
+        )
 
 
 def _named_checkpoint(run: RunDir, path: Path, recipe: Recipe, arm: Arm) -> dict[str, Any]:
@@ -332,7 +362,8 @@ def _finish(run: RunDir, setup: Setup, engine: Engine, view: ProgressView) -> No
         "best_step": engine.best_step,
     }
     state = engine.evaluated_model.state_dict()
-    save_model(run.model_path, state, setup.recipe, str(setup.role), {**details, **setup.task.describe_model()})
+    about = {**details, **setup.task.describe_model(), **setup.task.describe_data()}
+    save_model(run.model_path, state, setup.recipe, str(setup.role), about)
     row = EventRow(engine.step, "finished", details)
     run.append(row)
     view.show(row)
@@ -357,13 +388,16 @@ def _write_start(
         assert checkpoint is not None
         rewind_to(run.checkpoints, checkpoint)
     lost = run.truncate_metrics(checkpoint["metrics_offset"] if checkpoint else 0)
-    environment = {**describe_environment(setup.device, ranks), **facts, "deterministic": setup.train.deterministic}
-    run.start(setup.recipe, environment)
+    environment = {**describe_environment(setup.device, ranks), **facts, "init_from": setup.init_from}
+    environment["deterministic"] = setup.train.deterministic
+    before = run.environment() if checkpoint else {}
+    run.start(setup.recipe, before or environment)
     step = checkpoint["engine"]["step"] if checkpoint else 0
     run.set_status(setup.arm, setup.recipe.seed, "running", step=step, total_steps=facts["total_steps"])
     if checkpoint is not None or lost:
         lost_steps = max([row.step for row in lost], default=step) - step
-        row = EventRow(step, "resumed", {"lost_steps": lost_steps})
+        changed = {key: environment[key] for key in before if key in environment and before[key] != environment[key]}
+        row = EventRow(step, "resumed", {"lost_steps": lost_steps, "changed": changed})
         run.append(row)
         view.show(row)
     if checkpoint is not None and setup.train.deterministic and checkpoint["threads"] != torch.get_num_threads():
@@ -405,6 +439,7 @@ def _open_teacher(
         "checkpoint": str(weights.path),
         "fingerprint": fingerprint,
         "parameters": teacher.parameter_count,
+        "data_fingerprint": weights.details.get("data_fingerprint"),
     }
 
 
@@ -420,12 +455,9 @@ def differing_keys(theirs: Recipe, ours: Recipe, arm: Arm) -> list[str]:
 
 def _what_is_learned(recipe: Recipe, arm: Arm) -> dict[str, Any]:
     values = recipe.model_dump(mode="json") | {"train": _train_section(recipe, arm).model_dump(mode="json")}
-    sections = {
-        "teacher": ("task", "seed", "data", "loss", "teacher.model", "train"),
-        "baseline": ("task", "seed", "data", "loss", "student", "train"),
-        "w2s": ("task", "seed", "data", "loss", "student", "train", "teacher.model", "distill"),
-    }[arm]
-    return select(flatten(values), sections, _IGNORED_ON_RESUME)
+    sections = {"teacher": ("teacher.model",), "baseline": ("student",), "w2s": ("student", "teacher.model", "distill")}
+    common = ("task", "seed", "data", "loss", "train", "report.metric")
+    return select(flatten(values), (*common, *sections[arm]), _IGNORED_ON_RESUME)
 
 
 def _train_section(recipe: Recipe, arm: Arm) -> TrainSection:

@@ -82,17 +82,17 @@ class RunDir:
             remove_unfinished(folder)
         write_json(self.path / "environment.json", environment)
 
+    def environment(self) -> dict[str, Any]:
+        """What `start` wrote; empty if nothing yet or damaged."""
+        return _read_object(self.path / "environment.json")
+
     def set_status(self, arm: Arm, seed: int, state: State, **details: Any) -> None:
         """Say how the run stands, for people, schedulers and reports."""
         write_json(self.path / "status.json", {"arm": arm, "seed": seed, "state": state, **details})
 
     def status(self) -> dict[str, Any]:
         """What `set_status` wrote last; empty if nothing yet or damaged."""
-        try:
-            status = json.loads((self.path / "status.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return status if isinstance(status, dict) else {}
+        return _read_object(self.path / "status.json")
 
     def truncate_metrics(self, offset: int) -> list[Row]:
         """Cut ``metrics.jsonl`` back to the bytes that a checkpoint knew of; return the rows that were lost."""
@@ -201,8 +201,16 @@ def find_teacher(recipe: Recipe, experiment: Path) -> Path:
         return own
     raise UsageError(
         f"no teacher: give --teacher CHECKPOINT, set teacher.checkpoint in the recipe, "
-        f"or train one with `w2skd train-teacher --recipe {recipe.name} --out {experiment}`"
+        f"or train one with `w2skd train-teacher --recipe ... --out {experiment}`"
     )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _decode_lines(content: bytes) -> Iterator[Row]:

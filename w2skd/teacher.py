@@ -1,7 +1,7 @@
 """`FrozenTeacher`: the one way a teacher is held and called."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NoReturn
 
@@ -112,13 +112,14 @@ class FrozenTeacher:
                 yield
 
 
-def state_fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of a module's state dict, in hex.
+def state_fingerprint(model: nn.Module | Mapping[str, Any]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of a module's state, or of a state dict, in hex.
 
     Neither device nor memory format count, nor does state that is no tensor.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    for name, tensor in sorted(state.items()):
         if isinstance(tensor, Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

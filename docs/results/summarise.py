@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from w2skd.report import units
-from w2skd.report.contract import Report, ThresholdReport
+from w2skd.report.contract import Report, ThresholdReport, pair
 from w2skd.report.render import write_report
 from w2skd.report.speedup import build_report
 
@@ -38,20 +38,19 @@ def experiments() -> Iterator[Path]:
 
 def line(name: str, threshold: ThresholdReport, report: Report) -> str:
     """A row: medians over the seeds, the range of the ratio, and how many seeds it stands on."""
-    epochs = {arm: [place.epoch for place in seeds.values() if place] for arm, seeds in threshold.first.items()}
-    reached = " → ".join(
-        units.epochs(median(epochs[arm])) if epochs.get(arm) else "not reached" for arm in ("baseline", "w2s")
-    )
+    pairs = [pair(seed, threshold.first) for seed in threshold.pairs]
+    reached = " → ".join(units.epochs(median(place.epoch for place in arm)) for arm in zip(*pairs, strict=True))
     spread = threshold.speedup_over_seeds["epochs"]
     seconds, charged = threshold.speedup_over_seeds["seconds"], threshold.speedup_with_teacher_over_seeds.get("seconds")
     ratio = "-"
     if spread is not None:
         lowest, highest = units.ratio(spread.min), units.ratio(spread.max)
-        ratio = f"**{units.ratio(spread.median)}** ({lowest} to {highest}, {spread.seeds} seeds)"
+        seeds = f"{spread.seeds} of {len(threshold.seeds)} seeds"
+        ratio = f"**{units.ratio(spread.median)}** ({lowest} to {highest}, {seeds})"
     cells = [
         f"[{name}](docs/results/{name}/report/report.md)",
         units.threshold(threshold.name, threshold.value, report.metric),
-        reached,
+        reached or "not by a pair",
         ratio,
         units.ratio(seconds.median) if seconds else "-",
         units.ratio(charged.median) if charged else "-",

@@ -218,9 +218,9 @@ def _override(values: dict[str, Any], override: str) -> None:
         section[key] = dict(inner)  # a copy, since a YAML alias may have put the same object elsewhere too
         section = section[key]
     section[keys[-1]] = parse_yaml(text, f"--set {override}")
-    if keys == ["train", "steps"] and section["steps"] is not None:
+    if keys[-2:] == ["train", "steps"] and section["steps"] is not None:
         section.pop("epochs", None)
-    if keys == ["train", "epochs"] and section["epochs"] is not None:
+    if keys[-2:] == ["train", "epochs"] and section["epochs"] is not None:
         section.pop("steps", None)
 
 

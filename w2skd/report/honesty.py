@@ -38,8 +38,10 @@ def _recipes(experiment: Experiment) -> Iterator[str]:
 
 
 def _data(experiment: Experiment) -> Iterator[str]:
-    for line in _differences(experiment.students, lambda run: _select(run, ("data_fingerprint",))):
+    for line in _differences(experiment.runs, lambda run: _select(run, ("data_fingerprint",))):
         yield f"the runs did not learn from the same data: {line}"
+    for line in _differences(experiment.students, lambda run: {"init_from": run.environment.get("init_from")}):
+        yield f"the runs did not begin from the same weights: {line}"
 
 
 def _machines(experiment: Experiment) -> Iterator[str]:
@@ -78,6 +80,11 @@ def _teachers(experiment: Experiment) -> Iterator[str]:
     if len(set(levels.values())) > 1:
         shown = ", ".join(f"{units.level(level, experiment.metric)} (seed {seed})" for seed, level in levels.items())
         yield f"the w2s runs had teachers of different levels: {shown}; the median is taken"
+    for run in experiment.arm("w2s").values():
+        for event in events(run.rows, "teacher"):
+            learned_from = event.details.get("data_fingerprint")
+            if learned_from not in (None, run.environment.get("data_fingerprint")):
+                yield f"the teacher of {label(run)} learned from other data: part of its strength comes from outside"
     if experiment.arm("w2s") and not teacher_is_ours(experiment):
         why = "it was not trained in this experiment" if experiment.teacher else "its run is not in this experiment"
         yield f"the teacher's training cost is not in this report: {why}"
@@ -90,6 +97,11 @@ def _incidents(experiment: Experiment) -> Iterator[str]:
             lost = sum(event.details.get("lost_steps") or 0 for event in resumed)
             times = "once" if len(resumed) == 1 else f"{len(resumed)} times"
             yield f"{label(run)} was resumed {times}, {lost:,} steps were done again; seconds count kept work only"
+        changed = sorted(
+            {key for event in resumed for key in event.details.get("changed") or {}} & {*_HARDWARE, *_SOFTWARE}
+        )
+        if changed:
+            yield f"{label(run)} went on with another {', '.join(changed)}: its seconds mix both"
         steps = sum(len(event.details.get("steps") or ()) for event in events(run.rows, "non_finite"))
         if events(run.rows, "non_finite"):
             yield f"{label(run)} met a non-finite loss or gradient at {steps:,} steps, whose updates were left out"
