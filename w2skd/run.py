@@ -297,6 +297,11 @@ def _train(run: RunDir, setup: Setup, start: _Start, options: RunOptions, ranks:
                 higher_is_better=task.metric.higher_is_better,
                 teacher_value=teacher_facts["metrics"][task.metric.name],
             )
+            if schedule.end_step > facts["total_steps"] and ranks.is_main:
+                view.note(
+                    f"warm-up, hold and decay take {schedule.end_step:,} steps, the run has {facts['total_steps']:,}: "
+                    "unless the student surpasses its teacher, distillation lasts to the end"
+                )
         engine = Engine(
             task,
             setup.model,

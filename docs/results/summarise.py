@@ -22,7 +22,7 @@ BEGIN, END = "<!-- results: made by docs/results/summarise.py -->\n", "<!-- /res
 def table() -> str:
     """One line for each target of each published experiment."""
     lines = [
-        "| experiment | target | reached at epoch | speed-up in epochs | in training time | teacher's training added |",
+        "| experiment | target | reached at epoch | speed-up in epochs | in FLOPs | teacher's training added |",
         "|---|---|---|---|---|---|",
     ]
     for folder in experiments():
@@ -41,7 +41,7 @@ def line(name: str, threshold: ThresholdReport, report: Report) -> str:
     pairs = [pair(seed, threshold.first) for seed in threshold.pairs]
     reached = " → ".join(units.epochs(median(place.epoch for place in arm)) for arm in zip(*pairs, strict=True))
     spread = threshold.speedup_over_seeds["epochs"]
-    seconds, charged = threshold.speedup_over_seeds["seconds"], threshold.speedup_with_teacher_over_seeds.get("seconds")
+    flops, charged = threshold.speedup_over_seeds["flops"], threshold.speedup_with_teacher_over_seeds.get("flops")
     ratio = "-"
     if spread is not None:
         lowest, highest = units.ratio(spread.min), units.ratio(spread.max)
@@ -52,7 +52,7 @@ def line(name: str, threshold: ThresholdReport, report: Report) -> str:
         units.threshold(threshold.name, threshold.value, report.metric),
         reached or "not by a pair",
         ratio,
-        units.ratio(seconds.median) if seconds else "-",
+        units.ratio(flops.median) if flops else "-",
         units.ratio(charged.median) if charged else "-",
     ]
     return f"| {' | '.join(cells)} |"

@@ -92,7 +92,9 @@ def summary_as_terminal(summary: CrossingSummary) -> RenderableType:
     parts: list[RenderableType] = [_line(f"{summary.run}: {_scores(summary)}", "bold")]
     if summary.arm == "w2s":
         teacher = units.level(summary.teacher_level, summary.metric)
-        off = _switched_off(summary.distillation_off, summary.metric) or f"on to the end, teacher {teacher}"
+        off = (
+            _switched_off(summary.distillation_off, summary.metric, summary.unit) or f"on to the end, teacher {teacher}"
+        )
         parts.append(_line(f"distillation {off}"))
     if summary.lines:
         head = _SUMMARY_HEAD if summary.baseline_run else _SUMMARY_HEAD[:4]
@@ -253,11 +255,11 @@ def _when(off: SwitchOff, unit: str) -> str:
     return f"epoch {units.epochs(off.epoch)}" if unit == "epoch" and off.epoch is not None else f"step {off.step:,}"
 
 
-def _switched_off(off: SwitchOff | None, metric: str) -> str:
+def _switched_off(off: SwitchOff | None, metric: str, unit: str) -> str:
     """Why distillation ended, in words."""
     if off is None:
         return ""
-    when = f"off at {_when(off, 'epoch')}"
+    when = f"off at {_when(off, unit)}"
     student, teacher = units.level(off.student, metric), units.level(off.teacher, metric)
     if off.reason == "surpassed":
         return f"{when}: the student ({student}) surpassed its teacher ({teacher})"
