@@ -177,8 +177,8 @@ def load_into(model: nn.Module, weights: Weights, *, expected: str) -> None:
     raise CheckpointError(f"{weights.path}: {_mismatch(weights, expected, own, missing, unexpected, other_shape)}")
 
 
-def check_details(weights: Weights, expected: Mapping[str, Sequence[str]]) -> None:
-    """Refuse weights that were trained for other classes, or for the same in another order: they answer nonsense.
+def check_details(weights: Weights, expected: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse weights that were trained for other classes, another order or normalisation: they answer nonsense.
 
     Args:
         weights: those that say nothing of a key pass.

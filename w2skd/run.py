@@ -367,6 +367,7 @@ def _finish(run: RunDir, setup: Setup, engine: Engine, view: ProgressView) -> No
         "best_step": engine.best_step,
     }
     state = engine.evaluated_model.state_dict()
+    details["fingerprint"] = state_fingerprint(state)
     about = {**details, **setup.task.describe_model(), **setup.task.describe_data()}
     save_model(run.model_path, state, setup.recipe, str(setup.role), about)
     row = EventRow(engine.step, "finished", details)

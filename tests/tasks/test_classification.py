@@ -121,6 +121,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
 def test_classes_and_data_are_described() -> None:
     task = make_task()
     assert task.describe_model()["classes"] == list(task.classes)
+    assert task.describe_model()["normalization"] == [0.4, 0.4, 0.4, 0.2, 0.2, 0.2]
     assert task.describe_data()["eval_examples"] == 33
     assert task.metric == ("top1", True)
     assert len(task.example_batch()) == 1

@@ -12,7 +12,7 @@ from w2skd.errors import RunDirError
 from w2skd.recipe.names import CLASSIFICATION_METRICS
 from w2skd.recipe.schema import Recipe
 from w2skd.recipe.threshold import Threshold
-from w2skd.report.crossing import best, teacher_level
+from w2skd.report.crossing import best, events, teacher_level
 from w2skd.rundir import RunRecord, find_runs, read_run
 
 METRICS: dict[str, Mapping[str, bool]] = {"classification": CLASSIFICATION_METRICS}
@@ -146,8 +146,14 @@ def baseline_bests(experiment: Experiment) -> dict[int, float]:
 
 
 def teacher_is_ours(experiment: Experiment) -> bool:
-    """Whether the teacher of the w2s runs is the one that this experiment trained."""
-    return experiment.teacher is not None and all(_inside(run) for run in experiment.arm("w2s").values())
+    """Whether the teacher of the w2s runs is the one that this experiment trained, as far as the records tell."""
+    if experiment.teacher is None:
+        return False
+    made = {event.details.get("fingerprint") for event in events(experiment.teacher.rows, "finished")}
+    runs = experiment.arm("w2s").values()
+    used = {event.details.get("fingerprint") for run in runs for event in events(run.rows, "teacher")}
+    told_otherwise = made and None not in made and used - made - {None}
+    return all(_inside(run) for run in runs) and not told_otherwise
 
 
 def gap(teacher: float, level: float, higher_is_better: bool) -> float | None:

@@ -72,8 +72,8 @@ class Task(Protocol[BatchT]):
         """What the examples are, for the run's records: data_fingerprint, train_examples, eval_examples."""
         ...
 
-    def describe_model(self) -> dict[str, Any]:
-        """What a model file must say besides the recipe to be used: the classes' names, for instance."""
+    def describe_model(self) -> dict[str, list[Any]]:
+        """What a model file must say besides the recipe to be used, and a teacher must share: key -> list of values."""
         ...
 
     def build_model(self, role: Role) -> nn.Module:

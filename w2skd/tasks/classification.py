@@ -1,6 +1,7 @@
 """Image classification: cross-entropy, and the teacher's softened distribution beside it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,9 +72,10 @@ class ClassificationTask:
             "eval_examples": len(self._data.evaluation),
         }
 
-    def describe_model(self) -> dict[str, list[str]]:
-        """The classes, in the order of the outputs."""
-        return {"classes": list(self.classes)}
+    def describe_model(self) -> dict[str, list[Any]]:
+        """The classes, in the order of the outputs, and mean and deviation by which its images are normalised."""
+        normalization = self._data.normalization
+        return {"classes": list(self.classes), "normalization": [*normalization.mean, *normalization.std]}
 
     def build_model(self, role: Role) -> nn.Module:
         """The recipe's classifier of that role, freshly initialised."""
