@@ -50,9 +50,7 @@ class Weights:
     @property
     def model_name(self) -> str | None:
         """The architecture's name in the catalog, if the file says."""
-        if self.recipe is None:
-            return None
-        return self.recipe.teacher.model if self.role == "teacher" else self.recipe.student.model
+        return None if self.recipe is None else self.recipe.model_of(self.role or "student")
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], *, best: bool) -> None:

@@ -359,7 +359,7 @@ def _print_setup(facts: dict[str, Any], recipe: Recipe, arm: str, as_json: bool)
     table.add_row("length", f"{facts['total_steps']:,} steps of {facts['steps_per_epoch']:,} an epoch")
     for role, count in facts["parameters"].items():
         flops = facts["forward_flops"][role]
-        name = recipe.teacher.model if "teacher" in (role, arm) else recipe.student.model
+        name = recipe.model_of("teacher" if arm == "teacher" else role)
         table.add_row(
             f"{'teacher' if arm == 'teacher' else role}",
             f"{name}: {count:,} parameters, {flops / 1e6:,.1f} MFLOPs forward an example",

@@ -128,6 +128,9 @@ class Engine:
             stop = False
             if log or self.ranks.world == 1:
                 stop = self.ranks.any(self.should_stop()) and not done
+            if save or stop:  # before the log, whose guard remembers the statistics that a resume will find
+                with self.clock.segment("train"):
+                    self.ranks.average_buffers_(self._stateful())
             if log or stop:
                 yield from self._log()
             improved = False
@@ -138,7 +141,6 @@ class Engine:
             if self.schedule is not None:
                 yield from self._end_distillation(self.schedule.finish_step(self.step))
             if save or stop:
-                self.ranks.average_buffers_(self._stateful())
                 yield SaveDue(best=improved, stopping=stop)
             if stop:
                 return
@@ -217,7 +219,6 @@ class Engine:
     def _validate(self) -> Iterator[Row]:
         """Score the student, remember its best, and let the switch see the result."""
         with self.clock.segment("evaluate"):
-            self.ranks.average_buffers_(self._stateful())
             evaluation = evaluate(self.task, self.evaluated_model, self.device, self.train_section.precision)
         value = self.ranks.decide(evaluation.metrics[self.task.metric.name])
         if not math.isnan(value) and (self.best is None or self.task.metric.is_better(value, self.best)):

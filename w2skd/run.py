@@ -119,14 +119,14 @@ def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Setup
     """
     device = open_device(options.device, ranks)
     role = Role.TEACHER if arm == "teacher" else Role.STUDENT
-    train = _train_section(recipe, arm)
+    train = recipe.train_of(arm)
     # The cheap checks come first: nobody wants to hear after minutes of loading that there is no teacher.
     teacher_weights = load_weights(find_teacher(recipe, options.out)) if arm == "w2s" else None
     task = build_task(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)
     torch.manual_seed(seed_from(recipe.seed, list(Role).index(role)))
     model = task.build_model(role)
     if options.init_from is not None:
-        load_into(model, load_weights(options.init_from), expected=_model_name(recipe, role))
+        load_into(model, load_weights(options.init_from), expected=recipe.model_of(role))
     teacher_model = None
     if teacher_weights is not None:
         teacher_model = task.build_model(Role.TEACHER)
@@ -167,7 +167,7 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
             if start.finished and ranks.is_main and not options.quiet:
                 Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(f"{run.path}: {start.note}")
             if not start.finished:
-                with _determinism(_train_section(recipe, arm).deterministic):
+                with _determinism(recipe.train_of(arm).deterministic):
                     # What cannot begin leaves what is there as it is, its status too.
                     setup = ranks.on_all(lambda: set_up(recipe, arm, options, ranks))
                     with _failure_noted(run, recipe, arm, ranks):
@@ -460,18 +460,10 @@ def differing_keys(theirs: Recipe, ours: Recipe, arm: Arm) -> list[str]:
 
 
 def _what_is_learned(recipe: Recipe, arm: Arm) -> dict[str, Any]:
-    values = recipe.model_dump(mode="json") | {"train": _train_section(recipe, arm).model_dump(mode="json")}
+    values = recipe.model_dump(mode="json") | {"train": recipe.train_of(arm).model_dump(mode="json")}
     sections = {"teacher": ("teacher.model",), "baseline": ("student",), "w2s": ("student", "teacher.model", "distill")}
     common = ("task", "seed", "data", "loss", "train", "report.metric")
     return select(flatten(values), (*common, *sections[arm]), _IGNORED_ON_RESUME)
-
-
-def _train_section(recipe: Recipe, arm: Arm) -> TrainSection:
-    return recipe.teacher_train() if arm == "teacher" else recipe.train
-
-
-def _model_name(recipe: Recipe, role: Role) -> str:
-    return recipe.teacher.model if role is Role.TEACHER else recipe.student.model
 
 
 def _phase(engine: Engine) -> str | None:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from w2skd.checkpoint import check_details, load_into, load_weights
 from w2skd.device import open_device
 from w2skd.distributed import Ranks, process_group
@@ -61,13 +63,16 @@ def score_checkpoint(
     else:
         raise CheckpointError(f"{weights.path}: carries no recipe; say with --recipe how its model is built and scored")
     which = Role(role or weights.role or Role.STUDENT)
-    train = recipe.teacher_train() if which is Role.TEACHER else recipe.train
+    train = recipe.train_of(which)
     device = open_device(device_name, ranks)
     with process_group(ranks, device):
         task = build_task(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)
         model = task.build_model(which)
-        name = recipe.teacher.model if which is Role.TEACHER else recipe.student.model
+        name = recipe.model_of(which)
         load_into(model, weights, expected=name)
         check_details(weights, task.describe_model())
-        evaluation = evaluate(task, model.to(device), device, train.precision)
+        model.to(device)
+        if train.channels_last:
+            model.to(memory_format=torch.channels_last)
+        evaluation = evaluate(task, model, device, train.precision)
     return ScoredModel(weights.path, name, recipe.report.metric, evaluation)

@@ -215,6 +215,14 @@ class Recipe(Section):
     distill: DistillSection = DistillSection()
     report: ReportSection
 
+    def model_of(self, role: str) -> str:
+        """The name of the ``teacher``'s or the ``student``'s architecture."""
+        return self.teacher.model if role == "teacher" else self.student.model
+
+    def train_of(self, role: str) -> TrainSection:
+        """How the ``teacher`` or the ``student`` is trained."""
+        return self.teacher_train() if role == "teacher" else self.train
+
     def teacher_train(self) -> TrainSection:
         """How the teacher is trained: `train` with the teacher's own keys laid over it."""
         return TrainSection.model_validate(overlay(self.train.model_dump(mode="json"), self.teacher.train))
