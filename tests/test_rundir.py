@@ -255,3 +255,18 @@ def test_the_teacher_is_the_recipes_or_the_experiments(tmp_path: Path, recipe: R
         find_teacher(with_teacher, tmp_path)
     given.touch()
     assert find_teacher(with_teacher, tmp_path) == given
+
+
+def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "runs" / "tiny" / "w2s" / "seed0")
+    run.lock()
+    run.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_somebody_elses_folder_stays(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "runs" / "tiny" / "w2s" / "seed0")
+    run.lock()
+    (tmp_path / "runs" / "notes.txt").touch()
+    run.close()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["notes.txt"]

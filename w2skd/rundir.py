@@ -42,6 +42,7 @@ class RunDir:
         self.model_path = path / "model.safetensors"
         self._metrics: IO[bytes] | None = None
         self._lock: IO[str] | None = None
+        self._made: list[Path] = []
 
     def holds_a_run(self) -> bool:
         """Whether anything is here that is not hidden, such as the lock and what a killed process was writing."""
@@ -54,6 +55,7 @@ class RunDir:
             RunDirError: another process holds it.
             OutputError: the directory cannot be made.
         """
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a")
@@ -124,7 +126,12 @@ class RunDir:
         return self.metrics_path.exists() and self.metrics_path.read_bytes()[offset - 1 : offset] == b"\n"
 
     def close(self) -> None:
-        """Let go of files and lock."""
+        """Let go of files and lock; folders that were made for a run that never began go again."""
+        if self._lock is not None and self._made and not self.holds_a_run():
+            with suppress(OSError):
+                (self.path / ".lock").unlink()
+                for folder in self._made:
+                    folder.rmdir()
         for file in (self._metrics, self._lock):
             if file is not None:
                 with suppress(OSError):  # every row was flushed; one that could not be has been told of then
