@@ -5,8 +5,6 @@ Errors can suggest the nearest word without importing torch. A test holds these 
 
 import re
 
-TASKS = ("classification",)
-
 CLASSIFIERS = (
     "cifar_resnet8",
     "cifar_resnet14",
