@@ -102,7 +102,7 @@ def test_a_killed_run_crosses_every_threshold_where_the_undisturbed_one_does(
         path.relative_to(undisturbed) for path in find_runs(undisturbed)
     ]
 
-    def crossings(experiment: Path) -> list[object]:
+    def crossings(experiment: Path) -> list[tuple[object, ...]]:
         return [
             (threshold.name, threshold.value, arm, seed, at and (at.step, at.epoch, at.examples))
             for threshold in build_report(experiment).thresholds
@@ -111,7 +111,7 @@ def test_a_killed_run_crosses_every_threshold_where_the_undisturbed_one_does(
         ]
 
     assert crossings(out) == crossings(undisturbed)
-    assert any(crossing[-1] for crossing in crossings(out))  # type: ignore[index]
+    assert any(crossing[-1] for crossing in crossings(out))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])

@@ -1,4 +1,5 @@
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -32,17 +33,17 @@ def teacher_row(value: float = 0.658, metric: str = "top1") -> EventRow:
     return EventRow(0, "teacher", {"metrics": {metric: value}, "checkpoint": "old/model.safetensors"})
 
 
-def make(terminal: bool = False, quiet: bool = False, **changes: object) -> tuple[ProgressView, StringIO]:
+def make(terminal: bool = False, quiet: bool = False, **changes: Any) -> tuple[ProgressView, StringIO]:
     output = StringIO()
     console = Console(file=output, width=100, force_terminal=terminal, color_system=None, legacy_windows=False)
-    arguments: dict[str, object] = {
+    arguments: dict[str, Any] = {
         "title": "demo w2s seed 0",
         "total_steps": 1200,
         "steps_per_epoch": 100,
         "metric": "top1",
         "higher_is_better": True,
     }
-    return progress_view(**{**arguments, **changes}, quiet=quiet, console=console), output  # type: ignore[arg-type]
+    return progress_view(**{**arguments, **changes}, quiet=quiet, console=console), output
 
 
 def panel(view: ProgressView, width: int = 80) -> list[str]:

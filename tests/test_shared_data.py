@@ -9,19 +9,14 @@ from typer.testing import CliRunner
 
 from w2skd.cli import app
 
-ARCHIVE = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
-
-pytestmark = [
-    pytest.mark.shared_data,
-    pytest.mark.skipif(not ARCHIVE.exists(), reason="../shared/data is not there"),
-]
+pytestmark = pytest.mark.shared_data
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first hundred images of each class."""
     target = tmp_path_factory.mktemp("images")
-    with tarfile.open(ARCHIVE) as archive:
+    with tarfile.open(shared_data / "cifar10-jpeg.tar.xz") as archive:
         few = [member for member in archive if member.isfile() and int(Path(member.name).stem) < 100]
         archive.extractall(target, few, filter="data")
     return target / "cifar10-jpeg"

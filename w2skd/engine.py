@@ -52,7 +52,7 @@ class Engine:
         device: where it all happens.
         ranks: this process among its peers.
         clock: counts where the seconds go.
-        teacher: None in the baseline, and when distillation is over before it starts (a resume).
+        teacher: None in the baseline. Let go of at the switch, also when a resume finds that it has been.
         schedule: lambda and the switch; None in the baseline.
         should_stop: asked after every step (with several ranks: at log rows); True ends the run with a checkpoint.
     """

@@ -25,7 +25,8 @@ class ExponentialAverage(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Take in the weights and running statistics after a step; the first time they are taken as they are."""
         ours, theirs = self.module.state_dict(), model.state_dict()
-        mean = [name for name, value in ours.items() if value.is_floating_point() and int(self.n_averaged) > 0]
+        begun = int(self.n_averaged) > 0  # a counter that stays on the CPU
+        mean = [name for name, value in ours.items() if begun and value.is_floating_point()]
         if mean:
             assert self.multi_avg_fn is not None
             self.multi_avg_fn([ours[name] for name in mean], [theirs[name] for name in mean], self.n_averaged)

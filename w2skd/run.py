@@ -56,7 +56,7 @@ class RunOptions:
             the checkpoint of this run to go on from.
         overwrite: discard a run that is there.
         init_from: weights to start from instead of a fresh initialisation.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``auto``, ``cpu``, ``cuda`` (one GPU a rank), ``cuda:1``.
         quiet: show events and results only.
     """
 

@@ -28,7 +28,7 @@ def test_thresholds_are_read_as_people_write_them(value: float | str, expected: 
 )
 def test_others_are_refused_with_what_to_write(value: object) -> None:
     with pytest.raises(ValueError, match=r"is not a threshold: write a number, teacher, 0\.98"):
-        Threshold.parse(value)  # type: ignore[arg-type]
+        Threshold.parse(value)  # type: ignore[arg-type] (what a recipe's file may hold)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
