@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from w2skd.clock import Clock
 from w2skd.distributed import Ranks
@@ -49,7 +50,7 @@ class ToyTask:
         self.poison = poison
         self.evaluations = 0
         self.asked_with_teacher: list[bool] = []
-        self.dropout_draws: list[float] = []
+        self.dropout_draws: list[Tensor] = []
 
     def describe_data(self) -> dict[str, str | int]:
         return {}
@@ -76,7 +77,7 @@ class ToyTask:
 
     def losses(self, student: nn.Module, teacher: FrozenTeacher | None, batch: ToyBatch) -> Losses:
         self.asked_with_teacher.append(teacher is not None)
-        self.dropout_draws.append(torch.rand(1).item())
+        self.dropout_draws.append(torch.rand(1))
         predictions = student(batch.inputs)
         task = {"mse": nn.functional.mse_loss(predictions, batch.targets)}
         distill = {} if teacher is None else {"mse": nn.functional.mse_loss(predictions, teacher(batch.inputs))}
@@ -275,8 +276,8 @@ def test_random_draws_are_a_function_of_the_step() -> None:
     resumed.load_state_dict(state)
     torch.rand(100)  # whatever else was drawn in between
     list(resumed.train())
-    assert cut.dropout_draws == whole.dropout_draws[12:]
-    assert len(set(whole.dropout_draws)) == 20
+    assert torch.equal(torch.cat(cut.dropout_draws), torch.cat(whole.dropout_draws)[12:])
+    assert len(torch.cat(whole.dropout_draws).unique()) == 20
 
 
 def test_a_non_finite_step_changes_nothing_and_is_reported_with_its_examples() -> None:
@@ -292,6 +293,31 @@ def test_a_non_finite_step_changes_nothing_and_is_reported_with_its_examples() -
 def test_non_finite_for_several_steps_stops_with_step_and_learning_rate() -> None:
     with pytest.raises(TrainingError, match=r"3 steps in a row.*step 9.*learning rate 0\.01"):
         list(engine(ToyTask(poison=(7, 8, 9)), train_section(max_non_finite_steps=2)).train())
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait for a device: turning a tensor into a number or a truth value."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a step waits for its device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", [{"name": "sgd", "lr": 0.01, "momentum": 0.9}, {"name": "adamw", "lr": 0.01}])
+def test_a_step_never_waits_for_the_device(optimizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    section = train_section(optimizer=optimizer, clip_grad_norm=1.0, accumulate=2)
+    trained = engine(ToyTask(accumulate=2, poison=(2,)), section, teacher=teacher(), schedule=schedule())
+    batches = trained.task.train_batches(0)
+    for name in ("tolist", "cpu", "numpy"):
+        monkeypatch.setattr(Tensor, name, lambda *_, **__: pytest.fail("a step waits for its device"))
+    with NoWaiting():
+        for _ in range(4):
+            trained._take_step(batches)
+    # The same watch does see a log row wait, and a tensor in a condition.
+    with pytest.raises(pytest.fail.Exception, match="waits"):
+        list(trained._log())
+    with NoWaiting(), pytest.raises(AssertionError, match="waits"):
+        bool(torch.ones(()))
 
 
 def test_a_stop_ends_with_a_save_at_once() -> None:
