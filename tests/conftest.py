@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 # Before torch is loaded: several test processes share few cores.
@@ -21,3 +22,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def shared_data() -> Path:
     """The folder with archives of real images; for tests marked ``shared_data``."""
     return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny experiment, finished, and not to be changed."""
+    from tiny import finished_experiment  # it loads torch, for which tests that do not need it should not wait
+
+    return finished_experiment(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def recipe(experiment: Path) -> Path:
+    """The tiny experiment's recipe."""
+    return experiment.parent / "tiny.yaml"
+
+
+@pytest.fixture
+def copied(experiment: Path, tmp_path: Path) -> Path:
+    """All of the finished experiment, to be changed at will."""
+    shutil.copytree(experiment, tmp_path / "copied")
+    return tmp_path / "copied"

@@ -12,30 +12,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny import RECIPE, contents, done, evaluations, finished_experiment, recipe_file, refused, w2skd
+from tiny import RECIPE, contents, done, evaluations, recipe_file, refused, w2skd
 
 from w2skd import __version__, cli
 from w2skd.recipe.load import load_recipe, shipped_recipes
 
 COMMANDS = ("train-teacher", "distill", "evaluate", "speedup-report", "compare", "recipes")
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Finished, and not to be changed."""
-    return finished_experiment(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def recipe(experiment: Path) -> Path:
-    return experiment.parent / "tiny.yaml"
-
-
-@pytest.fixture
-def copied(experiment: Path, tmp_path: Path) -> Path:
-    """All of the finished experiment, to be changed at will."""
-    shutil.copytree(experiment, tmp_path / "copied")
-    return tmp_path / "copied"
 
 
 # Help

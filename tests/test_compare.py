@@ -14,7 +14,6 @@ from tiny import (
     contents,
     done,
     events,
-    finished_experiment,
     recipe_file,
     refused,
     status,
@@ -25,11 +24,6 @@ from tiny import (
 from w2skd.rundir import find_runs
 
 RUNS = ["teacher", "baseline/seed0", "baseline/seed3", "w2s/seed0", "w2s/seed3"]
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished_experiment(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

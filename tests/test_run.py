@@ -22,7 +22,6 @@ from tiny import (
     done,
     evaluations,
     events,
-    finished_experiment,
     largest_file,
     refused,
     rows,
@@ -44,17 +43,6 @@ from w2skd.tasks.classification import ClassificationTask
 from w2skd.teacher import FrozenTeacher, state_fingerprint
 
 
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Finished, and not to be changed."""
-    return finished_experiment(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def recipe(experiment: Path) -> Path:
-    return experiment.parent / "tiny.yaml"
-
-
 @pytest.fixture
 def out(experiment: Path, tmp_path: Path) -> Path:
     """An experiment that has the same teacher, and no run yet."""
@@ -65,13 +53,6 @@ def out(experiment: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def distill(recipe: Path, out: Path) -> tuple[object, ...]:
     return ("distill", "--recipe", recipe, "--out", out)
-
-
-@pytest.fixture
-def copied(experiment: Path, tmp_path: Path) -> Path:
-    """All of the finished experiment, to be changed at will."""
-    shutil.copytree(experiment, tmp_path / "copied")
-    return tmp_path / "copied"
 
 
 def run_in(experiment: Path, arm: str = "w2s") -> Path:

@@ -7,26 +7,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import contents, done, evaluations, finished_experiment, refused, weights
+from tiny import contents, done, evaluations, refused, weights
 
 from w2skd.checkpoint import load_checkpoint
 from w2skd.distributed import Ranks
 from w2skd.score import score_checkpoint
 
 
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished_experiment(tmp_path_factory.getbasetemp())
-
-
 @pytest.fixture
 def run(experiment: Path) -> Path:
     return experiment / "w2s" / "seed0"
-
-
-@pytest.fixture
-def recipe(experiment: Path) -> Path:
-    return experiment.parent / "tiny.yaml"
 
 
 def score(*arguments: object) -> dict[str, Any]:
