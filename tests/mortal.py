@@ -94,7 +94,7 @@ def _run(request: dict[str, Any]) -> None:
 
 
 def _serve() -> None:
-    import_module("w2skd.run")  # what takes long, before anybody waits for it
+    import_module("w2skd.run.arm")  # what takes long, before anybody waits for it
     answers = os.dup(1)
     for line in sys.stdin:
         child = os.fork()

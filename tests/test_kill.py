@@ -19,7 +19,7 @@ REPLACE = "os:replace"
 MOMENTS = {
     "before the recipe is there": (Blow(REPLACE, 1, "recipe.yaml"), None),
     "while the run is described": (Blow(REPLACE, 1, "environment.json"), None),
-    "while the teacher is measured": (Blow("w2skd.run:evaluate", 1), None),
+    "while the teacher is measured": (Blow("w2skd.run.arm:evaluate", 1), None),
     "before the first checkpoint": (Blow(TAKE_STEP, 3), (0, 2)),
     "at the start of an epoch, in the hold": (Blow(TAKE_STEP, 9), (6, 2)),
     "in the middle of an epoch, in the decay": (Blow(TAKE_STEP, 15), (12, 2)),
@@ -135,7 +135,7 @@ def test_a_stop_that_comes_before_the_first_step_is_heard_after_it(
     undisturbed: Path, nursery: Nursery, tmp_path: Path
 ) -> None:
     out, said = tmp_path / "runs", tmp_path / "said.txt"
-    blow = Blow("w2skd.run:set_up", 1, number=signal.SIGTERM)
+    blow = Blow("w2skd.run.arm:set_up", 1, number=signal.SIGTERM)
     assert nursery.run(blow, said, *command(undisturbed, out)) == 75
     assert status(out / "w2s" / "seed0")["step"] == 1
 

@@ -17,7 +17,6 @@ import torch
 from processes import Outcome, run_ranks, values
 from torch import nn
 
-from w2skd import run
 from w2skd.checkpoint import load_weights
 from w2skd.distributed import Ranks
 from w2skd.errors import DataError, OutputError, Stopped, UsageError
@@ -26,7 +25,9 @@ from w2skd.models.small_cnn import SmallCnn
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
 from w2skd.records import EvalRow, EventRow, Row, StepRow
-from w2skd.run import RunOptions, train_arm
+from w2skd.run import arm
+from w2skd.run.arm import train_arm
+from w2skd.run.options import RunOptions
 from w2skd.rundir import Arm, RunDir, read_run, run_path
 from w2skd.score import score_checkpoint
 from w2skd.tasks.classification import ClassificationTask
@@ -297,13 +298,13 @@ def test_a_bug_in_rank_0_ends_both(tmp_path: Path) -> None:
 
 
 def miss_data_on_rank_1(ranks: Ranks, out: Path) -> None:
-    set_up = run.set_up
+    set_up = arm.set_up
     if ranks.rank == 1:
-        run.set_up = lambda *arguments: missing()
+        arm.set_up = lambda *arguments: missing()
     try:
         arm_on(ranks, recipe(), "baseline", out)
     finally:
-        run.set_up = set_up
+        arm.set_up = set_up
 
 
 def missing() -> None:

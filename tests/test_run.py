@@ -32,12 +32,14 @@ from tiny import (
     weights,
 )
 
-from w2skd import run as run_module
 from w2skd.checkpoint import load_checkpoint, load_weights
 from w2skd.clock import Clock
 from w2skd.distributed import Ranks
 from w2skd.recipe.load import load_recipe
 from w2skd.records import EventRow, Row, decode
+from w2skd.run import arm as arm_module
+from w2skd.run.options import RunOptions
+from w2skd.run.setup import set_up
 from w2skd.rundir import RunDir
 from w2skd.tasks.classification import ClassificationTask
 from w2skd.teacher import FrozenTeacher, state_fingerprint
@@ -144,7 +146,7 @@ def test_all_models_go_to_the_device(recipe: Path, out: Path, monkeypatch: pytes
         "to",
         lambda self, *a, **kw: (moved.append((type(self).__name__, a)), original(self, *a, **kw))[1],
     )
-    run_module.set_up(load_recipe(str(recipe)), "w2s", run_module.RunOptions(out), Ranks())
+    set_up(load_recipe(str(recipe)), "w2s", RunOptions(out), Ranks())
     for model in ("CifarResNet", "SmallCnn"):
         assert (model, (torch.device("cpu"),)) in moved
 
@@ -222,7 +224,7 @@ def test_the_clock_counts_kept_work_only(distill: Any, out: Path, recipe: Path) 
     for lost in (False, True):
         ticks = iter(range(1_000_000))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run_module, "Clock", partial(Clock, now=lambda ticks=ticks: next(ticks)))
+            patch.setattr(arm_module, "Clock", partial(Clock, now=lambda ticks=ticks: next(ticks)))
             if lost:
                 crashed_at(14, *distill)
             done(*distill, *(() if lost else ("--seed", 0)))
@@ -568,7 +570,7 @@ def test_a_disk_too_full_for_a_row_is_told_in_one_line(
     recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_in(out, "baseline")
-    monkeypatch.setattr(run_module, "save_checkpoint", lambda *_, **__: None)
+    monkeypatch.setattr(arm_module, "save_checkpoint", lambda *_, **__: None)
     with largest_file(3000):  # enough for the recipe, not for all rows
         line = refused("distill", "--baseline", "--recipe", recipe, "--out", out, code=1)
     assert line == f"cannot write {run}/metrics.jsonl: File too large"

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -21,10 +21,8 @@ from w2skd.errors import TargetNotReached, UsageError, UserError, suggest
 from w2skd.recipe.load import dump_recipe, find_recipe, load_recipe, shipped_recipes
 from w2skd.recipe.schema import LARGEST_SEED, Recipe
 from w2skd.records import without_nan
+from w2skd.run.options import RunOptions
 from w2skd.rundir import Arm, find_teacher
-
-if TYPE_CHECKING:
-    from w2skd.run import RunOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -122,8 +120,8 @@ def train_teacher(
 ) -> None:
     """Train the recipe's weak teacher, for those who own no older checkpoint."""
     resolved = _resolve(recipe, set_, seed)
-    options = functools.partial(_options, resolved, out, resume, overwrite, init_from, device, quiet)
-    _train(resolved, "teacher", out, options, dry_run, print_recipe, as_json)
+    options = RunOptions(_experiment(resolved, out), resume, overwrite, init_from, device, quiet)
+    _train(resolved, "teacher", options, dry_run, print_recipe, as_json)
 
 
 @app.command(
@@ -152,8 +150,8 @@ def distill(
     if baseline and teacher is not None:
         raise UsageError("--baseline trains without a teacher: leave out --teacher")
     resolved = _resolve(recipe, set_, seed, teacher)
-    options = functools.partial(_options, resolved, out, resume, overwrite, init_from, device, quiet)
-    _train(resolved, "baseline" if baseline else "w2s", out, options, dry_run, print_recipe, as_json)
+    options = RunOptions(_experiment(resolved, out), resume, overwrite, init_from, device, quiet)
+    _train(resolved, "baseline" if baseline else "w2s", options, dry_run, print_recipe, as_json)
 
 
 @app.command(epilog="Example:  w2skd evaluate --checkpoint runs/demo/w2s/seed0")
@@ -266,7 +264,7 @@ def compare(
     from w2skd.compare import compare as run_experiment
     from w2skd.distributed import ranks_from_environment
 
-    options = _options(resolved, out, "auto", False, None, device, quiet)
+    options = RunOptions(_experiment(resolved, out), device=device, quiet=quiet)
     ranks = ranks_from_environment()
     run_experiment(resolved, numbers, options, ranks, lambda text: _err.print(Text(text, "bold"), soft_wrap=True))
     if ranks.is_main:
@@ -289,24 +287,17 @@ def recipes(
     _out.print(table)
 
 
-def _train(
-    recipe: Recipe,
-    arm: Arm,
-    out: Path | None,
-    make_options: Callable[[], "RunOptions"],
-    dry_run: bool,
-    print_recipe: bool,
-    as_json: bool,
-) -> None:
+def _train(recipe: Recipe, arm: Arm, options: RunOptions, dry_run: bool, print_recipe: bool, as_json: bool) -> None:
     if print_recipe:
         typer.echo(dump_recipe(recipe), nl=False)
         return
     if arm == "w2s":  # before torch is imported, let alone data loaded
-        find_teacher(recipe, _experiment(recipe, out))
+        find_teacher(recipe, options.out)
     from w2skd.distributed import ranks_from_environment
-    from w2skd.run import set_up, train_arm
+    from w2skd.run.arm import train_arm
+    from w2skd.run.setup import set_up
 
-    options, ranks = make_options(), ranks_from_environment()
+    ranks = ranks_from_environment()
     if dry_run:
         _print_setup(set_up(recipe, arm, options, ranks).describe(), recipe, arm, as_json)
         return
@@ -326,14 +317,6 @@ def _resolve(name: str, overrides: list[str], seed: int | None, teacher: Path | 
 
 def _experiment(recipe: Recipe, out: Path | None) -> Path:
     return out or Path("runs") / recipe.name
-
-
-def _options(
-    recipe: Recipe, out: Path | None, resume: str, overwrite: bool, init_from: Path | None, device: str, quiet: bool
-) -> "RunOptions":
-    from w2skd.run import RunOptions
-
-    return RunOptions(_experiment(recipe, out), resume, overwrite, init_from, device, quiet)
 
 
 def _print_summary(path: Path, experiment: Path, as_json: bool) -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from w2skd.device import open_device
 from w2skd.distributed import Ranks, process_group
 from w2skd.recipe.schema import Recipe
-from w2skd.run import RunOptions, train_arm
+from w2skd.run.arm import train_arm
+from w2skd.run.options import RunOptions
 from w2skd.rundir import Arm, find_teacher, run_path
 from w2skd.signals import stop_on_signals
 

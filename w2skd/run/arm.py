@@ -3,147 +3,29 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
 
-from w2skd.checkpoint import (
-    Weights,
-    check_details,
-    load_checkpoint,
-    load_into,
-    load_last_checkpoint,
-    load_weights,
-    rewind_to,
-    save_checkpoint,
-    save_model,
-)
+from w2skd.checkpoint import load_last_checkpoint, rewind_to, save_checkpoint, save_model
 from w2skd.clock import Clock
-from w2skd.data.counter import seed_from
 from w2skd.device import describe_environment, open_device
 from w2skd.distributed import Ranks, process_group
 from w2skd.engine import Engine, SaveDue, evaluate
-from w2skd.errors import CheckpointError, Interrupted, RunDirError, Stopped, TrainingError, UsageError, UserError
-from w2skd.models.measure import count_parameters, forward_flops
+from w2skd.errors import CheckpointError, Interrupted, Stopped, TrainingError, UserError
 from w2skd.progress import ProgressView, progress_view
-from w2skd.recipe.flat import flatten, select
-from w2skd.recipe.load import validate_recipe
-from w2skd.recipe.schema import Recipe, TrainSection
+from w2skd.recipe.schema import Recipe
 from w2skd.records import EventRow
 from w2skd.report.summary import teacher_gaps
-from w2skd.rundir import Arm, RunDir, State, find_teacher, read_recipe, read_run, run_path
+from w2skd.run.options import RunOptions
+from w2skd.run.resume import Start, open_run
+from w2skd.run.setup import Setup, set_up
+from w2skd.rundir import Arm, RunDir, State, find_teacher, run_path
 from w2skd.schedule import DistillSchedule
 from w2skd.signals import StopRequest, stop_on_signals
-from w2skd.tasks.base import Role, Task
-from w2skd.tasks.catalog import build_task
 from w2skd.teacher import FrozenTeacher, state_fingerprint
-
-_IGNORED_ON_RESUME = ("data.root", "data.download", "train.log_every", "train.checkpoint_every")
-"""Keys that may differ between a run and its resume: they do not change what is learned."""
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What the command line says beside the recipe.
-
-    Attributes:
-        out: the experiment's directory.
-        resume: ``auto`` goes on with what is there, ``never`` refuses a directory that holds a run, and a path names
-            the checkpoint of this run to go on from.
-        overwrite: discard a run that is there.
-        init_from: weights to start from instead of a fresh initialisation.
-        device: ``auto``, ``cpu``, ``cuda`` (one GPU a rank), ``cuda:1``.
-        quiet: show events and results only.
-    """
-
-    out: Path
-    resume: str = "auto"
-    overwrite: bool = False
-    init_from: Path | None = None
-    device: str = "auto"
-    quiet: bool = False
-
-    @property
-    def named_checkpoint(self) -> Path | None:
-        """The checkpoint that `resume` names, if it names one."""
-        return None if self.resume in ("auto", "never") else Path(self.resume)
-
-
-@dataclass
-class Setup:
-    """Everything up to the first step. The teacher moves on to the engine, which is to hold the only reference."""
-
-    recipe: Recipe
-    arm: Arm
-    train: TrainSection
-    role: Role
-    device: torch.device
-    task: Task[Any]
-    model: nn.Module
-    teacher_weights: Weights | None
-    teacher_model: nn.Module | None
-    init_from: dict[str, str] | None
-
-    def describe(self) -> dict[str, Any]:
-        """Parameters, forward FLOPs per example, and the floor of a distilled step relative to a plain one."""
-        models = {"student": self.model} | ({"teacher": self.teacher_model} if self.teacher_model is not None else {})
-        inputs = self.task.example_batch().model_inputs
-        try:
-            flops = {name: forward_flops(model, inputs) for name, model in models.items()}
-        except RuntimeError as error:
-            shape = "x".join(str(size) for size in inputs[0].shape[1:])
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"a model of this recipe cannot take inputs of {shape}: {reason}") from None
-        facts: dict[str, Any] = {
-            **self.task.describe_data(),
-            "steps_per_epoch": self.task.steps_per_epoch,
-            "total_steps": self.train.total_steps(self.task.steps_per_epoch),
-            "parameters": {name: count_parameters(model) for name, model in models.items()},
-            "forward_flops": flops,
-        }
-        if "teacher" in flops:
-            # Backward costs about twice a forward, and a teacher has none.
-            facts["distilled_step_floor"] = round((3 * flops["student"] + flops["teacher"]) / (3 * flops["student"]), 4)
-        return facts
-
-
-def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Setup:
-    """Load data, build the models, load the teacher. Nothing is written.
-
-    Raises:
-        UserError: anything that a run of this recipe on this machine would stumble over before its first step.
-    """
-    device = open_device(options.device, ranks)
-    role = Role.TEACHER if arm == "teacher" else Role.STUDENT
-    train = recipe.train_of(arm)
-    # The cheap checks come first: nobody wants to hear after minutes of loading that there is no teacher.
-    teacher_weights = load_weights(find_teacher(recipe, options.out)) if arm == "w2s" else None
-    task = build_task(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)
-    torch.manual_seed(seed_from(recipe.seed, list(Role).index(role)))
-    model = task.build_model(role)
-    if options.init_from is not None:
-        load_into(model, load_weights(options.init_from), expected=recipe.model_of(role))
-    teacher_model = None
-    if teacher_weights is not None:
-        teacher_model = task.build_model(Role.TEACHER)
-        load_into(teacher_model, teacher_weights, expected=recipe.teacher.model)
-        check_details(teacher_weights, task.describe_model())
-        teacher_model.to(device)
-    model.to(device)
-    if train.channels_last:
-        model.to(memory_format=torch.channels_last)
-    init_from = None if options.init_from is None else describe_init(options.init_from)
-    return Setup(recipe, arm, train, role, device, task, model, teacher_weights, teacher_model, init_from)
-
-
-def describe_init(path: Path) -> dict[str, str]:
-    """Which weights a run began from, for its records."""
-    weights = load_weights(path)
-    return {"checkpoint": str(weights.path), "fingerprint": state_fingerprint(weights.state)}
 
 
 def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Path:
@@ -163,7 +45,7 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
         elif options.named_checkpoint is not None:
             stop.again = "the same command without --resume"
         try:
-            start = ranks.on_main(lambda: _open(run, recipe, arm, options))
+            start = ranks.on_main(lambda: open_run(run, recipe, arm, options))
             if start.finished and ranks.is_main and not options.quiet:
                 Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(f"{run.path}: {start.note}")
             if not start.finished:
@@ -177,90 +59,7 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
     return run.path
 
 
-@dataclass(frozen=True)
-class _Start:
-    """How a run begins: afresh, from a checkpoint, or not at all.
-
-    Attributes:
-        checkpoint: to go on from.
-        note: what the user should know about it.
-        discard: what is there goes first.
-        rewind: the checkpoint was named, and may not be the newest.
-        finished: there is nothing left to do.
-    """
-
-    checkpoint: dict[str, Any] | None = None
-    note: str | None = None
-    discard: bool = False
-    rewind: bool = False
-    finished: bool = False
-
-
-def _open(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> _Start:
-    """Lock the directory and see what is there."""
-    named = options.named_checkpoint
-    if named is not None and options.overwrite:
-        raise UsageError(f"--overwrite would discard the run that --resume {named} goes on with: give one of the two")
-    run.lock()
-    if options.overwrite:
-        return _Start(discard=True)
-    if not run.holds_a_run():
-        if named is not None:
-            raise RunDirError(f"{run.path}: nothing to resume here; --init-from {named} takes weights only")
-        return _Start()
-    if options.resume == "never":
-        raise RunDirError(f"{run.path} already holds a run: resume it (--resume auto), or discard it (--overwrite)")
-    try:
-        theirs = read_recipe(run.path)
-    except FileNotFoundError:
-        raise RunDirError(f"{run.path} is not empty and holds no run: choose another --out, or --overwrite") from None
-    differing = differing_keys(theirs, recipe, arm)
-    if differing:
-        raise RunDirError(
-            f"{run.path} holds a run of another recipe ({'; '.join(differing)}): "
-            "choose another --out, or discard it (--overwrite)"
-        )
-    if options.init_from is not None and run.environment().get("init_from") != describe_init(options.init_from):
-        raise RunDirError(f"{run.path} holds a run that did not begin from {options.init_from}: choose another --out")
-    if named is None and run.model_path.exists() and run.status().get("state") == "finished":
-        if arm == "w2s":
-            _check_teacher_of(run, find_teacher(recipe, options.out))
-        return _Start(finished=True, note="already finished")
-    if named is not None:
-        return _Start(_named_checkpoint(run, named, recipe, arm), rewind=True)
-    checkpoint, problem = load_last_checkpoint(run.checkpoints)
-    if checkpoint is not None and not run.has_rows_up_to(checkpoint["metrics_offset"]):
-        raise RunDirError(
-            f"{run.metrics_path}: rows are missing that the last checkpoint knew of: discard the run (--overwrite), "
-            "or go on from an earlier checkpoint of it (--resume PATH)"
-        )
-    return _Start(checkpoint, f"{problem}; going on from the one before" if problem else None)
-
-
-def _check_teacher_of(run: RunDir, path: Path) -> None:
-    """A finished run answers for the teacher that it had, and for no other."""
-    known = next((row for row in read_run(run.path).rows if isinstance(row, EventRow) and row.name == "teacher"), None)
-    if known is not None and known.details.get("fingerprint") != state_fingerprint(load_weights(path).state):
-        raise RunDirError(
-            f"{run.path} holds a finished run with another teacher ({known.details.get('checkpoint')}), not {path}: "
-            "choose another --out, or discard it (--overwrite)"
-        )
-
-
-def _named_checkpoint(run: RunDir, path: Path, recipe: Recipe, arm: Arm) -> dict[str, Any]:
-    """The checkpoint that ``--resume`` names, if it is one of this run."""
-    checkpoint = load_checkpoint(path)
-    made_by = validate_recipe(checkpoint["recipe"], str(path))
-    same_arm = (checkpoint["role"] == Role.TEACHER, checkpoint["teacher"] is not None) == (
-        arm == "teacher",
-        arm == "w2s",
-    )
-    if not same_arm or differing_keys(made_by, recipe, arm) or not run.has_rows_up_to(checkpoint["metrics_offset"]):
-        raise CheckpointError(f"{path}: not a checkpoint of the run in {run.path}")
-    return checkpoint
-
-
-def _train(run: RunDir, setup: Setup, start: _Start, options: RunOptions, ranks: Ranks, stop: StopRequest) -> None:
+def _train(run: RunDir, setup: Setup, start: Start, options: RunOptions, ranks: Ranks, stop: StopRequest) -> None:
     recipe, task, device = setup.recipe, setup.task, setup.device
     checkpoint = start.checkpoint
     clock = Clock(checkpoint["clock"] if checkpoint else None)
@@ -382,7 +181,7 @@ def _write_start(
     run: RunDir,
     setup: Setup,
     facts: dict[str, Any],
-    start: _Start,
+    start: Start,
     view: ProgressView,
     ranks: Ranks,
 ) -> None:
@@ -447,23 +246,6 @@ def _open_teacher(
         "parameters": teacher.parameter_count,
         "data_fingerprint": weights.details.get("data_fingerprint"),
     }
-
-
-def differing_keys(theirs: Recipe, ours: Recipe, arm: Arm) -> list[str]:
-    """What two recipes of one arm differ in, as far as it changes what that arm learns: ``key: theirs -> ours``."""
-    before, after = _what_is_learned(theirs, arm), _what_is_learned(ours, arm)
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-
-
-def _what_is_learned(recipe: Recipe, arm: Arm) -> dict[str, Any]:
-    values = recipe.model_dump(mode="json") | {"train": recipe.train_of(arm).model_dump(mode="json")}
-    sections = {"teacher": ("teacher.model",), "baseline": ("student",), "w2s": ("student", "teacher.model", "distill")}
-    common = ("task", "seed", "data", "loss", "train", "report.metric")
-    return select(flatten(values), (*common, *sections[arm]), _IGNORED_ON_RESUME)
 
 
 def _phase(engine: Engine) -> str | None:

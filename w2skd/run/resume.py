@@ -1,0 +1,120 @@
+"""How a run begins: afresh, from a checkpoint, not at all, or with a refusal that says why."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from w2skd.checkpoint import load_checkpoint, load_last_checkpoint, load_weights
+from w2skd.errors import CheckpointError, RunDirError, UsageError
+from w2skd.recipe.flat import flatten, select
+from w2skd.recipe.load import validate_recipe
+from w2skd.recipe.schema import Recipe
+from w2skd.records import EventRow
+from w2skd.run.options import RunOptions
+from w2skd.run.setup import describe_init
+from w2skd.rundir import Arm, RunDir, find_teacher, read_recipe, read_run
+from w2skd.tasks.base import Role
+from w2skd.teacher import state_fingerprint
+
+_IGNORED_ON_RESUME = ("data.root", "data.download", "train.log_every", "train.checkpoint_every")
+"""Keys that may differ between a run and its resume: they do not change what is learned."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run begins: afresh, from a checkpoint, or not at all.
+
+    Attributes:
+        checkpoint: to go on from.
+        note: what the user should know about it.
+        discard: what is there goes first.
+        rewind: the checkpoint was named, and may not be the newest.
+        finished: there is nothing left to do.
+    """
+
+    checkpoint: dict[str, Any] | None = None
+    note: str | None = None
+    discard: bool = False
+    rewind: bool = False
+    finished: bool = False
+
+
+def open_run(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> Start:
+    """Lock the directory and see what is there."""
+    named = options.named_checkpoint
+    if named is not None and options.overwrite:
+        raise UsageError(f"--overwrite would discard the run that --resume {named} goes on with: give one of the two")
+    run.lock()
+    if options.overwrite:
+        return Start(discard=True)
+    if not run.holds_a_run():
+        if named is not None:
+            raise RunDirError(f"{run.path}: nothing to resume here; --init-from {named} takes weights only")
+        return Start()
+    if options.resume == "never":
+        raise RunDirError(f"{run.path} already holds a run: resume it (--resume auto), or discard it (--overwrite)")
+    try:
+        theirs = read_recipe(run.path)
+    except FileNotFoundError:
+        raise RunDirError(f"{run.path} is not empty and holds no run: choose another --out, or --overwrite") from None
+    differing = differing_keys(theirs, recipe, arm)
+    if differing:
+        raise RunDirError(
+            f"{run.path} holds a run of another recipe ({'; '.join(differing)}): "
+            "choose another --out, or discard it (--overwrite)"
+        )
+    if options.init_from is not None and run.environment().get("init_from") != describe_init(options.init_from):
+        raise RunDirError(f"{run.path} holds a run that did not begin from {options.init_from}: choose another --out")
+    if named is None and run.model_path.exists() and run.status().get("state") == "finished":
+        if arm == "w2s":
+            _check_teacher_of(run, find_teacher(recipe, options.out))
+        return Start(finished=True, note="already finished")
+    if named is not None:
+        return Start(_named_checkpoint(run, named, recipe, arm), rewind=True)
+    checkpoint, problem = load_last_checkpoint(run.checkpoints)
+    if checkpoint is not None and not run.has_rows_up_to(checkpoint["metrics_offset"]):
+        raise RunDirError(
+            f"{run.metrics_path}: rows are missing that the last checkpoint knew of: discard the run (--overwrite), "
+            "or go on from an earlier checkpoint of it (--resume PATH)"
+        )
+    return Start(checkpoint, f"{problem}; going on from the one before" if problem else None)
+
+
+def _check_teacher_of(run: RunDir, path: Path) -> None:
+    """A finished run answers for the teacher that it had, and for no other."""
+    known = next((row for row in read_run(run.path).rows if isinstance(row, EventRow) and row.name == "teacher"), None)
+    if known is not None and known.details.get("fingerprint") != state_fingerprint(load_weights(path).state):
+        raise RunDirError(
+            f"{run.path} holds a finished run with another teacher ({known.details.get('checkpoint')}), not {path}: "
+            "choose another --out, or discard it (--overwrite)"
+        )
+
+
+def _named_checkpoint(run: RunDir, path: Path, recipe: Recipe, arm: Arm) -> dict[str, Any]:
+    """The checkpoint that ``--resume`` names, if it is one of this run."""
+    checkpoint = load_checkpoint(path)
+    made_by = validate_recipe(checkpoint["recipe"], str(path))
+    same_arm = (checkpoint["role"] == Role.TEACHER, checkpoint["teacher"] is not None) == (
+        arm == "teacher",
+        arm == "w2s",
+    )
+    if not same_arm or differing_keys(made_by, recipe, arm) or not run.has_rows_up_to(checkpoint["metrics_offset"]):
+        raise CheckpointError(f"{path}: not a checkpoint of the run in {run.path}")
+    return checkpoint
+
+
+def differing_keys(theirs: Recipe, ours: Recipe, arm: Arm) -> list[str]:
+    """What two recipes of one arm differ in, as far as it changes what that arm learns: ``key: theirs -> ours``."""
+    before, after = _what_is_learned(theirs, arm), _what_is_learned(ours, arm)
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _what_is_learned(recipe: Recipe, arm: Arm) -> dict[str, Any]:
+    values = recipe.model_dump(mode="json") | {"train": recipe.train_of(arm).model_dump(mode="json")}
+    sections = {"teacher": ("teacher.model",), "baseline": ("student",), "w2s": ("student", "teacher.model", "distill")}
+    common = ("task", "seed", "data", "loss", "train", "report.metric")
+    return select(flatten(values), (*common, *sections[arm]), _IGNORED_ON_RESUME)
