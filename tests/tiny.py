@@ -198,3 +198,8 @@ def crashed_at(step: int, *arguments: object) -> None:
 
     with at_step(step, crash), pytest.raises(Crash):
         w2skd(*arguments)
+
+
+def run_in(experiment: Path, arm: str = "w2s") -> Path:
+    """The run of seed 0."""
+    return experiment / arm / "seed0"
