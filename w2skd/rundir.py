@@ -19,8 +19,9 @@ from typing import IO, Any, Literal
 
 from w2skd.errors import CheckpointError, RecipeError, RunDirError, UsageError
 from w2skd.files import remove_unfinished, write_atomically, write_json, writing
-from w2skd.recipe.load import dump_recipe, parse_yaml, validate_recipe
+from w2skd.recipe.load import dump_recipe, validate_recipe
 from w2skd.recipe.schema import Recipe
+from w2skd.recipe.yaml_text import parse_yaml
 from w2skd.records import Row, decode, encode
 
 Arm = Literal["teacher", "baseline", "w2s"]

@@ -5,8 +5,10 @@ An epoch has 10 steps of 8 examples; a step takes 0.5 s, and 0.1 s more while th
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from w2skd.records import EvalRow, EventRow, Row, StepRow
+from w2skd.report.contract import Report, ThresholdReport
 
 STEPS_PER_EPOCH = 10
 BATCH_SIZE = 8
@@ -56,3 +58,21 @@ def epoch_rows(epoch: int, value: float, metric: str, arm: str, off_epoch: int |
         details = {"reason": "surpassed", "student": value, "teacher": 0.65, "epoch": float(epoch)}
         rows.append(EventRow(step, "distillation_off", details))
     return rows
+
+
+SLOW = [0.2, 0.3, 0.4, 0.5, 0.6, 0.66, 0.68, 0.71, 0.72, 0.72]
+FAST = [0.3, 0.5, 0.66, 0.68, 0.71, 0.72, 0.73, 0.73, 0.73, 0.74]
+
+
+def threshold(report: Report, name: str) -> ThresholdReport:
+    return next(found for found in report.thresholds if found.name == name)
+
+
+def mentions(report: Report, *words: str) -> bool:
+    return any(all(word in line for word in words) for line in report.warnings)
+
+
+def two_arms(make_run: MakeRun, seeds: int = 1, **options: Any) -> None:
+    for seed in range(seeds):
+        make_run("baseline", seed, SLOW, **options)
+        make_run("w2s", seed, FAST, off_epoch=4, **options)

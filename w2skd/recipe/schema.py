@@ -228,17 +228,17 @@ class Recipe(Section):
         return TrainSection.model_validate(overlay(self.train.model_dump(mode="json"), self.teacher.train))
 
 
+OTHER_LENGTH = {"epochs": "steps", "steps": "epochs"}
+"""A length in one unit replaces one in the other."""
+
+
 def overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Lay nested keys of `over` on `base`.
 
     A section that changes its ``name`` starts afresh (the old one's options mean nothing to it), and a length in one
     unit replaces a length in the other.
     """
-    merged = dict(base)
-    if "epochs" in over:
-        merged.pop("steps", None)
-    if "steps" in over:
-        merged.pop("epochs", None)
+    merged = {key: value for key, value in base.items() if OTHER_LENGTH.get(key) not in over}
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):

@@ -1,0 +1,24 @@
+"""What a recipe's problems are told as."""
+
+from collections.abc import Callable
+
+import pytest
+
+from w2skd.errors import RecipeError
+from w2skd.recipe.load import (
+    load_recipe,
+)
+
+Write = Callable[..., str]
+
+
+def problems(write: Write, *overrides: str, content: str | None = None) -> list[str]:
+    """What is wrong with the tiny recipe after overrides, one entry a problem, without the file's name."""
+    path = write() if content is None else write(content)
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path, overrides)
+    first, *others = str(raised.value).removeprefix(f"recipe {path}: ").splitlines()
+    if others:
+        assert first == f"{len(others)} problems"
+        return [problem.strip() for problem in others]
+    return [first]

@@ -1,0 +1,94 @@
+"""An experiment's runs, and thresholds turned into levels."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_runs import FAST, SLOW, MakeRun, mentions, threshold, two_arms
+
+from w2skd.errors import RunDirError
+from w2skd.recipe.load import RECIPE_TYPES
+from w2skd.report.experiment import METRICS
+from w2skd.report.speedup import build_report
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "inside"),
+    [
+        ("elsewhere/model.safetensors", False),
+        ("runs/tiny/teacher/model.safetensors", True),
+        ("{experiment}/teacher", True),
+    ],
+)
+def test_a_named_checkpoint_may_be_the_experiments_own(
+    make_run: MakeRun, experiment: Path, checkpoint: str, inside: bool
+) -> None:
+    make_run("teacher", 0, [0.5, 0.65])
+    two_arms(make_run, overrides=[f"teacher.checkpoint={checkpoint.format(experiment=experiment)}"])
+    report = build_report(experiment)
+    assert report.teacher is not None
+    assert report.teacher.in_experiment is inside
+    assert mentions(report, "training cost is not in this report") is not inside
+
+
+def test_thresholds_resolve_to_levels(make_run: MakeRun, experiment: Path) -> None:
+    two_arms(make_run, thresholds="[teacher, 0.5*teacher, 0.7, 0.98*baseline]")
+    make_run("baseline", 1, [0.8], thresholds="[teacher, 0.5*teacher, 0.7, 0.98*baseline]")
+    levels = {found.name: found.value for found in build_report(experiment).thresholds}
+    median_best = (0.72 + 0.8) / 2
+    assert levels == pytest.approx(
+        {"teacher": 0.65, "0.5*teacher": 0.325, "0.7": 0.7, "0.98*baseline": 0.98 * median_best}
+    )
+
+
+def test_shares_of_a_metric_where_lower_is_better_lie_on_the_worse_side(make_run: MakeRun, experiment: Path) -> None:
+    options: dict[str, Any] = {"metric": "loss", "teacher": 1.9, "thresholds": "[teacher, 0.95*teacher, 0.8*baseline]"}
+    make_run("baseline", 0, [4.0, 3.0, 2.4, 1.9, 1.6], **options)
+    make_run("w2s", 0, [3.0, 1.9, 1.7, 1.7, 1.7], **options)
+    report = build_report(experiment)
+    assert not report.higher_is_better
+    levels = {found.name: found.value for found in report.thresholds}
+    assert levels == pytest.approx({"teacher": 1.9, "0.95*teacher": 2.0, "0.8*baseline": 2.0})
+    assert threshold(report, "teacher").speedup["epochs"] == {0: 2.0}
+
+
+def test_a_threshold_without_a_level_says_why(make_run: MakeRun, experiment: Path) -> None:
+    make_run("baseline", 0, SLOW)
+    report = build_report(experiment)
+    found = threshold(report, "teacher")
+    assert found.value is None
+    assert found.first == {"baseline": {0: None}, "w2s": {}}
+    assert found.verdict == "cannot be judged: no w2s run yet that measured its teacher"
+    assert threshold(report, "0.98*baseline").value == pytest.approx(0.98 * 0.72)
+    shutil.rmtree(experiment / "baseline")
+    make_run("w2s", 0, FAST)
+    assert threshold(build_report(experiment), "0.98*baseline").reason == "no baseline run yet with a validation"
+
+
+def test_errors_say_what_was_looked_for(make_run: MakeRun, experiment: Path) -> None:
+    with pytest.raises(RunDirError, match="no such folder; looked for an experiment, with baseline/seed<n>/"):
+        build_report(experiment / "nowhere")
+    with pytest.raises(RunDirError, match="holds no runs; looked for baseline/seed<n>/"):
+        build_report(experiment)
+    run = make_run("baseline", 0, SLOW)
+    with pytest.raises(RunDirError, match=f"a single run; give the experiment, the folder above: {experiment}$"):
+        build_report(run)
+    with pytest.raises(RunDirError, match=f"one arm of an experiment; give the folder above: {experiment}$"):
+        build_report(run.parent)
+    shutil.rmtree(run.parent)
+    teacher = make_run("teacher", 0, [0.5])
+    with pytest.raises(RunDirError, match="holds a teacher, but no run to report on yet"):
+        build_report(experiment)
+    with pytest.raises(RunDirError, match=f"the folder above: {experiment}$"):
+        build_report(teacher)
+
+
+def test_damaged_records_are_an_error_that_names_the_run(make_run: MakeRun, experiment: Path) -> None:
+    (make_run("baseline", 0, SLOW) / "metrics.jsonl").write_text("no row\n")
+    with pytest.raises(RunDirError, match="baseline/seed0: its records are damaged"):
+        build_report(experiment)
+
+
+def test_every_task_says_which_way_its_metrics_go() -> None:
+    assert set(METRICS) == set(RECIPE_TYPES)
