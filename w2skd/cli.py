@@ -46,7 +46,14 @@ RecipeName = Annotated[
     str, typer.Option("--recipe", "-r", metavar="FILE_OR_NAME", help="A recipe file, or the name of a shipped recipe.")
 ]
 Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="A.B=C", help="Change a value of the recipe; may be repeated.")
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="A.B=C",
+        default_factory=list,
+        show_default=False,
+        help="Change a value of the recipe; may be repeated.",
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -105,8 +112,9 @@ def _root(
 @app.command("train-teacher", epilog="Example:  w2skd train-teacher --recipe demo --out runs/demo")
 @_plainly
 def train_teacher(
+    *,
     recipe: RecipeName,
-    set_: Overrides = [],  # noqa: B006 (Typer needs a list)
+    set_: Overrides,
     out: Out = None,
     seed: Seed = None,
     resume: Resume = "auto",
@@ -129,12 +137,13 @@ def train_teacher(
 )
 @_plainly
 def distill(
+    *,
     recipe: RecipeName,
     teacher: Annotated[
         Path | None, typer.Option("--teacher", metavar="CKPT", help="A finished run, model.safetensors or checkpoint.")
     ] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="The same training without a teacher.")] = False,
-    set_: Overrides = [],  # noqa: B006
+    set_: Overrides,
     out: Out = None,
     seed: Seed = None,
     resume: Resume = "auto",
@@ -157,6 +166,7 @@ def distill(
 @app.command(epilog="Example:  w2skd evaluate --checkpoint runs/demo/w2s/seed0")
 @_plainly
 def evaluate(
+    *,
     checkpoint: Annotated[
         Path, typer.Option("--checkpoint", "-c", help="A finished run, model.safetensors or .pt file.")
     ],
@@ -164,15 +174,21 @@ def evaluate(
         str | None,
         typer.Option("--recipe", "-r", metavar="FILE_OR_NAME", help="Instead of the checkpoint's own recipe."),
     ] = None,
-    set_: Overrides = [],  # noqa: B006
+    set_: Overrides,
     role: Annotated[
         str | None, typer.Option("--role", metavar="teacher|student", help="Which of the recipe's models.")
     ] = None,
     device: Device = "auto",
     require: Annotated[
         list[str],
-        typer.Option("--require", metavar="METRIC>=X", help="Exit with 3 unless this holds; may be repeated."),
-    ] = [],  # noqa: B006
+        typer.Option(
+            "--require",
+            metavar="METRIC>=X",
+            default_factory=list,
+            show_default=False,
+            help="Exit with 3 unless this holds; may be repeated.",
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Score a model on its recipe's evaluation set."""
@@ -243,12 +259,13 @@ def speedup_report(
 @app.command(epilog="Example:  w2skd compare --recipe demo --seeds 0,1,2")
 @_plainly
 def compare(
+    *,
     recipe: RecipeName,
     seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds of the pairs of runs.")] = "0,1,2",
     teacher: Annotated[
         Path | None, typer.Option("--teacher", metavar="CKPT", help="Use this teacher instead of training one.")
     ] = None,
-    set_: Overrides = [],  # noqa: B006
+    set_: Overrides,
     out: Out = None,
     device: Device = "auto",
     print_recipe: PrintRecipe = False,

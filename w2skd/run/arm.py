@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,7 @@ def _train(run: RunDir, setup: Setup, start: Start, options: RunOptions, ranks: 
         if setup.arm == "w2s":
             teacher, teacher_facts = _open_teacher(setup, checkpoint, clock)
             if checkpoint is None:
-                row = EventRow(0, "teacher", teacher_facts)
-                ranks.on_main(lambda: run.append(row))
+                ranks.on_main(partial(run.append, EventRow(0, "teacher", teacher_facts)))
             if ranks.is_main:
                 view.show(EventRow(0, "teacher", teacher_facts))
                 for line in teacher_gaps(options.out, recipe.report.thresholds):
@@ -143,14 +143,12 @@ def _drain(
     try:
         for item in engine.train():
             if isinstance(item, SaveDue):
-                best = item.best
-                ranks.on_main(lambda: save(best))  # noqa: B023 (called at once)
+                ranks.on_main(partial(save, item.best))
                 if item.stopping:
                     stop.agree(ranks.gather(stop.signal))
                     raise stop.error(f"at step {engine.step} of {engine.total_steps}")
             else:
-                row = item
-                ranks.on_main(lambda: run.append(row))  # noqa: B023
+                ranks.on_main(partial(run.append, item))
                 if ranks.is_main:
                     view.show(item, phase=_phase(engine))
     except TrainingError as error:
