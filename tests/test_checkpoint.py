@@ -98,6 +98,18 @@ def test_after_a_rewind_nothing_of_the_discarded_course_is_left(tmp_path: Path) 
     assert steps_in(tmp_path) == {"best": 1, "last": 1, "previous": 1}
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_rewind_takes_away_a_best_that_came_later_or_cannot_be_read(damaged: bool, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, state(1), best=damaged)
+    earlier = load_checkpoint(tmp_path / "last.pt")
+    save_checkpoint(tmp_path, state(2), best=not damaged)
+    if damaged:
+        (tmp_path / "best.pt").unlink()  # it is a link to a checkpoint that must stay whole
+        (tmp_path / "best.pt").write_bytes(b"PK")
+    rewind_to(tmp_path, earlier)
+    assert steps_in(tmp_path) == {"last": 1, "previous": 1}
+
+
 def test_the_newest_readable_checkpoint_is_found(tmp_path: Path) -> None:
     assert load_last_checkpoint(tmp_path) == (None, None)
     save_checkpoint(tmp_path, state(1), best=False)

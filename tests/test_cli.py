@@ -259,3 +259,14 @@ def test_ranks_but_the_first_say_nothing() -> None:
         [sys.executable, "-m", "w2skd", "distill", "-r", "nowhere"], capture_output=True, env=environment, check=False
     )
     assert (found.returncode, found.stdout, found.stderr) == (2, b"", b"")
+
+
+def test_a_rank_that_lacks_its_device_says_so_itself(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_SPEAKS", False)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    said = w2skd("distill", "--baseline", "-r", recipe, "--out", tmp_path / "runs", "--device", "cuda:9")
+    assert said.code == 2
+    assert "w2skd: rank 3: --device cuda:9: all 4 ranks would share it" in said.err

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from w2skd.optimizer import build_average, build_optimizer
 from w2skd.recipe.schema import EmaSection, TrainSection
@@ -83,3 +84,21 @@ def test_the_average_follows_weights_and_running_statistics() -> None:
 
 def test_no_section_no_average() -> None:
     assert build_average(nn.Linear(1, 1), None) is None
+
+
+def test_the_average_is_torchs_own_for_weights_and_running_statistics() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    ours = build_average(model, EmaSection(decay=0.9))
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(4):
+        model(torch.randn(8, 3))
+        with torch.no_grad():
+            model[0].weight.add_(torch.randn(3, 3))
+        for average in (ours, theirs):
+            average.update_parameters(model)
+    for name, value in theirs.state_dict().items():
+        if value.is_floating_point():
+            assert torch.equal(ours.state_dict()[name], value), name
+    assert ours.module[1].num_batches_tracked == model[1].num_batches_tracked == 4
+    assert ours.n_averaged == 4

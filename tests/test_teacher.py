@@ -1,5 +1,7 @@
 import gc
 import weakref
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -212,3 +214,41 @@ def test_the_fingerprint_sees_values_names_dtypes_and_shapes():
     assert len(set(prints)) == len(prints)
     assert prints[0] == with_buffer("a", torch.zeros(4))
     assert len(prints[0]) == 64
+
+
+class FakeEvent:
+    """A CUDA event on a clock of its own, one millisecond a record."""
+
+    now_ms = 0.0
+
+    def __init__(self, **_: object) -> None:
+        self.at_ms = 0.0
+
+    def record(self) -> None:
+        FakeEvent.now_ms += 1
+        self.at_ms = FakeEvent.now_ms
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        return end.at_ms - self.at_ms
+
+
+def test_time_between_events_is_taken_from_the_segment_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bookkeeping of a GPU's teacher, with its events replaced so that it runs anywhere."""
+    clock = Clock(now=lambda: 0.0)
+    teacher = FrozenTeacher(nn.Linear(2, 2), device="cpu", clock=clock)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(teacher, "_device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    for segment in ("compile", "train", "train"):
+        with clock.segment(segment):
+            teacher(torch.ones(1, 2))
+    teacher(torch.ones(1, 2))  # outside all segments nothing was counted, so there is nothing to move
+    assert clock.read()["teacher"] == 0
+    teacher.settle()
+    seconds = clock.read()
+    assert (seconds["teacher"], seconds["train"], seconds["compile"]) == (0.003, -0.002, -0.001)
+    teacher.settle()
+    assert clock.read() == seconds

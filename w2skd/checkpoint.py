@@ -79,7 +79,10 @@ def rewind_to(folder: Path, state: dict[str, Any]) -> None:
         OutputError: the folder is read-only or the disk full; some complete checkpoint is still there.
     """
     best = folder / "best.pt"
-    of_the_course = best.exists() and load_checkpoint(best)["engine"]["step"] <= state["engine"]["step"]
+    try:
+        of_the_course = load_checkpoint(best)["engine"]["step"] <= state["engine"]["step"]
+    except CheckpointError:  # missing, or damaged and so of no use
+        of_the_course = False
     save_checkpoint(folder, state, best=False)
     with writing(folder):
         _share(folder / "last.pt", folder / "previous.pt")

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from w2skd import __version__
-from w2skd.errors import TargetNotReached, UsageError, UserError, suggest
+from w2skd.errors import DeviceError, TargetNotReached, UsageError, UserError, suggest
 from w2skd.recipe.load import dump_recipe, find_recipe, load_recipe, shipped_recipes
 from w2skd.recipe.schema import LARGEST_SEED, Recipe
 from w2skd.records import without_nan
@@ -79,8 +79,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Events and results o
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else there.")]
 
 
-def _complain(message: str) -> None:
-    _err.print(Text.assemble(("w2skd:", "bold red"), " ", message), soft_wrap=True)
+def _complain(message: str, everywhere: bool = False) -> None:
+    """Say what went wrong; `everywhere` lets other ranks speak too, of what rank 0 need not have met itself."""
+    if everywhere and not _SPEAKS:
+        Console(stderr=True).print(Text(f"w2skd: rank {os.environ['RANK']}: {message}"), soft_wrap=True)
+    else:
+        _err.print(Text.assemble(("w2skd:", "bold red"), " ", message), soft_wrap=True)
 
 
 def _plainly(command: Callable[P, R]) -> Callable[P, R]:
@@ -91,7 +95,7 @@ def _plainly(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            _complain(str(error))
+            _complain(str(error), everywhere=isinstance(error, DeviceError))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             _complain("interrupted at once; the last checkpoint stands")

@@ -40,6 +40,11 @@ class Clock:
         finally:
             self._switch_to(outer)
 
+    @property
+    def current(self) -> Segment | None:
+        """The segment that time counts towards at the moment."""
+        return self._current
+
     def move(self, source: Segment, target: Segment, seconds: float) -> None:
         """Reassign time that was measured elsewhere, such as a teacher's forward between two CUDA events."""
         self._seconds[source] -= seconds

@@ -1,7 +1,6 @@
 """The whole experiment: teacher, then baseline and accelerated arm seed by seed, then the report."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from w2skd.device import open_device
 from w2skd.distributed import Ranks, process_group
@@ -35,4 +34,4 @@ def compare(
             if ranks.any(stop()):
                 raise stop.error(f"before run {number} of {len(runs)}")
             announce(f"[{number}/{len(runs)}] {run_path(options.out, arm, seed)}")
-            train_arm(recipe.model_copy(update={"seed": seed}), arm, replace(options, overwrite=False), ranks)
+            train_arm(recipe.model_copy(update={"seed": seed}), arm, options, ranks)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
-from w2skd.clock import Clock
+from w2skd.clock import Clock, Segment
 
 
 class FrozenTeacher:
@@ -23,7 +23,7 @@ class FrozenTeacher:
         precision: ``fp32``, or ``bf16`` autocast; whatever autocast the caller is in does not count.
         channels_last: memory format of the weights, and of 4-d inputs.
         clock: told the seconds of every call, as segment ``teacher``. Calls on a CUDA device are timed by events and
-            reach it at `settle`; they are expected inside segment ``train``.
+            reach it at `settle`, taken from the segment in which they were made.
 
     Attributes:
         model: the frozen module, for evaluation.
@@ -46,7 +46,7 @@ class FrozenTeacher:
         self._channels_last = channels_last
         self._clock = clock
         self._submodules = list(model.modules())
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event, Segment | None]] = []
 
     def __call__(self, *inputs: Any) -> Any:
         """Answer with the model's own output: tensors, alone or in dicts, lists and (named) tuples.
@@ -77,15 +77,16 @@ class FrozenTeacher:
         raise RuntimeError("a teacher is frozen: it has no train mode")
 
     def settle(self) -> None:
-        """Move the time of the CUDA calls since the last settling from segment ``train`` to ``teacher``.
+        """Move the time of the CUDA calls since the last settling to segment ``teacher``.
 
         Waits for the last call, so its place is where a row is logged, and before the teacher is dropped.
         """
         if self._clock is None or not self._events:
             return
         self._events[-1][1].synchronize()
-        seconds = sum(start.elapsed_time(end) for start, end in self._events) / 1000
-        self._clock.move("train", "teacher", seconds)
+        for start, end, segment in self._events:
+            if segment is not None:
+                self._clock.move(segment, "teacher", start.elapsed_time(end) / 1000)
         self._events.clear()
 
     def fingerprint(self) -> str:
@@ -106,7 +107,7 @@ class FrozenTeacher:
             start.record()
             yield
             end.record()
-            self._events.append((start, end))
+            self._events.append((start, end, self._clock.current))
         else:
             with self._clock.segment("teacher"):
                 yield

@@ -1,5 +1,6 @@
 """Image folders: what is read, what is ignored, and what is refused and how."""
 
+import errno
 import os
 import struct
 import zlib
@@ -224,18 +225,20 @@ def test_a_dangling_link_is_an_error_and_not_ignored(tmp_path: Path):
         read_images(listed["a"], 8)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_or_folder_is_named(tmp_path: Path):
+def test_an_unreadable_file_or_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By patches and not by modes, which do not bind root."""
     path = save(gradient(8, 8), tmp_path / "train/a/secret.png")
-    path.chmod(0)
-    with pytest.raises(DataError, match=r"secret\.png: Permission denied"):
-        read_images([path], 8)
-    path.parent.chmod(0)
-    try:
-        with pytest.raises(DataError, match=r"a: cannot be listed: Permission denied"):
-            list_class_folders(tmp_path, "train", "data.train_folder")
-    finally:
-        path.parent.chmod(0o755)
+
+    def denied(self: Path, *arguments: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", denied)
+        with pytest.raises(DataError, match=r"secret\.png: Permission denied"):
+            read_images([path], 8)
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(DataError, match=r"train: cannot be listed: Permission denied"):
+        list_class_folders(tmp_path, "train", "data.train_folder")
 
 
 def test_more_pixels_than_memory_are_refused_before_anything_is_read():

@@ -200,3 +200,17 @@ def test_after_the_switch_the_teacher_no_longer_matters(distill: Any, out: Path,
     torch.save(state, out / "other.pt")
     done(*distill, "--teacher", out / "other.pt")
     assert_same_course(run_in(out), run_in(experiment))
+
+
+def test_images_too_small_for_a_model_are_told(recipe: Path, out: Path) -> None:
+    settings = ("--set", "data.image_size=8", "--set", "student.model=small_cnn_strong")
+    line = refused("distill", "--baseline", "--recipe", recipe, "--out", out, *settings, code=2)
+    assert "cannot take inputs of 3x8x8: " in line
+    assert not run_in(out, "baseline").exists()
+
+
+def test_a_distillation_longer_than_the_run_is_told(recipe: Path, out: Path) -> None:
+    said = done("distill", "--recipe", recipe, "--out", out, "--set", "distill.hold=40step")
+    assert "warm-up, hold and decay take 60 steps, the run has 30" in said.err
+    said = done("distill", "--recipe", recipe, "--out", out, "--seed", 1)
+    assert "distillation lasts" not in said.err

@@ -4,16 +4,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from w2skd.recipe.flat import flatten, select
+from w2skd.recipe.flat import WHEREABOUTS, flatten, select
 from w2skd.report import units
 from w2skd.report.crossing import events
 from w2skd.report.experiment import ARMS, Experiment, label, teacher_is_ours, teacher_levels
 from w2skd.rundir import RunRecord
 
 _COMPARED = ("task", "train", "data", "student", "loss")
-_IGNORED = frozenset({"data.root", "data.download"})
-"""Where the examples lie, which says nothing about what they are."""
-
 _HARDWARE = ("device", "device_name", "threads", "ranks")
 _SOFTWARE = ("w2skd", "commit", "torch")
 _ENOUGH_SEEDS = 3
@@ -131,7 +128,7 @@ def _differences(runs: Sequence[RunRecord], values: Callable[[RunRecord], dict[s
 
 
 def _sections(run: RunRecord, sections: Sequence[str]) -> dict[str, Any]:
-    return select(flatten(run.recipe.model_dump(mode="json")), sections, _IGNORED)
+    return select(flatten(run.recipe.model_dump(mode="json")), sections, WHEREABOUTS)
 
 
 def _select(run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:

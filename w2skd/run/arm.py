@@ -75,32 +75,22 @@ def _train(run: RunDir, setup: Setup, start: Start, options: RunOptions, ranks: 
         console=Console(stderr=True, quiet=not ranks.is_main),
     )
     with view:
-        if ranks.is_main and start.note:
+        if start.note:
             view.note(start.note)
         ranks.on_main(lambda: _write_start(run, setup, facts, start, view, ranks))
         teacher = teacher_facts = None
         if setup.arm == "w2s":
             teacher, teacher_facts = _open_teacher(setup, checkpoint, clock)
+            row = EventRow(0, "teacher", teacher_facts)
             if checkpoint is None:
-                ranks.on_main(partial(run.append, EventRow(0, "teacher", teacher_facts)))
+                ranks.on_main(partial(run.append, row))
+            view.show(row)
             if ranks.is_main:
-                view.show(EventRow(0, "teacher", teacher_facts))
                 for line in teacher_gaps(options.out, recipe.report.thresholds):
                     view.note(line)
-        schedule = None
-        if teacher_facts is not None:
-            schedule = DistillSchedule.from_section(
-                recipe.distill,
-                steps_per_epoch=task.steps_per_epoch,
-                total_steps=facts["total_steps"],
-                higher_is_better=task.metric.higher_is_better,
-                teacher_value=teacher_facts["metrics"][task.metric.name],
-            )
-            if schedule.end_step > facts["total_steps"] and ranks.is_main:
-                view.note(
-                    f"warm-up, hold and decay take {schedule.end_step:,} steps, the run has {facts['total_steps']:,}: "
-                    "unless the student surpasses its teacher, distillation lasts to the end"
-                )
+        schedule = (
+            None if teacher_facts is None else _plan_distillation(setup, facts["total_steps"], teacher_facts, view)
+        )
         engine = Engine(
             task,
             setup.model,
@@ -149,8 +139,7 @@ def _drain(
                     raise stop.error(f"at step {engine.step} of {engine.total_steps}")
             else:
                 ranks.on_main(partial(run.append, item))
-                if ranks.is_main:
-                    view.show(item, phase=_phase(engine))
+                view.show(item, phase=_phase(engine))
     except TrainingError as error:
         raise TrainingError(f"{error}; last good checkpoint: {_newest_checkpoint(run)}") from None
 
@@ -244,6 +233,24 @@ def _open_teacher(
         "parameters": teacher.parameter_count,
         "data_fingerprint": weights.details.get("data_fingerprint"),
     }
+
+
+def _plan_distillation(
+    setup: Setup, total_steps: int, teacher_facts: dict[str, Any], view: ProgressView
+) -> DistillSchedule:
+    schedule = DistillSchedule.from_section(
+        setup.recipe.distill,
+        steps_per_epoch=setup.task.steps_per_epoch,
+        total_steps=total_steps,
+        higher_is_better=setup.task.metric.higher_is_better,
+        teacher_value=teacher_facts["metrics"][setup.task.metric.name],
+    )
+    if schedule.end_step > total_steps:
+        view.note(
+            f"warm-up, hold and decay take {schedule.end_step:,} steps, the run has {total_steps:,}: "
+            "unless the student surpasses its teacher, distillation lasts to the end"
+        )
+    return schedule
 
 
 def _phase(engine: Engine) -> str | None:

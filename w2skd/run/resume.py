@@ -6,7 +6,7 @@ from typing import Any
 
 from w2skd.checkpoint import load_checkpoint, load_last_checkpoint, load_weights
 from w2skd.errors import CheckpointError, RunDirError, UsageError
-from w2skd.recipe.flat import flatten, select
+from w2skd.recipe.flat import WHEREABOUTS, flatten, select
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
 from w2skd.records import EventRow
@@ -16,7 +16,7 @@ from w2skd.rundir import Arm, RunDir, find_teacher, read_recipe, read_run
 from w2skd.tasks.base import Role
 from w2skd.teacher import state_fingerprint
 
-_IGNORED_ON_RESUME = ("data.root", "data.download", "train.log_every", "train.checkpoint_every")
+_IGNORED_ON_RESUME = (*WHEREABOUTS, "train.log_every", "train.checkpoint_every")
 """Keys that may differ between a run and its resume: they do not change what is learned."""
 
 

@@ -1,0 +1,51 @@
+"""Records without weights, from which everything can be made again."""
+
+from pathlib import Path
+
+import pytest
+from synthetic_runs import MakeRun, two_arms
+
+from w2skd.errors import OutputError, RunDirError
+from w2skd.report.publish import RECORDS, publish
+from w2skd.report.render import as_json, write_report
+
+
+@pytest.fixture
+def trained(make_run: MakeRun, experiment: Path) -> Path:
+    two_arms(make_run)
+    for run in ("baseline", "w2s"):
+        (experiment / run / "seed0" / "model.safetensors").write_bytes(b"weights")
+        (experiment / run / "seed0" / "checkpoints").mkdir()
+    return experiment
+
+
+def test_records_and_report_are_copied_and_weights_are_not(trained: Path, tmp_path: Path) -> None:
+    target = tmp_path / "docs" / "tiny"
+    report = publish(trained, target)
+    for run in ("baseline/seed0", "w2s/seed0"):
+        assert sorted(path.name for path in (target / run).iterdir()) == sorted(RECORDS)
+    assert as_json(report) == as_json(write_report(trained))
+    assert (target / "report" / "report.md").read_bytes() == (trained / "report" / "report.md").read_bytes()
+
+
+def test_published_again_it_takes_the_place_of_what_was_there(trained: Path, tmp_path: Path) -> None:
+    target = tmp_path / "docs"
+    publish(trained, target)
+    (target / "w2s" / "seed0" / "metrics.jsonl").write_text("")
+    publish(trained, target)
+    assert (target / "w2s" / "seed0" / "metrics.jsonl").read_text() != ""
+
+
+def test_an_experiment_is_not_published_over_itself_or_another(trained: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "w2s" / "seed0"
+    other.mkdir(parents=True)
+    (other / "model.safetensors").write_bytes(b"weights")
+    for target in (trained, tmp_path / "other"):
+        with pytest.raises(RunDirError, match="holds runs with their weights"):
+            publish(trained, target)
+
+
+def test_a_target_that_cannot_be_written_is_told(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write"):
+        publish(trained, tmp_path / "file" / "docs")
