@@ -1,19 +1,22 @@
 """Ranks as real processes, in tests: what torchrun does, without its seconds of start.
 
 The processes are forked from a server that has loaded torch once and computed nothing, so a launch takes milliseconds.
+As with torchrun, the store in which the ranks find each other is kept by their parent, on a port that the system picks:
+no rank can miss it, no other process can take it, and a process joins a group once.
 """
 
 import multiprocessing
 import os
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore
 
 from w2skd.distributed import Ranks, ranks_from_environment
 
@@ -40,11 +43,11 @@ class Outcome:
 
 def run_ranks(work: Callable[..., Any], *arguments: Any, world: int = 2, timeout_s: float = 60.0) -> list[Outcome]:
     """Call ``work(ranks, *arguments)`` in `world` processes; `work` is a function of a module."""
-    port = free_port()
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
     began, processes, ends = time.monotonic(), [], []
     for rank in range(world):
         ours, theirs = _FORK.Pipe(duplex=False)
-        process = _FORK.Process(target=_serve, args=(theirs, rank, world, port, work, arguments), daemon=True)
+        process = _FORK.Process(target=_serve, args=(theirs, rank, world, store.port, work, arguments), daemon=True)
         process.start()
         theirs.close()
         processes.append(process)
@@ -75,13 +78,6 @@ def values(outcomes: list[Outcome]) -> list[Any]:
     return [outcome.value for outcome in outcomes]
 
 
-def free_port() -> int:
-    """A port that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _serve(end: Connection, rank: int, world: int, port: int, work: Callable[..., Any], arguments: Any) -> None:
     os.environ |= {
         "RANK": str(rank),
@@ -89,6 +85,7 @@ def _serve(end: Connection, rank: int, world: int, port: int, work: Callable[...
         "WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     torch.set_num_threads(1)
     ranks = ranks_from_environment()

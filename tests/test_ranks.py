@@ -18,7 +18,7 @@ from processes import Outcome, run_ranks, values
 from torch import nn
 
 from w2skd.checkpoint import load_weights
-from w2skd.distributed import Ranks
+from w2skd.distributed import Ranks, process_group
 from w2skd.errors import DataError, OutputError, Stopped, UsageError
 from w2skd.models import catalog
 from w2skd.models.small_cnn import SmallCnn
@@ -139,8 +139,9 @@ def files(path: Path) -> list[str]:
 
 def train_and_score(ranks: Ranks, teacher: Path, out: Path) -> Any:
     """The accelerated arm, two micro-batches a rank and step, and the score of what it made."""
-    path = arm_on(ranks, recipe(teacher, accumulate=2), "w2s", out, out / "notes")
-    return score(path, ranks)
+    with process_group(ranks, torch.device("cpu")):
+        path = arm_on(ranks, recipe(teacher, accumulate=2), "w2s", out, out / "notes")
+        return score(path, ranks)
 
 
 def score(path: Path, ranks: Ranks) -> Any:
