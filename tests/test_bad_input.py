@@ -42,7 +42,7 @@ def test_a_recipe_that_is_not_there_is_told_with_near_names() -> None:
             RECIPE.replace("small_cnn_weak", "small_cnn_week"),
             "student.model: unknown model 'small_cnn_week' (did you mean",
         ),
-        (RECIPE.replace("shapes", "shape"), "data.source: should be 'cifar10', 'cifar100', 'image_folder' or 'shapes'"),
+        (RECIPE.replace("shapes", "shape"), "data.source: should be 'cifar10', 'cifar100', 'fashion_mnist', 'image"),
         (RECIPE.replace("task: classification", "task: clasification"), "task: unknown task 'clasification' (did you"),
         (RECIPE.replace("metric: loss", "metric: los"), "report.metric: unknown metric 'los' (did you mean 'loss'?)"),
         (RECIPE.replace("steps: 6", "stepz: 6"), "teacher.train.stepz: unknown key (did you mean 'steps'?)"),

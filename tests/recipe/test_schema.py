@@ -73,7 +73,16 @@ def test_length_in_steps(length: dict[str, Any], steps: int) -> None:
     assert TrainSection.model_validate({**rest, **length}).total_steps(steps_per_epoch=100) == steps
 
 
-def test_cifar_images_have_their_size() -> None:
-    assert ClassificationData.model_validate({"source": "cifar10", "image_size": 32}).image_size == 32
-    with pytest.raises(ValidationError, match="whose images have 32 px"):
-        ClassificationData.model_validate({"source": "cifar100", "image_size": 224})
+@pytest.mark.parametrize(
+    ("keys", "reasons"),
+    [
+        ({}, []),
+        ({"augment": ["crop", "flip", "cutout"], "eval_resize": 64}, []),
+        ({"augment": ["random_resized_crop", "flip", "random_erasing"]}, ["random_resized_crop", "random_erasing"]),
+        ({"eval_resize": 72}, ["eval_resize"]),
+        ({"interpolation": "bilinear"}, ["interpolation: bilinear"]),
+    ],
+)
+def test_what_only_a_streaming_feed_can_do_is_known(keys: dict[str, Any], reasons: list[str]) -> None:
+    data = ClassificationData.model_validate({"source": "image_folder", "image_size": 64, **keys})
+    assert data.needs_streaming == reasons

@@ -3,11 +3,11 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -20,6 +20,34 @@ _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 
 _CHUNK = 64
 _MAX_THREADS = 8
+
+
+@dataclass(frozen=True)
+class FileExamples:
+    """Images in files.
+
+    Attributes:
+        root: folder from which examples are named.
+        paths: the files, under `root`.
+    """
+
+    root: Path
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> Image.Image:
+        """See `open_image`."""
+        return open_image(self.paths[index])
+
+    def read(self, indices: Tensor, size_px: int) -> Tensor:
+        """See `read_images`."""
+        return read_images([self.paths[index] for index in indices.tolist()], size_px)
+
+    def name(self, index: int) -> str:
+        """The path below `root`, with slashes."""
+        return self.paths[index].relative_to(self.root).as_posix()
 
 
 def list_class_folders(root: Path, folder: str, key: str) -> dict[str, list[Path]]:
@@ -83,7 +111,7 @@ def read_images(paths: Sequence[Path], size: int) -> Tensor:
 
     def read_chunk(start: int) -> None:
         for index in range(start, min(start + _CHUNK, len(paths))):
-            pixels[index] = _read(paths[index], size)
+            pixels[index] = np.asarray(square(open_image(paths[index]), size)).transpose(2, 0, 1)
 
     Image.init()  # registers the formats here, before threads race to do it
     with ThreadPoolExecutor(min(_MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
@@ -108,10 +136,17 @@ def _list_images(path: Path) -> list[Path]:
     return images
 
 
-def _read(path: Path, size: int) -> NDArray[np.uint8]:
+def open_image(path: Path) -> Image.Image:
+    """Decode one image, upright, in RGB and in its own size.
+
+    Raises:
+        DataError: the file cannot be read or decoded, or its header claims more pixels than are safe.
+    """
     try:
         with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
-            return np.asarray(_square(_to_rgb(_upright(image)), size)).transpose(2, 0, 1)
+            rgb = _to_rgb(_upright(image))
+            rgb.load()
+            return rgb
     except Image.DecompressionBombError:
         raise DataError(f"{path}: refused, its header claims more than {2 * _pixel_limit():,} pixels") from None
     except UnidentifiedImageError:
@@ -138,7 +173,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def square(image: Image.Image, size: int) -> Image.Image:
+    """The centre of an image, its shorter side brought to `size` px (bicubic, antialiased)."""
     width, height = image.size
     if width == height == size:
         return image

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from w2skd.data.counter import bits, uniform
@@ -62,6 +63,37 @@ def render(seed: int, indices: Tensor, size: int) -> Scenes:
         images[here] = block_images[indices[here] % _BLOCK]
         boxes[here] = block_boxes[indices[here] % _BLOCK]
     return Scenes(images, labels_of(indices), boxes)
+
+
+@dataclass(frozen=True)
+class ShapeExamples:
+    """Generated images, drawn when they are read.
+
+    Attributes:
+        seed: of everything but the classes.
+        count: how many.
+        size_px: side at which they are drawn.
+    """
+
+    seed: int
+    count: int
+    size_px: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def open(self, index: int) -> Image.Image:
+        """Draw one; with a whole block of others, so many at once are much cheaper."""
+        pixels = render(self.seed, torch.tensor([index]), self.size_px).images[0]
+        return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+    def read(self, indices: Tensor, size_px: int) -> Tensor:
+        """Draw several, at any size."""
+        return render(self.seed, indices, size_px).images
+
+    def name(self, index: int) -> str:
+        """The index."""
+        return str(index)
 
 
 def _render_block(seed: int, indices: Tensor, size: int) -> tuple[Tensor, Tensor]:

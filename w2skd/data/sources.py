@@ -4,6 +4,7 @@ A source first lists its examples; subset and hold-out are drawn from the labels
 """
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from torchvision.datasets.utils import check_integrity
 
-from w2skd.data import shapes
+from w2skd.data import fashion_mnist, shapes
 from w2skd.data.counter import seed_from
-from w2skd.data.folder import check_same_classes, list_class_folders, read_images
+from w2skd.data.examples import ChosenExamples, Examples, PixelExamples
+from w2skd.data.folder import FileExamples, check_same_classes, list_class_folders
 from w2skd.data.images import ImageSet, Normalization, balanced_subset, split_validation
 from w2skd.errors import DataError
 from w2skd.recipe.classification import ClassificationData
@@ -27,18 +29,10 @@ from w2skd.recipe.classification import ClassificationData
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """What torchvision's pretrained classifiers were trained with."""
 
+_CIFAR_SIZE_PX = 32
 _SHAPES_SIZE_PX = 32
 _SHAPES_TRAIN_EXAMPLES = 4096
 _SHAPES_EVAL_EXAMPLES = 1024
-
-
-@dataclass(frozen=True, eq=False)
-class ImageData:
-    """What a model is trained and scored on."""
-
-    train: ImageSet
-    evaluation: ImageSet
-    normalization: Normalization
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,22 +41,22 @@ class Listing:
 
     Attributes:
         name: what to call them in an error.
+        examples: N images.
         labels: int64 [N].
         classes: names.
-        read: int64 indices [n] to uint8 [n, 3, H, W].
     """
 
     name: str
+    examples: Examples
     labels: Tensor
     classes: tuple[str, ...]
-    read: Callable[[Tensor], Tensor]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, indices: Tensor) -> "Listing":
         """Return the examples at these indices, in their order."""
-        return Listing(self.name, self.labels[indices], self.classes, lambda chosen: self.read(indices[chosen]))
+        return Listing(self.name, ChosenExamples(self.examples, indices), self.labels[indices], self.classes)
 
     def subset(self, count: int | None, seed: int) -> "Listing":
         """Return `count` examples, balanced, in the order of the listing; all if `count` is None or there are as many.
@@ -77,23 +71,58 @@ class Listing:
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from None
 
-    def load(self) -> ImageSet:
+    def load(self, size_px: int) -> ImageSet:
         """Read all pixels."""
-        return ImageSet(self.read(torch.arange(len(self))), self.labels, self.classes)
+        return ImageSet(self.examples.read(torch.arange(len(self)), size_px), self.labels, self.classes)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256, in hexadecimal, of names, labels and class names; the pixels are not read for it."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for index in range(len(self)):
+            digest.update(f"{self.examples.name(index)}\n".encode())
+        digest.update(self.labels.numpy().data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
-class Listings:
-    """A source's training and evaluation sets; the latter is None where a hold-out takes its place."""
+class ImageListing:
+    """What a model is trained and scored on, not read yet.
+
+    Attributes:
+        train: the chosen training examples.
+        evaluation: the chosen evaluation examples.
+        normalization: of their pixels.
+        size_px: side of the squares to which they are brought.
+    """
+
+    train: Listing
+    evaluation: Listing
+    normalization: Normalization
+    size_px: int
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """What a model is trained and scored on, in memory."""
+
+    train: ImageSet
+    evaluation: ImageSet
+    normalization: Normalization
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """All that a source has; `evaluation` is None where a hold-out takes its place."""
 
     train: Listing
     evaluation: Listing | None
     normalization: Normalization
+    size_px: int
 
 
 @lru_cache(maxsize=2)
-def load_image_data(section: ClassificationData) -> ImageData:
-    """Load what a recipe's ``data`` section asks for; runs in one process share the result.
+def list_image_data(section: ClassificationData) -> ImageListing:
+    """List what a recipe's ``data`` section asks for, without reading images.
 
     The hold-out is drawn from the whole training set, whatever `train_examples` then takes of the rest, so that runs
     on different amounts of data are scored on the same examples.
@@ -101,26 +130,40 @@ def load_image_data(section: ClassificationData) -> ImageData:
     Raises:
         DataError: files are missing, damaged, too few or contradictory.
     """
-    listings = SOURCES[section.source](section)
-    train, evaluation = listings.train, listings.evaluation
+    source = SOURCES[section.source](section)
+    train, evaluation = source.train, source.evaluation
     if evaluation is None:
         assert section.validation_share is not None
         kept, held = split_validation(train.labels, train.classes, section.validation_share, section.split_seed)
         train, evaluation = train.select(kept), train.select(held)
     train = train.subset(section.train_examples, section.split_seed)
     evaluation = evaluation.subset(section.eval_examples, section.split_seed)
-    return ImageData(train.load(), evaluation.load(), listings.normalization)
+    own = section.normalization
+    normalization = source.normalization if own is None else Normalization(own.mean, own.std)
+    return ImageListing(train, evaluation, normalization, section.image_size or source.size_px)
 
 
-def _cifar10(section: ClassificationData) -> Listings:
+@lru_cache(maxsize=2)
+def load_image_data(section: ClassificationData) -> ImageData:
+    """Load what a recipe's ``data`` section asks for; runs in one process share the result.
+
+    Raises:
+        DataError: files are missing, damaged, too few or contradictory.
+    """
+    listing = list_image_data(section)
+    train, evaluation = listing.train.load(listing.size_px), listing.evaluation.load(listing.size_px)
+    return ImageData(train, evaluation, listing.normalization)
+
+
+def _cifar10(section: ClassificationData) -> _Source:
     return _cifar(section, CIFAR10, Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)))
 
 
-def _cifar100(section: ClassificationData) -> Listings:
+def _cifar100(section: ClassificationData) -> _Source:
     return _cifar(section, CIFAR100, Normalization((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)))
 
 
-def _cifar(section: ClassificationData, dataset: type[CIFAR10], normalization: Normalization) -> Listings:
+def _cifar(section: ClassificationData, dataset: type[CIFAR10], normalization: Normalization) -> _Source:
     """CIFAR (Krizhevsky 2009) by torchvision, which checks every file's MD5 before it unpickles any."""
     try:
         try:
@@ -136,21 +179,19 @@ def _cifar(section: ClassificationData, dataset: type[CIFAR10], normalization: N
     except OSError as error:
         raise DataError(f"{error.filename or section.root}: {error.strerror or error}") from None
     train, evaluation = (
-        _in_memory(f"{section.source}'s {name} set", torch.from_numpy(part.data), part.targets, part.classes)
+        Listing(
+            f"{section.source}'s {name} set",
+            PixelExamples(torch.from_numpy(part.data)),
+            torch.tensor(part.targets),
+            tuple(part.classes),
+        )
         for name, part in zip(("training", "test"), parts, strict=True)
     )
-    return Listings(train, None if section.validation_share else evaluation, normalization)
+    return _Source(train, None if section.validation_share else evaluation, normalization, _CIFAR_SIZE_PX)
 
 
 def _open_cifar(dataset: type[CIFAR10], root: Path) -> tuple[CIFAR10, CIFAR10]:
     return dataset(root, train=True), dataset(root, train=False)
-
-
-def _in_memory(name: str, pixels: Tensor, labels: list[int], classes: list[str]) -> Listing:
-    """List examples that are there: uint8 [N, H, W, 3]."""
-    return Listing(
-        name, torch.tensor(labels), tuple(classes), lambda indices: pixels[indices].permute(0, 3, 1, 2).contiguous()
-    )
 
 
 def _fetch_cifar(dataset: type[CIFAR10], root: Path) -> None:
@@ -189,29 +230,57 @@ def _why_no_cifar(source: str, dataset: type[CIFAR10], root: Path) -> str:
     return f"{source} is neither unpacked in {folder} nor there as {archive}; {mend}"
 
 
-def _image_folder(section: ClassificationData) -> Listings:
-    root = section.root
-    assert section.image_size is not None
+def _fashion_mnist(section: ClassificationData) -> _Source:
+    files = fashion_mnist.find_files(section.root)
+    if files is None and section.download:
+        _fetch_fashion_mnist(section.root)
+        files = fashion_mnist.find_files(section.root)
+    if files is None:
+        raise DataError(
+            f"fashion_mnist: its four files (train-images-idx3-ubyte, ..., packed as .gz or not) are neither in "
+            f"{section.root.absolute()} nor in {section.root.absolute() / 'FashionMNIST' / 'raw'}; set data.download: "
+            "true, or point data.root to the folder that has them (Debian's package dataset-fashion-mnist brings one)"
+        )
+    train, evaluation = (
+        Listing(f"Fashion-MNIST's {name} set", PixelExamples(pixels), labels, fashion_mnist.CLASSES)
+        for name, (pixels, labels) in zip(
+            ("training", "test"), (fashion_mnist.read_part(*files[part]) for part in ("train", "test")), strict=True
+        )
+    )
+    normalization = Normalization((0.2860,) * 3, (0.3530,) * 3)
+    return _Source(train, None if section.validation_share else evaluation, normalization, 28)
+
+
+def _fetch_fashion_mnist(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _alone_in(root):
+            FashionMNIST(root, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"cannot fetch Fashion-MNIST: {error}; put its four .gz files into {root.absolute()} by hand"
+        ) from None
+
+
+def _image_folder(section: ClassificationData) -> _Source:
+    root, size = section.root, section.image_size
+    assert size is not None
     train = list_class_folders(root, section.train_folder, "data.train_folder")
-    listing = _from_files(root / section.train_folder, train, section.image_size)
+    listing = _from_files(root, section.train_folder, train)
     if section.validation_share:
-        return Listings(listing, None, IMAGENET)
+        return _Source(listing, None, IMAGENET, size)
     evaluation = list_class_folders(root, section.eval_folder, "data.eval_folder")
     check_same_classes(list(train), root / section.train_folder, list(evaluation), root / section.eval_folder)
-    return Listings(listing, _from_files(root / section.eval_folder, evaluation, section.image_size), IMAGENET)
+    return _Source(listing, _from_files(root, section.eval_folder, evaluation), IMAGENET, size)
 
 
-def _from_files(folder: Path, files: dict[str, list[Path]], size: int) -> Listing:
-    paths = [path for members in files.values() for path in members]
+def _from_files(root: Path, folder: str, files: dict[str, list[Path]]) -> Listing:
+    paths = tuple(path for members in files.values() for path in members)
     labels = torch.tensor([label for label, members in enumerate(files.values()) for _ in members])
-
-    def read(indices: Tensor) -> Tensor:
-        return read_images([paths[index] for index in indices.tolist()], size)
-
-    return Listing(str(folder), labels, tuple(files), read)
+    return Listing(str(root / folder), FileExamples(root, paths), labels, tuple(files))
 
 
-def _shapes(section: ClassificationData) -> Listings:
+def _shapes(section: ClassificationData) -> _Source:
     """As many as are asked for; `split_seed` draws the shapes themselves too."""
     share = section.validation_share or 0.0
     count = section.train_examples or _SHAPES_TRAIN_EXAMPLES
@@ -219,28 +288,22 @@ def _shapes(section: ClassificationData) -> Listings:
         # Enough for a full training set after the hold-out, which takes up to one more of every class by rounding.
         count = ceil((count + 2 * len(shapes.CLASSES)) / (1 - share))
     size = section.image_size or _SHAPES_SIZE_PX
-    return Listings(
-        _drawn("training", count, size, section.split_seed),
-        None
-        if share
-        else _drawn("evaluation", section.eval_examples or _SHAPES_EVAL_EXAMPLES, size, section.split_seed),
-        Normalization((0.4, 0.4, 0.4), (0.2, 0.2, 0.2)),
-    )
+    evaluation = None
+    if not share:
+        evaluation = _drawn("evaluation", section.eval_examples or _SHAPES_EVAL_EXAMPLES, size, section.split_seed)
+    normalization = Normalization((0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
+    return _Source(_drawn("training", count, size, section.split_seed), evaluation, normalization, size)
 
 
 def _drawn(part: str, count: int, size: int, split_seed: int) -> Listing:
-    seed = seed_from(split_seed, ("training", "evaluation").index(part))
-    return Listing(
-        f"the {part} set of shapes",
-        shapes.labels_of(torch.arange(count)),
-        shapes.CLASSES,
-        lambda indices: shapes.render(seed, indices, size).images,
-    )
+    examples = shapes.ShapeExamples(seed_from(split_seed, ("training", "evaluation").index(part)), count, size)
+    return Listing(f"the {part} set of shapes", examples, shapes.labels_of(torch.arange(count)), shapes.CLASSES)
 
 
-SOURCES: dict[str, Callable[[ClassificationData], Listings]] = {
+SOURCES: dict[str, Callable[[ClassificationData], _Source]] = {
     "cifar10": _cifar10,
     "cifar100": _cifar100,
+    "fashion_mnist": _fashion_mnist,
     "image_folder": _image_folder,
     "shapes": _shapes,
 }

@@ -3,56 +3,134 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from w2skd.errors import suggest
+from w2skd.recipe.duration import Duration
 from w2skd.recipe.names import CLASSIFICATION_METRICS, CLASSIFIERS, TORCHVISION
 from w2skd.recipe.schema import FilePath, Recipe, ReportSection, Section, Share, StudentSection, TeacherSection
+
+Augmentation = Literal["random_resized_crop", "crop", "flip", "trivial_augment", "cutout", "random_erasing"]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+
+RESIDENT_AUGMENTATIONS = ("crop", "flip", "cutout")
+DOWNLOADABLE = ("cifar10", "cifar100", "fashion_mnist")
+
+
+class NormalizationSection(Section):
+    """Mean and standard deviation per colour (red, green, blue) of pixels scaled to [0, 1]."""
+
+    mean: Annotated[tuple[Share, Share, Share], Field(strict=False)]
+    std: Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], Field(strict=False)]
+
+
+class ProgressiveSection(Section):
+    """Smaller images early in training, in teacher-less and distilled runs alike (Touvron et al. 2019; Tan & Le 2021).
+
+    Attributes:
+        from_px: side at the first step; it grows linearly to ``data.image_size``.
+        until: when it is there.
+        multiple_px: sides are rounded down to a multiple of it, so that few sizes occur.
+    """
+
+    from_px: Annotated[int, Field(ge=8, le=4096)]
+    until: Duration = Duration(0.5, "run")
+    multiple_px: PositiveInt = 32
 
 
 class ClassificationData(Section):
     """What is learned from.
 
     Attributes:
-        source: ``cifar10`` and ``cifar100`` in torchvision's files under `root`, ``image_folder`` with one folder a
-            class under `root`/`train_folder` and `root`/`eval_folder`, or ``shapes``, which is generated.
-        download: let torchvision fetch CIFAR if it is not under `root`.
-        image_size: side in px to which images are brought (shorter side resized, centre cropped); needed by
-            ``image_folder``, chosen freely by ``shapes`` (32), fixed to 32 by CIFAR.
+        source: ``cifar10``, ``cifar100`` and ``fashion_mnist`` in torchvision's files under `root`, ``image_folder``
+            with one folder a class under `root`/`train_folder` and `root`/`eval_folder`, or ``shapes``, which is
+            generated.
+        download: let torchvision fetch CIFAR or Fashion-MNIST if it is not under `root`.
+        image_size: side in px of the squares that models see; needed by ``image_folder``, else the source's own
+            (``shapes``: 32).
+        eval_resize: shorter side in px to which an evaluation image is brought before its centre is taken; null is
+            `image_size`, the field's 256 for 224 leaves a margin away.
+        interpolation: of all resizing.
+        normalization: null is the source's own.
         train_examples: a class-balanced subset of that size; null takes all (``shapes``: 4,096).
         eval_examples: the same for the evaluation set; null takes all (``shapes``: 1,024).
         validation_share: share of the training set to hold out and evaluate on instead of the evaluation set, which
             then stays untouched; null evaluates on the evaluation set.
         split_seed: draws subset and hold-out, whatever the run's seed.
-        feed: ``resident`` keeps all images as uint8 on the training device.
-        augment: applied per example, in this order: ``crop`` (reflect-pad by an eighth, random crop), ``flip``
-            (horizontal), ``cutout`` (a square of half the side, zeroed; DeVries & Taylor 2017).
+        feed: ``resident`` keeps all images as uint8 on the training device, ``streaming`` reads them when they are
+            needed, in `workers` processes; ``auto`` is resident where the augmentation allows it and the images take
+            at most a quarter of the device's memory.
+        workers: reading processes of a streaming feed; null is one a core, at most 8; 0 reads between the steps.
+        worker_timeout_s: how long a batch may take them.
+        augment: applied per example, in this order: ``random_resized_crop`` (a part of the image of random share and
+            shape; Szegedy et al. 2015) or ``crop`` (reflect-pad by an eighth, random crop), ``flip`` (horizontal),
+            ``trivial_augment`` (Mueller & Hutter 2021), ``cutout`` (a square of half the side, zeroed; DeVries & Taylor
+            2017), ``random_erasing`` (Zhong et al. 2017). A resident feed knows ``crop``, ``flip`` and ``cutout``.
+        crop_scale: smallest and largest share of the image's area for ``random_resized_crop``.
+        erasing_probability: of ``random_erasing``.
+        mixup: alpha of the Beta distribution from which images and labels are mixed (Zhang et al. 2018); 0 is off.
+        cutmix: the same for pasted parts (Yun et al. 2019). With both, each batch takes one of them at random.
+        repeats: how often a batch shows an example, each time augmented anew (Hoffer et al. 2020).
+        progressive: smaller images early on; null is off.
     """
 
-    source: Literal["cifar10", "cifar100", "image_folder", "shapes"]
+    source: Literal["cifar10", "cifar100", "fashion_mnist", "image_folder", "shapes"]
     root: FilePath = Path("data")
     download: bool = False
     train_folder: str = "train"
     eval_folder: str = "test"
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    eval_resize: Annotated[int, Field(ge=8, le=8192)] | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    normalization: NormalizationSection | None = None
     train_examples: PositiveInt | None = None
     eval_examples: PositiveInt | None = None
     validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     split_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    feed: Literal["auto", "resident"] = "auto"
-    augment: Annotated[tuple[Literal["crop", "flip", "cutout"], ...], Field(strict=False)] = ("crop", "flip")
+    feed: Literal["auto", "resident", "streaming"] = "auto"
+    workers: NonNegativeInt | None = None
+    worker_timeout_s: PositiveFloat = 300.0
+    augment: Annotated[tuple[Augmentation, ...], Field(strict=False)] = ("crop", "flip")
+    crop_scale: Annotated[tuple[PositiveShare, PositiveShare], Field(strict=False)] = (0.08, 1.0)
+    erasing_probability: Share = 0.25
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+    repeats: PositiveInt = 1
+    progressive: ProgressiveSection | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "ClassificationData":
         if self.source == "image_folder" and self.image_size is None:
             raise ValueError("source: image_folder needs image_size, the side in px to which its images are brought")
-        if self.source.startswith("cifar") and self.image_size not in (None, 32):
-            raise ValueError(f"image_size: {self.image_size} does not fit {self.source}, whose images have 32 px")
-        if self.download and not self.source.startswith("cifar"):
-            raise ValueError(f"download: true is for cifar10 and cifar100, not for {self.source}")
+        if self.download and self.source not in DOWNLOADABLE:
+            raise ValueError(f"download: true is for {', '.join(DOWNLOADABLE)}, not for {self.source}")
         if len(set(self.augment)) < len(self.augment):
             raise ValueError("augment: each kind once")
+        if {"crop", "random_resized_crop"} <= set(self.augment):
+            raise ValueError("augment: crop and random_resized_crop exclude each other")
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError(f"crop_scale: {self.crop_scale[0]} is larger than {self.crop_scale[1]}")
+        if self.eval_resize is not None and self.eval_resize < (self.image_size or 0):
+            raise ValueError(f"eval_resize: {self.eval_resize} is smaller than image_size: {self.image_size}")
+        if self.feed == "resident" and self.needs_streaming:
+            raise ValueError(f"feed: resident cannot do {', '.join(self.needs_streaming)}: streaming can")
         return self
+
+    @property
+    def needs_streaming(self) -> list[str]:
+        """What this section asks for that only a streaming feed can do."""
+        kinds = [kind for kind in self.augment if kind not in RESIDENT_AUGMENTATIONS]
+        margin = ["eval_resize"] if self.eval_resize not in (None, self.image_size) else []
+        other = ["interpolation: bilinear"] if self.interpolation != "bicubic" and self.source == "image_folder" else []
+        return [*kinds, *margin, *other]
 
 
 class ClassificationLoss(Section):
@@ -81,9 +159,17 @@ Classifier = Annotated[str, AfterValidator(_known_classifier)]
 
 
 class ClassifierTeacher(TeacherSection):
-    """The weaker classifier."""
+    """The weaker classifier.
+
+    Attributes:
+        image_size: side in px of the images that the teacher sees while it teaches; null is the student's. Smaller
+            ones make its forward cheaper.
+        normalization: by which its images were normalised, where its checkpoint does not say.
+    """
 
     model: Classifier
+    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    normalization: NormalizationSection | None = None
 
 
 class ClassifierStudent(StudentSection):

@@ -17,7 +17,7 @@ CLASSIFIERS = (
     "small_cnn_strong",
 )
 
-CLASSIFICATION_SOURCES = ("cifar10", "cifar100", "image_folder", "shapes")
+CLASSIFICATION_SOURCES = ("cifar10", "cifar100", "fashion_mnist", "image_folder", "shapes")
 
 CLASSIFICATION_METRICS = {"top1": True, "top5": True, "loss": False}
 """Metric -> whether higher is better."""
