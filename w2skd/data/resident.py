@@ -1,55 +1,30 @@
 """All images on the training device, as uint8: batches are gathered, augmented and normalised there, in a few kernels.
 
 Nothing is drawn from a generator. The order of an epoch is a function of (seed, epoch), an example's augmentation one
-of (seed, epoch, example), so that batches depend neither on the number of ranks nor on where a run was resumed.
+of (seed, epoch, example, repeat), so that batches depend neither on the number of ranks nor on where a run was resumed.
 
 Shapes: n examples of a micro-batch, N of the set, M of an epoch's batches; H rows and W columns of px.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from w2skd.data.counter import permutation, randint
+from w2skd.data.batch import LabelledImages as LabelledImages
+from w2skd.data.counter import randint
 from w2skd.data.images import ImageSet, Normalization
-from w2skd.errors import UsageError
+from w2skd.data.normalize import Normalizer
+from w2skd.data.order import BatchOrder, Slice
 
 AUGMENTATIONS = ("crop", "flip", "cutout")
 
 
-@dataclass(frozen=True, eq=False)
-class LabelledImages:
-    """One micro-batch.
-
-    Attributes:
-        images: float32 [n, 3, H, W], normalised.
-        labels: int64 [n].
-        ids: int64 [n], indices into the set.
-        step: the global optimizer step that it belongs to; 0 outside training.
-    """
-
-    images: Tensor
-    labels: Tensor
-    ids: Tensor
-    step: int
-
-    @property
-    def model_inputs(self) -> tuple[Tensor]:
-        """What a classifier's forward takes."""
-        return (self.images,)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
 class ResidentFeed:
-    """Endless training batches out of a set that lives on the device (4 bytes a pixel).
-
-    Epoch e takes the examples in the order ``permutation(N, seed, e)``. Its last batch is filled up from the start of
-    the same order, so that every batch has `batch_size` examples, also where the set has fewer.
+    """Endless training batches, in `BatchOrder`, out of a set that lives on the device (4 bytes a pixel).
 
     Args:
         images: at least one.
@@ -60,7 +35,13 @@ class ResidentFeed:
             side, centred anywhere, to the mean colour. They act in this order, whatever the order given.
         seed: of order and augmentation.
         device: where the set is kept and batches are made.
+        repeats: how often an example is in its batch, augmented anew each time.
+        size_at: global step to the shorter side in px, to which images that are larger are brought (bilinear,
+            antialiased) when all else is done; None leaves them as they are.
         channels_last: memory format of the batches; their values are the same.
+
+    Raises:
+        UsageError: the batch is no multiple of the repeats.
     """
 
     def __init__(
@@ -72,13 +53,15 @@ class ResidentFeed:
         augment: Sequence[str],
         seed: int,
         device: torch.device,
+        repeats: int = 1,
+        size_at: Callable[[int], int] | None = None,
         channels_last: bool = False,
     ):
-        assert len(images) > 0, "no images"
-        assert batch_size > 0, f"batch_size {batch_size}"
         assert set(augment) <= set(AUGMENTATIONS), f"augment {augment}"
-        self.steps_per_epoch = -(-len(images) // batch_size)
-        self._batch_size = batch_size
+        self._order = BatchOrder(len(images), batch_size, repeats, seed)
+        self.steps_per_epoch = self._order.steps_per_epoch
+        self._size_at = size_at
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._augment = frozenset(augment)
         self._seed = seed
         self._device = device
@@ -87,51 +70,39 @@ class ResidentFeed:
         self._pixels = _pack(images.images, device)
         # Half as many bytes in the index make the gather faster; a set too large for that is still possible.
         self._index_dtype = torch.int32 if self._pixels.numel() < 2**31 else torch.int64
-        self._normalize = _Normalizer(normalization, self._height, self._width, device, channels_last)
+        self._normalize = Normalizer(normalization, device, channels_last)
 
     def micro_batches(
         self, first_step: int, *, rank: int = 0, ranks: int = 1, accumulate: int = 1
     ) -> Iterator[LabelledImages]:
-        """Yield this rank's micro-batches without end, `accumulate` of them a step, from global step `first_step` on.
-
-        A step's batch is cut into ranks x accumulate equal slices. Rank r takes slice micro x ranks + r, so that two
-        ranks see what one process with twice the accumulation sees.
+        """Yield this rank's micro-batches without end, as `BatchOrder.slices` cuts them.
 
         Raises:
             UsageError: the batch cannot be cut into equal slices.
         """
-        if self._batch_size % (ranks * accumulate):
-            raise UsageError(
-                f"train.batch_size: {self._batch_size} examples cannot be shared equally among {ranks} ranks x "
-                f"{accumulate} accumulated micro-batches; take a multiple of {ranks * accumulate}"
-            )
-        return self._micro_batches(first_step, rank, ranks, accumulate)
+        return self._micro_batches(self._order.slices(first_step, rank=rank, ranks=ranks, accumulate=accumulate))
 
     def example(self) -> LabelledImages:
         """Return a batch of the first example, not augmented."""
         ids = torch.zeros(1, dtype=torch.int64, device=self._device)
-        return self._batch(_Draws(ids), 0)
+        return LabelledImages(self._augmented(_Draws(ids)), self._labels[ids], ids, 0)
 
-    def _micro_batches(self, first_step: int, rank: int, ranks: int, accumulate: int) -> Iterator[LabelledImages]:
-        size = self._batch_size // (ranks * accumulate)
-        step = first_step
-        while True:
-            epoch, first_batch = divmod(step, self.steps_per_epoch)
-            draws = self._draw_epoch(epoch)
-            for batch in range(first_batch, self.steps_per_epoch):
-                for micro in range(accumulate):
-                    start = batch * self._batch_size + (micro * ranks + rank) * size
-                    yield self._batch(draws.part(start, start + size), step)
-                step += 1
+    def _micro_batches(self, slices: Iterator[Slice]) -> Iterator[LabelledImages]:
+        epoch, draws = -1, _Draws(self._labels[:0])
+        for part in slices:
+            if part.epoch != epoch:
+                epoch, draws = part.epoch, self._draw_epoch(part.epoch)
+            own = draws.part(part.start, part.end)
+            images = self._resize(self._augmented(own), part.step)
+            yield LabelledImages(images, self._labels[own.ids], own.ids, part.step, part.number)
 
     def _draw_epoch(self, epoch: int) -> "_Draws":
         """Order and augmentation of a whole epoch at once: a few kernels an epoch instead of some at every step."""
-        total = self.steps_per_epoch * self._batch_size
-        order = permutation(len(self._labels), self._seed, epoch, device=self._device)
-        ids = order[torch.arange(total, device=self._device) % len(order)]
+        ids = self._order.ids(epoch, self._device)
+        repeat = self._order.repeat_numbers(self._device) if self._order.repeats > 1 else 0
 
         def draw(high: int, kind: _Draw) -> Tensor:
-            return randint(high, self._seed, epoch, ids, kind.value)
+            return randint(high, self._seed, epoch, ids, kind.value + _DRAWS_PER_REPEAT * repeat)
 
         pad = max(1, min(self._height, self._width) // 8)
         crop = flip = cutout = None
@@ -143,11 +114,20 @@ class ResidentFeed:
             cutout = torch.stack([draw(self._height, _Draw.CUTOUT_ROW), draw(self._width, _Draw.CUTOUT_COLUMN)])
         return _Draws(ids, crop, flip, cutout)
 
-    def _batch(self, draws: "_Draws", step: int) -> LabelledImages:
+    def _augmented(self, draws: "_Draws") -> Tensor:
         images = self._normalize(self._gather(draws))
         if draws.cutout is not None:
             images.mul_(self._outside_cutout(draws.cutout))
-        return LabelledImages(images, self._labels[draws.ids], draws.ids, step)
+        return images
+
+    def _resize(self, images: Tensor, step: int) -> Tensor:
+        shorter = min(self._height, self._width)
+        side = shorter if self._size_at is None else self._size_at(step)
+        if side >= shorter:
+            return images
+        size = (round(self._height * side / shorter), round(self._width * side / shorter))
+        smaller = functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        return smaller.contiguous(memory_format=self._memory_format)
 
     def _gather(self, draws: "_Draws") -> Tensor:
         """Crop and flip as one gather of whole pixels; uint8 [n, 3, H, W], strided like [n, H, W, 4]."""
@@ -193,8 +173,7 @@ def evaluation_batches(
         ranks: how many share the set.
         channels_last: memory format of the batches.
     """
-    height, width = images.images.shape[2:]
-    normalize = _Normalizer(normalization, height, width, device, channels_last)
+    normalize = Normalizer(normalization, device, channels_last)
     end = len(images) * (rank + 1) // ranks
     for start in range(len(images) * rank // ranks, end, batch_size):
         part = slice(start, min(start + batch_size, end))
@@ -214,6 +193,10 @@ class _Draw(IntEnum):
     FLIP = 2
     CUTOUT_ROW = 3
     CUTOUT_COLUMN = 4
+
+
+_DRAWS_PER_REPEAT = 64
+"""Room for the kinds of draws: repeat r of an example counts on from r times this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,29 +222,6 @@ class _Draws:
             None if self.flip is None else self.flip[start:end],
             None if self.cutout is None else self.cutout[:, start:end],
         )
-
-
-class _Normalizer:
-    """uint8 [n, 3, H, W] of any strides to dense float32, (pixel / 255 - mean) / std, in one memory format."""
-
-    def __init__(
-        self, normalization: Normalization, height: int, width: int, device: torch.device, channels_last: bool
-    ):
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
-        mean = torch.tensor(normalization.mean, dtype=torch.float64)
-        std = torch.tensor(normalization.std, dtype=torch.float64)
-        # Of an image's full size and layout: a multiply-add that broadcasts over colours only is 4 times slower.
-        self._scale = self._full(1 / (255 * std), height, width, device)
-        self._shift = self._full(-mean / std, height, width, device)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        images = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device, memory_format=self._format)
-        images.copy_(pixels)
-        return torch.addcmul(self._shift, images, self._scale, out=images)
-
-    def _full(self, colours: Tensor, height: int, width: int, device: torch.device) -> Tensor:
-        full = colours.float()[None, :, None, None].expand(1, 3, height, width)
-        return full.to(device).contiguous(memory_format=self._format)
 
 
 def _pack(images: Tensor, device: torch.device) -> Tensor:
