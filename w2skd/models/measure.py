@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -23,11 +24,16 @@ def forward_flops(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
     """
     modes = {module: module.training for module in model.modules()}
     counter = FlopCounterMode(display=False)
+    fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     try:
-        with torch.no_grad(), counter:
+        # Torch's counter does not know the fused transformer layers of eval mode, nor the CPU's fused attention, and
+        # would count nothing for them: written out as matrix products, they count the same on every device.
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(*example_inputs)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in modes.items():
             module.training = training
     examples = next(len(value) for value in example_inputs if isinstance(value, Tensor | list))

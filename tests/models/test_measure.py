@@ -1,0 +1,55 @@
+import pytest
+import torch
+from torch import nn
+
+from w2skd.models.catalog import build_classifier
+from w2skd.models.measure import forward_flops
+
+
+def test_flops_of_layers_worked_out_by_hand():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 5)
+    )
+    expected = 2 * 8 * 6 * 6 * 3 * 9 + 2 * 8 * 6 * 6 * 5
+    for examples in (1, 4):
+        assert forward_flops(model, (torch.randn(examples, 3, 6, 6),)) == expected
+
+
+def test_flops_of_resnet20_as_published():
+    # He et al. count 40.8 million multiply-adds.
+    flops = forward_flops(build_classifier("cifar_resnet20", 10), (torch.randn(1, 3, 32, 32),))
+    assert flops / 2 == pytest.approx(40.8e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.MultiheadAttention(16, 4, batch_first=True),
+        nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True, norm_first=True),
+    ],
+)
+def test_flops_of_attention_count_though_torch_fuses_it(layer):
+    class SelfAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, tokens):
+            attends = isinstance(self.layer, nn.MultiheadAttention)
+            return self.layer(tokens, tokens, tokens, need_weights=False)[0] if attends else self.layer(tokens)
+
+    tokens, width = 10, 16
+    attention = 4 * tokens * width * width + 2 * tokens * tokens * width
+    feed_forward = 0 if isinstance(layer, nn.MultiheadAttention) else 2 * tokens * width * 32
+    assert forward_flops(SelfAttention(), (torch.randn(3, tokens, width),)) == 2 * (attention + feed_forward)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_counting_flops_leaves_the_model_as_it_was():
+    model = build_classifier("small_cnn_weak", 10).train()
+    model.features[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    forward_flops(model, (torch.randn(2, 3, 32, 32),))
+    assert [module.training for module in (model, model.features[0], model.features[1])] == [True, True, False]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
