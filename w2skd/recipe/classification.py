@@ -15,7 +15,7 @@ from pydantic import (
 
 from w2skd.errors import suggest
 from w2skd.recipe.duration import Duration
-from w2skd.recipe.names import CLASSIFICATION_METRICS, CLASSIFIERS, TORCHVISION
+from w2skd.recipe.names import CLASSIFICATION_METRICS, is_classifier, unknown_classifier
 from w2skd.recipe.schema import FilePath, Recipe, ReportSection, Section, Share, StudentSection, TeacherSection
 
 Augmentation = Literal["random_resized_crop", "crop", "flip", "trivial_augment", "cutout", "random_erasing"]
@@ -140,11 +140,9 @@ class ClassificationLoss(Section):
 
 
 def _known_classifier(name: str) -> str:
-    if name in CLASSIFIERS or TORCHVISION.fullmatch(name):
+    if is_classifier(name):
         return name
-    raise ValueError(
-        f"unknown model {name!r}{suggest(name, CLASSIFIERS)}; known: {', '.join(CLASSIFIERS)}, torchvision:<name>"
-    )
+    raise ValueError(unknown_classifier(name))
 
 
 def _known_metric(name: str) -> str:

@@ -1,0 +1,54 @@
+import pytest
+import torch
+from torch import nn
+
+from w2skd.errors import RecipeError
+from w2skd.models.image_size import require_logits, require_whole_patches
+
+
+@pytest.mark.parametrize(("image_size_px", "patch_px"), [(4, 4), (224, 16), (98, 14)])
+def test_whole_patches_pass(image_size_px, patch_px):
+    require_whole_patches("m", image_size_px, patch_px)
+
+
+@pytest.mark.parametrize(
+    ("image_size_px", "patch_px", "fitting"), [(225, 16, "224 or 240 px"), (7, 16, "px; 16 px"), (15, 14, "14 or 28")]
+)
+def test_the_nearest_sizes_are_told(image_size_px, patch_px, fitting):
+    with pytest.raises(RecipeError, match=f"m cannot take images of {image_size_px} px: .*{fitting}"):
+        require_whole_patches("m", image_size_px, patch_px)
+
+
+class Gives(nn.Module):
+    def __init__(self, outcome):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.outcome = outcome
+
+    def forward(self, images):
+        return self.outcome(self.norm(images))
+
+
+def test_a_model_is_left_as_it_was():
+    model = Gives(lambda images: images.mean(dim=(2, 3)) @ torch.ones(3, 5))
+    model.norm.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    require_logits("m", model, 5, 8)
+    assert (model.training, model.norm.training) == (True, False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        (lambda images: images.view(7), "m cannot take images of 8 px: shape"),
+        (lambda images: images.mean(dim=(2, 3)), r"m gives \[1, 3\] for one image of 8 px, not \[1, 5\] logits"),
+        (lambda images: (images, images), "m gives a tuple for one image"),
+        (lambda images: {}["logits"], "m cannot take images of 8 px: 'logits'"),
+    ],
+)
+def test_what_is_no_classifier_is_refused(outcome, message):
+    model = Gives(outcome)
+    with pytest.raises(RecipeError, match=message):
+        require_logits("m", model, 5, 8)
+    assert model.training

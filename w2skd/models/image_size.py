@@ -1,0 +1,50 @@
+"""What a model says to an image size, found out before training does."""
+
+import torch
+from torch import Tensor, nn
+
+from w2skd.errors import RecipeError
+
+
+def require_whole_patches(name: str, image_size_px: int, patch_px: int) -> None:
+    """Refuse a side that patches don't fill: some models would leave out the pixels at the edge without a word.
+
+    Raises:
+        RecipeError: so it is.
+    """
+    if image_size_px % patch_px == 0:
+        return
+    below = image_size_px // patch_px * patch_px
+    fitting = " or ".join(str(side_px) for side_px in (below, below + patch_px) if side_px > 0)
+    raise RecipeError(
+        f"{name} cannot take images of {image_size_px} px: its patches have {patch_px} px; {fitting} px would do"
+    )
+
+
+def require_logits(name: str, model: nn.Module, classes: int, image_size_px: int) -> None:
+    """Let the model see one black image of that size, in eval mode and on its own device.
+
+    Args:
+        name: of the model, for the message.
+        model: left in the modes in which it was.
+        classes: how many logits there must be.
+        image_size_px: side of the image.
+
+    Raises:
+        RecipeError: it fails, or gives something else than [1, classes] numbers.
+    """
+    modes = {module: module.training for module in model.modules()}
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(1, 3, image_size_px, image_size_px, device=device))
+    except Exception as error:  # libraries and plug-ins raise whatever they like
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise RecipeError(f"{name} cannot take images of {image_size_px} px: {reason}") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if not isinstance(logits, Tensor) or logits.shape != (1, classes):
+        shape = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise RecipeError(f"{name} gives {shape} for one image of {image_size_px} px, not [1, {classes}] logits")
