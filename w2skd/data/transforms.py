@@ -1,0 +1,151 @@
+"""From one image in its own size to the pixels that a batch holds, by torchvision's v2 transforms.
+
+All but the last two augmentations work on PIL images, so that they do what torchvision's reference training does.
+They draw from torch's global generator: whoever calls them seeds it.
+
+Shapes: S side in px of what comes out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+TRAIN_KINDS = ("random_resized_crop", "crop", "flip", "trivial_augment", "cutout", "random_erasing")
+
+Pipeline = Callable[[Image.Image, NDArray[np.uint8]], None]
+"""Writes an image's pixels into uint8 [S, S, 3]."""
+
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Augmentations, which act in the order of `TRAIN_KINDS`, whatever the order given.
+
+    Attributes:
+        kinds: any of `TRAIN_KINDS`. ``random_resized_crop`` (Szegedy et al. 2015) takes a part of random area and of an
+            aspect ratio between 3/4 and 4/3; without it the shorter side is brought to S and the centre is taken.
+            ``crop`` shifts by up to S/8 (1 px at least) and fills up by reflection, ``flip`` mirrors every second
+            image from left to right, ``trivial_augment`` is TrivialAugmentWide (Müller & Hutter 2021), ``cutout``
+            (DeVries & Taylor 2017) blanks a square of side S/2 centred anywhere, ``random_erasing`` (Zhong et al. 2020)
+            a rectangle of 2 to 33% of the area.
+        crop_scale: least and greatest share of the area for ``random_resized_crop``.
+        interpolation: ``bilinear`` or ``bicubic`` for sizes, both antialiased, and in ``trivial_augment``; or
+            ``nearest``.
+        erasing_probability: of ``random_erasing``.
+    """
+
+    kinds: tuple[str, ...]
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    interpolation: str = "bilinear"
+    erasing_probability: float = 0.25
+
+    def __post_init__(self) -> None:
+        assert set(self.kinds) <= set(TRAIN_KINDS), f"kinds {self.kinds}"
+        assert len(set(self.kinds)) == len(self.kinds), f"kinds {self.kinds}"
+        assert 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, f"crop_scale {self.crop_scale}"
+        assert 0 <= self.erasing_probability <= 1, f"erasing_probability {self.erasing_probability}"
+
+    def pipeline(self, size_px: int, blank: Colour) -> Pipeline:
+        """Return the augmentations for squares of `size_px`.
+
+        Args:
+            size_px: S.
+            blank: what ``cutout`` and ``random_erasing`` leave behind.
+        """
+        return _train_pipeline(self, size_px, blank)
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Shorter side to `resize_px`, then the centre: what torchvision's presets of pretrained weights do.
+
+    Attributes:
+        resize_px: shorter side, at least as much as S unless the image's edges are to be black.
+        interpolation: ``bilinear`` or ``bicubic``, both antialiased; or ``nearest``.
+    """
+
+    resize_px: int
+    interpolation: str = "bilinear"
+
+    def pipeline(self, size_px: int, blank: Colour = (0, 0, 0)) -> Pipeline:
+        """Return what brings an image to a square of `size_px`; nothing in it is drawn and nothing left blank."""
+        return _Pipeline(_centre(self.resize_px, size_px, self.interpolation), [])
+
+
+class _Pipeline:
+    """Transforms of the PIL image, then of the pixels in their place in the batch."""
+
+    def __init__(
+        self,
+        on_image: list[Callable[[Image.Image], Image.Image]],
+        on_pixels: list[Callable[[NDArray[np.uint8]], None]],
+    ):
+        self._on_image = on_image
+        self._on_pixels = on_pixels
+
+    def __call__(self, image: Image.Image, out: NDArray[np.uint8]) -> None:
+        for transform in self._on_image:
+            image = transform(image)
+        pixels = np.asarray(image)
+        assert pixels.shape == out.shape, f"an image of {pixels.shape} for {out.shape}"
+        out[:] = pixels
+        for change in self._on_pixels:
+            change(out)
+
+
+@lru_cache(maxsize=16)
+def _train_pipeline(transform: TrainTransform, size_px: int, blank: Colour) -> Pipeline:
+    """Kept, since a worker asks again for every batch and building one takes as long as a small image."""
+    interpolation = v2.InterpolationMode(transform.interpolation)
+    on_image: list[Callable[[Image.Image], Image.Image]] = []
+    if "random_resized_crop" in transform.kinds:
+        on_image.append(
+            v2.RandomResizedCrop(size_px, transform.crop_scale, interpolation=interpolation, antialias=True)
+        )
+    else:
+        on_image += _centre(size_px, size_px, transform.interpolation)
+    if "crop" in transform.kinds:
+        on_image.append(v2.RandomCrop(size_px, padding=max(1, size_px // 8), padding_mode="reflect"))
+    if "flip" in transform.kinds:
+        on_image.append(v2.RandomHorizontalFlip())
+    if "trivial_augment" in transform.kinds:
+        on_image.append(v2.TrivialAugmentWide(interpolation=interpolation))
+    on_pixels: list[Callable[[NDArray[np.uint8]], None]] = []
+    if "cutout" in transform.kinds:
+        on_pixels.append(_Cutout(blank))
+    if "random_erasing" in transform.kinds:
+        on_pixels.append(_RandomErasing(transform.erasing_probability, blank))
+    return _Pipeline(on_image, on_pixels)
+
+
+def _centre(resize_px: int, size_px: int, interpolation: str) -> list[Callable[[Image.Image], Image.Image]]:
+    return [v2.Resize(resize_px, v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(size_px)]
+
+
+class _Cutout:
+    def __init__(self, blank: Colour):
+        self._blank = np.array(blank, dtype=np.uint8)
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> None:
+        size = len(pixels)
+        side = size // 2
+        top, left = (torch.randint(size, (2,)) - side // 2).tolist()
+        pixels[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = self._blank
+
+
+class _RandomErasing:
+    def __init__(self, probability: float, blank: Colour):
+        self._erase = v2.RandomErasing(probability, value=blank, inplace=True)
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> None:
+        view: Tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+        self._erase(view)
