@@ -1,3 +1,4 @@
+import argparse
 import os
 import pickle
 from pathlib import Path
@@ -16,6 +17,7 @@ from w2skd.checkpoint import (
     load_into,
     load_last_checkpoint,
     load_weights,
+    number_of_classes,
     rewind_to,
     save_checkpoint,
     save_model,
@@ -266,6 +268,78 @@ def test_state_dicts_of_other_tools_load_without_a_recipe(tmp_path: Path) -> Non
         assert (weights.recipe, weights.role, weights.details, weights.model_name) == (None, None, {}, None)
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "module", "net"])
+def test_weights_are_found_where_other_tools_keep_them(key: str, tmp_path: Path) -> None:
+    trained = model()
+    state = {f"module.{name}": tensor for name, tensor in trained.state_dict().items()}
+    options = argparse.Namespace(lr=0.1, model="resnet18")  # as torchvision's and timm's training scripts save them
+    values = {key: state, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}, "args": options, "best": 0.5}
+    torch.save({**values, "arch": "small_cnn_weak"}, tmp_path / "x.pth.tar")
+    weights = load_weights(tmp_path / "x.pth.tar")
+    assert weights.details == {"layout": key, "arch": "small_cnn_weak"}
+    assert (weights.recipe, weights.role, weights.model_name) == (None, None, None)
+    target = model(seed=1)
+    load_into(target, weights, expected="small_cnn_weak")
+    assert_same_weights(target.state_dict(), trained.state_dict())
+
+
+@pytest.mark.parametrize(("key", "average_key"), [("model", "model_ema"), ("state_dict", "state_dict_ema")])
+def test_the_averaged_weights_of_another_tool_win(key: str, average_key: str, tmp_path: Path) -> None:
+    trained, averaged = model(), torch.optim.swa_utils.AveragedModel(model(seed=1))
+    torch.save({key: trained.state_dict(), average_key: averaged.state_dict()}, tmp_path / "x.pth")
+    weights = load_weights(tmp_path / "x.pth")
+    assert weights.details == {"layout": average_key}
+    assert_same_weights(weights.state, averaged.module.state_dict())
+    torch.save({key: trained.state_dict(), average_key: None}, tmp_path / "x.pth")
+    assert load_weights(tmp_path / "x.pth").details == {"layout": key}
+    torch.save(averaged.state_dict(), tmp_path / "x.pth")
+    assert_same_weights(load_weights(tmp_path / "x.pth").state, averaged.module.state_dict())
+
+
+def test_a_namespace_smuggles_no_code_in(tmp_path: Path) -> None:
+    mark, path = tmp_path / "was-run", tmp_path / "evil.pt"
+    torch.save({"model": model().state_dict(), "args": argparse.Namespace(weapon=Arms(mark))}, path)
+    with pytest.raises(CheckpointError, match=r"evil\.pt: refused, since it carries pickled code \(posix\.mkdir\)"):
+        load_weights(path)
+    assert not mark.exists()
+    torch.save(argparse.Namespace(), path)
+    with pytest.raises(pickle.UnpicklingError):  # what was allowed for our own reading is not allowed to others
+        torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision_fill_a_model_of_full_precision(dtype: torch.dtype) -> None:
+    target, source = model(seed=1), model().to(dtype).state_dict()
+    load_into(target, Weights(Path("w"), source), expected="small_cnn_weak")
+    assert {tensor.dtype for tensor in target.parameters()} == {torch.float32}
+    assert_same_weights(
+        target.state_dict(), {name: value.to(target.state_dict()[name]) for name, value in source.items()}
+    )
+
+
+def test_a_head_tells_its_number_of_classes() -> None:
+    own = dict(model(classes=7).state_dict())
+
+    def count(state: dict[str, torch.Tensor]) -> int | None:
+        return number_of_classes(model(classes=10), Weights(Path("w"), state), 10)
+
+    assert count(own) == 7
+    assert count({f"module.{name}": value for name, value in own.items()}) == 7
+    assert count(dict(model(classes=10).state_dict())) == 10
+    assert count(own | {"features.0.weight": torch.zeros(7, 3, 3, 3)}) is None
+    assert count(dict(model("small_cnn_strong", 7).state_dict())) is None
+    assert count(own | {"extra": torch.zeros(1)}) is None
+
+
+def test_models_that_ask_for_the_version_of_their_weights_get_it(tmp_path: Path) -> None:
+    name = "torchvision:mnasnet0_5"
+    trained = model(name)
+    save_file(trained.state_dict(), tmp_path / "x.safetensors")  # a format that keeps no versions
+    target = model(name, seed=1)
+    load_into(target, load_weights(tmp_path / "x.safetensors"), expected=name)
+    assert_same_weights(target.state_dict(), trained.state_dict())
+
+
 def test_what_holds_no_weights_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "running").mkdir()
@@ -318,5 +392,6 @@ def test_the_likely_reason_of_a_misfit_is_told() -> None:
     expected = f"x.pt: does not fit small_cnn_weak: {name} is (1, 2), expected {tuple(own[name].shape)}"
     assert misfit(own | {name: wide}) == expected
     assert misfit({**own, "extra": wide}) == "x.pt: not the weights of small_cnn_weak: 1 unexpected (extra)"
-    prefixed = {f"module.{name}": value for name, value in own.items()}
-    assert f"{len(own)} missing ({name}, " in misfit(prefixed)
+    assert misfit(other, details={"arch": "resnet50"}) == "x.pt: made for resnet50, not for small_cnn_weak"
+    seven = misfit(dict(model(classes=7).state_dict()), details={"arch": "small_cnn_weak"})
+    assert seven == "x.pt: its small_cnn_weak has 7 classes, the data has 10"

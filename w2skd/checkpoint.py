@@ -3,12 +3,14 @@
 Nothing here ever unpickles code: ``.pt`` files are read with ``weights_only=True``, finished models are safetensors.
 """
 
+import argparse
 import json
 import os
 import pickle
 import re
 import shutil
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +23,17 @@ from torch import Tensor, nn
 
 from w2skd.errors import CheckpointError, RecipeError
 from w2skd.files import atomic_file, write_atomically, writing
+from w2skd.fit import describe_misfit, fit
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
 
 FORMAT = 1
 
 StateDict = Mapping[str, Tensor]
+
+_AVERAGED_KEYS = ("model_ema", "state_dict_ema")
+_PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "module", "net")
+"""Where the checkpoints of torchvision's references, timm, DeiT, Lightning, DeepSpeed and tutorials keep weights."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,8 @@ class Weights:
         state: name -> tensor, on the CPU.
         recipe: of the run that made them, if the file says.
         role: ``teacher`` or ``student`` in that recipe.
-        details: whatever else the run noted: classes, metrics, step.
+        details: whatever else the run noted: classes, metrics, step. Of another tool's checkpoint: ``layout``, the key
+            under which it kept these weights, and ``arch`` if it says.
     """
 
     path: Path
@@ -133,9 +141,10 @@ def save_model(path: Path, state: StateDict, recipe: Recipe, role: str, details:
 
 
 def load_weights(path: Path) -> Weights:
-    """Read a model's weights from a finished run, a ``model.safetensors``, or a ``.pt`` file.
+    """Read a model's weights from a finished run, a ``model.safetensors``, or a ``.pt`` file of whatever suffix.
 
-    Of a training checkpoint the averaged weights are taken where there are any, as a validation does.
+    A file of another tool may be a bare state dict, or keep one under a usual key. Of a training checkpoint the
+    averaged weights are taken where there are any, as a validation does.
 
     Raises:
         CheckpointError: the file is missing, cut off, carries code, or holds no weights.
@@ -158,24 +167,52 @@ def load_weights(path: Path) -> Weights:
         recipe = _recipe_of(values.get("recipe"), file)
         return Weights(file, weights, recipe, values.get("role"), dict(values.get("details") or {}))
     if _is_state_dict(values):
-        return Weights(file, values)
-    raise CheckpointError(f"{file}: holds no weights that w2skd knows: neither its own checkpoint nor a state dict")
+        return Weights(file, _averaged(values) if "n_averaged" in values else values)
+    if isinstance(values, dict):
+        for key in (*_AVERAGED_KEYS, *_PLAIN_KEYS):
+            found = values.get(key)
+            if _is_state_dict(found):
+                details = {"layout": key} | ({"arch": values["arch"]} if isinstance(values.get("arch"), str) else {})
+                return Weights(file, _averaged(found) if "n_averaged" in found else found, details=details)
+    raise CheckpointError(
+        f"{file}: holds no weights that w2skd knows: neither its own checkpoint, nor a state dict, nor one under "
+        f"{', '.join((*_PLAIN_KEYS, *_AVERAGED_KEYS))}"
+    )
 
 
 def load_into(model: nn.Module, weights: Weights, *, expected: str) -> None:
     """Copy weights into a model of the architecture named `expected`, all of them or none.
 
+    Names may carry the prefix of a wrapper, see `w2skd.fit.fit`; the model keeps its own precision.
+
     Raises:
         CheckpointError: names or shapes differ; the message says the likely reason.
     """
-    own = model.state_dict()
-    missing = [name for name in own if name not in weights.state]
-    unexpected = [name for name in weights.state if name not in own]
-    other_shape = [name for name in own if name in weights.state and own[name].shape != weights.state[name].shape]
-    if not (missing or unexpected or other_shape):
-        model.load_state_dict(dict(weights.state))
-        return
-    raise CheckpointError(f"{weights.path}: {_mismatch(weights, expected, own, missing, unexpected, other_shape)}")
+    found = fit(model, weights.state)
+    if not found.is_whole:
+        raise CheckpointError(f"{weights.path}: {describe_misfit(found, expected, _made_for(weights, expected))}")
+    state = OrderedDict(found.state)
+    # By their names they are of the versions that the modules have now; MNASNet refuses a state that has no version.
+    state._metadata = found.own._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(state)
+
+
+def number_of_classes(model: nn.Module, weights: Weights, classes: int) -> int | None:
+    """How many classes the head of a checkpoint has.
+
+    Args:
+        model: of the checkpoint's architecture, for `classes` classes; it stays as it is.
+        weights: the checkpoint.
+        classes: any number that the model was built for.
+
+    Returns:
+        None when the weights don't fit the model for other reasons than their number of classes.
+    """
+    found = fit(model, weights.state)
+    if found.is_whole:
+        return classes
+    theirs, ours = found.head_classes or (None, None)
+    return theirs if ours == classes else None
 
 
 def check_details(weights: Weights, expected: Mapping[str, Sequence[Any]]) -> None:
@@ -198,30 +235,10 @@ def check_details(weights: Weights, expected: Mapping[str, Sequence[Any]]) -> No
             raise CheckpointError(f"{weights.path}: its {key} differ from the data's: {where}")
 
 
-def _mismatch(
-    weights: Weights,
-    expected: str,
-    own: StateDict,
-    missing: list[str],
-    unexpected: list[str],
-    other_shape: list[str],
-) -> str:
-    made_for = weights.model_name
-    if made_for is not None and made_for != expected:
-        return f"made for {made_for}, not for {expected}"
-    if not missing and not unexpected:
-        name = other_shape[0]
-        theirs, ours = tuple(weights.state[name].shape), tuple(own[name].shape)
-        last_layer = list(own)[-1].rpartition(".")[0]
-        if all(name.rpartition(".")[0] == last_layer for name in other_shape) and theirs[1:] == ours[1:]:
-            return f"its {expected} has {theirs[0]} classes, the data has {ours[0]}"
-        return f"does not fit {expected}: {name} is {theirs}, expected {ours}"
-    parts = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other_shape))
-        if names
-    ]
-    return f"not the weights of {expected}: {'; '.join(parts)}"
+def _made_for(weights: Weights, expected: str) -> str | None:
+    arch = weights.details.get("arch")
+    of_the_same_name = arch == expected.rpartition(":")[2].partition(".")[0]  # without library and timm's tag
+    return weights.model_name if arch is None or of_the_same_name else str(arch)
 
 
 def _write(values: dict[str, Any], file: IO[bytes]) -> None:
@@ -236,7 +253,10 @@ def _write(values: dict[str, Any], file: IO[bytes]) -> None:
 
 def _load_pt(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # The options of other people's training, which their checkpoints keep, are a bare namespace: to create and to
+        # fill one runs no code, and nothing here looks into it.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError as error:
