@@ -3,7 +3,7 @@
 from torch import nn
 
 from w2skd.errors import RecipeError, suggest
-from w2skd.models.image_size import require_whole_patches
+from w2skd.models.image_size import require_whole_patches, size_refused
 
 
 def build_from_timm(name: str, classes: int, image_size_px: int | None = None) -> nn.Module:
@@ -29,8 +29,8 @@ def build_from_timm(name: str, classes: int, image_size_px: int | None = None) -
     except (AssertionError, RuntimeError, ValueError) as error:
         if side_px is None or cfg is None:
             raise
-        reason = str(error).partition("\n")[0] or f"its own size is {cfg.input_size[-1]} px"
-        raise RecipeError(f"timm:{name} cannot take images of {side_px} px: {reason}") from error
+        reason = str(error) or f"its own size is {cfg.input_size[-1]} px"
+        raise size_refused(f"timm:{name}", side_px, reason) from error
     if side_px is not None:
         _require_whole_patches(name, model, side_px)
     return model

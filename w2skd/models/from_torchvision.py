@@ -3,7 +3,7 @@
 from torch import nn
 
 from w2skd.errors import RecipeError, suggest
-from w2skd.models.image_size import require_whole_patches
+from w2skd.models.image_size import require_whole_patches, size_refused
 
 # These two would give named tuples with auxiliary logits in train mode. `init_weights` is their default, said aloud,
 # since they warn of its future otherwise.
@@ -34,8 +34,9 @@ def build_from_torchvision(name: str, classes: int, image_size_px: int | None = 
     try:
         model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
     except ValueError as error:
-        reason = str(error).partition("\n")[0]
-        raise RecipeError(f"torchvision:{name} cannot take images of {image_size_px} px: {reason}") from error
+        if image_size_px is None:
+            raise
+        raise size_refused(f"torchvision:{name}", image_size_px, error) from error
     return model
 
 

@@ -4,6 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from w2skd.errors import RecipeError
+from w2skd.models.modes import in_eval_mode
+
+
+def size_refused(name: str, image_size_px: int, reason: Exception | str) -> RecipeError:
+    """The error that says, in one line, that a model can't take images of that side, and why."""
+    why = str(reason).partition("\n")[0] or type(reason).__name__
+    return RecipeError(f"{name} cannot take images of {image_size_px} px: {why}")
 
 
 def require_whole_patches(name: str, image_size_px: int, patch_px: int) -> None:
@@ -16,9 +23,7 @@ def require_whole_patches(name: str, image_size_px: int, patch_px: int) -> None:
         return
     below = image_size_px // patch_px * patch_px
     fitting = " or ".join(str(side_px) for side_px in (below, below + patch_px) if side_px > 0)
-    raise RecipeError(
-        f"{name} cannot take images of {image_size_px} px: its patches have {patch_px} px; {fitting} px would do"
-    )
+    raise size_refused(name, image_size_px, f"its patches have {patch_px} px; {fitting} px would do")
 
 
 def require_logits(name: str, model: nn.Module, classes: int, image_size_px: int) -> None:
@@ -33,18 +38,13 @@ def require_logits(name: str, model: nn.Module, classes: int, image_size_px: int
     Raises:
         RecipeError: it fails, or gives something else than [1, classes] numbers.
     """
-    modes = {module: module.training for module in model.modules()}
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    model.eval()
+    image = torch.zeros(1, 3, image_size_px, image_size_px, device=device)
     try:
-        with torch.no_grad():
-            logits = model(torch.zeros(1, 3, image_size_px, image_size_px, device=device))
+        with in_eval_mode(model), torch.no_grad():
+            logits = model(image)
     except Exception as error:  # libraries and plug-ins raise whatever they like
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise RecipeError(f"{name} cannot take images of {image_size_px} px: {reason}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
+        raise size_refused(name, image_size_px, error) from error
     if not isinstance(logits, Tensor) or logits.shape != (1, classes):
         shape = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise RecipeError(f"{name} gives {shape} for one image of {image_size_px} px, not [1, {classes}] logits")

@@ -101,7 +101,7 @@ def _execute(path: Path, content: bytes) -> ModuleType:
     sys.modules[module.__name__] = module
     try:
         exec(compile(content, str(path), "exec", dont_inherit=True), module.__dict__)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is told to the user
         if before is None:
             del sys.modules[module.__name__]
         else:
@@ -132,7 +132,7 @@ def _public_callables(path: Path, module: ModuleType) -> dict[str, Callable[[int
 def _call(path: Path, name: str, factory: Callable[[int], object], classes: int) -> nn.Module:
     try:
         model = factory(classes)
-    except Exception as error:
+    except Exception as error:  # the user's code, as above
         raise UsageError(f"plugin:{name} cannot be built for {classes} classes: {_blame(path, error)}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"plugin:{name} of {path} returns a {type(model).__name__}, not a torch.nn.Module")

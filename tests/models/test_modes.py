@@ -1,0 +1,23 @@
+import pytest
+from torch import nn
+
+from w2skd.models.modes import in_eval_mode
+
+
+def modes(model):
+    return [module.training for module in model.modules()]
+
+
+def test_each_module_goes_back_to_its_own_mode():
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2)))
+    model[1].eval()
+    with in_eval_mode(model):
+        assert modes(model) == [False] * 4
+    assert modes(model) == [True, True, False, False]
+
+
+def test_an_error_leaves_no_model_in_eval_mode():
+    model = nn.Dropout()
+    with pytest.raises(ValueError, match="no"), in_eval_mode(model):
+        raise ValueError("no")
+    assert model.training
