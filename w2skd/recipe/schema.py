@@ -52,6 +52,7 @@ class SgdSection(Section):
     lr: PositiveFloat
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegativeFloat = 0.0
+    decay_norms_and_biases: bool = True
     nesterov: bool = False
 
     @model_validator(mode="after")
@@ -62,13 +63,18 @@ class SgdSection(Section):
 
 
 class AdamWSection(Section):
-    """Adam with decoupled weight decay, as `torch.optim.AdamW`."""
+    """Adam with decoupled weight decay, as `torch.optim.AdamW`.
+
+    Attributes:
+        decay_norms_and_biases: as in `SgdSection`.
+    """
 
     name: Literal["adamw"]
     lr: PositiveFloat
     betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.01
+    decay_norms_and_biases: bool = True
 
 
 class CosineSection(Section):
@@ -125,7 +131,10 @@ class TrainSection(Section):
         batch_size: examples per optimizer step, over all ranks and accumulated micro-batches.
         accumulate: micro-batches that one rank adds up for one step.
         clip_grad_norm: largest L2 norm of the gradient; null leaves it.
-        precision: ``fp32``, or ``bf16`` autocast with fp32 weights.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` autocast with fp32 weights; ``fp16`` scales the loss to keep small
+            gradients, and now and then skips a step to find the scale.
+        compile: `torch.compile` for the model that is trained (neither its teacher nor evaluations); the first step
+            with every image size then takes up to minutes, which the clock counts apart.
         channels_last: memory format of images and convolutions.
         ema: average of the weights; null uses the raw ones.
         validate_every: how often the student is validated; the end of the run always is.
@@ -133,7 +142,7 @@ class TrainSection(Section):
         checkpoint_every: additional checkpoints; every validation writes one anyway.
         deterministic: only kernels that repeat bit for bit.
         max_non_finite_steps: steps in a row whose loss or gradient may be non-finite (their update is suppressed)
-            before the run is stopped.
+            before the run is stopped; in ``fp16`` they count once the loss scale is down to 1.
     """
 
     epochs: PositiveFloat | None = None
@@ -143,7 +152,8 @@ class TrainSection(Section):
     optimizer: OptimizerSection
     lr_schedule: LrScheduleSection
     clip_grad_norm: PositiveFloat | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
     channels_last: bool = False
     ema: EmaSection | None = None
     validate_every: Duration = Duration(1, "ep")
