@@ -1,7 +1,5 @@
 """How large a model is, and how much work its forward."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,48 +24,6 @@ def forward_flops(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
         model: left in the modes in which it was.
         example_inputs: its arguments on its device; the first tensor or list among them says how many examples.
     """
-    counter = FlopCounterMode(display=False)
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        # Torch's counter does not know the fused transformer layers of eval mode, nor the CPU's fused attention, and
-        # would count nothing for them: written out as matrix products, they count the same on every device.
-        torch.backends.mha.set_fastpath_enabled(False)
-        with _in_eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(*example_inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    examples = next(len(value) for value in example_inputs if isinstance(value, Tensor | list))
-    return round(counter.get_total_flops() / examples)
-
-
-def activation_bytes(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> int:
-    """What a forward keeps for its backward, in bytes an example; what does not grow with the batch does not count.
-
-    Args:
-        model: left in the modes in which it was; measured in eval mode, which keeps about what train mode keeps.
-        example_inputs: of any number of examples; whatever autocast the caller is in counts.
-    """
-    twice = tuple(torch.cat([value, value]) for value in example_inputs)
-    return (_kept_bytes(model, twice) - _kept_bytes(model, example_inputs)) // len(example_inputs[0])
-
-
-def _kept_bytes(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with _in_eval_mode(model), torch.enable_grad(), hooks:
-        outputs = model(*inputs)  # kept alive until all is counted, lest another storage takes a freed one's place
-    del outputs
-    return sum(kept.values())
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
     counter = FlopCounterMode(display=False)
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -102,18 +58,7 @@ def _kept_bytes(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with _in_eval_mode(model), torch.enable_grad(), hooks:
+    with in_eval_mode(model), torch.enable_grad(), hooks:
         outputs = model(*inputs)  # kept alive until all is counted, lest another storage takes a freed one's place
     del outputs
     return sum(kept.values())
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
