@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from w2skd.data.batch import LabelledImages
 from w2skd.data.counter import permutation, randint
 from w2skd.data.images import ImageSet, Normalization
-from w2skd.data.resident import AUGMENTATIONS, LabelledImages, ResidentFeed, evaluation_batches
+from w2skd.data.resident import AUGMENTATIONS, ResidentFeed, evaluation_batches
 from w2skd.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ def take(batches: Iterator[LabelledImages], count: int) -> list[LabelledImages]:
 def assert_same(some: list[LabelledImages], others: list[LabelledImages]) -> None:
     assert len(some) == len(others)
     for one, other in zip(some, others, strict=True):
-        assert one.step == other.step
+        assert (one.step, one.slice) == (other.step, other.slice)
         assert torch.equal(one.ids, other.ids)
         assert torch.equal(one.labels, other.labels)
         assert torch.equal(one.images, other.images)
@@ -47,12 +48,12 @@ def normalized(pixels: Tensor) -> Tensor:
     return (pixels.double() / 255 - mean) / std
 
 
-def reference(pixels: Tensor, seed: int, epoch: int, example: int, augment: tuple[str, ...]) -> Tensor:
+def reference(pixels: Tensor, seed: int, epoch: int, example: int, augment: tuple[str, ...], repeat: int = 0) -> Tensor:
     """Augment one uint8 image [3, H, W] by way of a padded copy."""
     _, height, width = pixels.shape
 
     def draw(high: int, kind: int) -> int:
-        return int(randint(high, seed, epoch, example, kind))
+        return int(randint(high, seed, epoch, example, 64 * repeat + kind))
 
     if "crop" in augment:
         pad = max(1, min(height, width) // 8)
@@ -151,6 +152,7 @@ def test_accumulation_cuts_the_same_batch():
     images = image_set()
     whole = take(feed(images).micro_batches(0), 4)
     parts = take(feed(images).micro_batches(0, accumulate=2), 8)
+    assert [part.slice for part in parts] == [0, 1] * 4
     for number, batch in enumerate(whole):
         assert torch.equal(torch.cat([part.images for part in parts[2 * number : 2 * number + 2]]), batch.images)
         assert [part.step for part in parts[2 * number : 2 * number + 2]] == [number, number]
@@ -159,6 +161,46 @@ def test_accumulation_cuts_the_same_batch():
 def test_a_batch_that_cannot_be_shared_is_refused_at_once():
     with pytest.raises(UsageError, match=r"batch_size: 4 .* 3 ranks x 2 .* multiple of 6"):
         feed(image_set()).micro_batches(0, rank=0, ranks=3, accumulate=2)
+
+
+def test_draws_are_those_of_earlier_versions():
+    batches = take(feed(image_set()).micro_batches(0), 4)
+    assert [batch.ids.tolist() for batch in batches] == [[7, 6, 0, 1], [4, 8, 5, 3], [2, 9, 7, 6], [4, 9, 1, 3]]
+    sums = [float(batch.images.double().sum()) for batch in batches]
+    assert sums == pytest.approx([94.928288, 241.584508, 158.362276, 167.179273], abs=1e-3)
+
+
+def test_repeats_augment_an_example_anew():
+    images = image_set()
+    batches = take(feed(images, batch_size=6, repeats=3).micro_batches(0), 5)
+    for number, batch in enumerate(batches):
+        assert batch.ids.tolist() == batch.ids[:2].tolist() * 3
+        expected = [
+            reference(images.images[i], 7, number // 2, i, AUGMENTATIONS, repeat=place // 2)
+            for place, i in enumerate(batch.ids.tolist())
+        ]
+        torch.testing.assert_close(batch.images.double(), torch.stack(expected), rtol=0, atol=2e-6)
+    assert not torch.equal(batches[0].images[0], batches[0].images[2])
+    with pytest.raises(UsageError, match=r"batch_size: 4 .* multiple of 3"):
+        feed(images, batch_size=4, repeats=3)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_size_by_step_makes_images_smaller(channels_last: bool):
+    images = image_set(8, 16, 24)
+    options = {"augment": ("flip",), "channels_last": channels_last}
+    sizes = {0: 8, 1: 12, 2: 16, 3: 20}
+    whole = take(feed(images, **options).micro_batches(0), 4)
+    small = take(feed(images, size_at=sizes.__getitem__, **options).micro_batches(0), 4)
+    shapes = [tuple(batch.images.shape[2:]) for batch in small]
+    assert shapes == [(8, 12), (12, 18), (16, 24), (16, 24)]
+    for one, other in zip(small, whole, strict=True):
+        expected = torch.nn.functional.interpolate(
+            other.images.contiguous(), one.images.shape[2:], mode="bilinear", antialias=True
+        )
+        torch.testing.assert_close(one.images, expected if one.step < 2 else other.images)
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        assert one.images.is_contiguous(memory_format=memory_format)
 
 
 def test_example_is_the_first_and_plain():

@@ -1,0 +1,235 @@
+"""The streaming feed: the same batches whatever the workers, the ranks and the place where a run goes on."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from w2skd.data.batch import LabelledImages
+from w2skd.data.counter import permutation, seed_from
+from w2skd.data.images import Normalization
+from w2skd.data.streaming import StreamingFeed, stream_evaluation
+from w2skd.data.transforms import EvalTransform, TrainTransform
+from w2skd.errors import DataError, UsageError
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+CPU = torch.device("cpu")
+NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+BLANK = (102, 128, 153)
+ALL = TrainTransform(("random_resized_crop", "flip", "trivial_augment", "cutout", "random_erasing"))
+SIZE = 16
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Pictures that are made when they are opened; the one numbered `bad` cannot be, that numbered `deadly` kills."""
+
+    count: int = 10
+    bad: int = -1
+    deadly: int = -1
+
+    def __len__(self) -> int:
+        return self.count
+
+    def open(self, index: int) -> Image.Image:
+        if index == self.bad:
+            raise DataError(f"{self.name(index)}: not an image, or of a kind that is not read")
+        if index == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        coarse = np.random.default_rng(index).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        return Image.fromarray(coarse).resize((20 + index % 5, 24 - index % 3), Image.Resampling.BICUBIC)
+
+    def read(self, indices: Tensor, size_px: int) -> Tensor:
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        return f"{index}.jpg"
+
+
+def feed(photos: Photos | None = None, **options) -> StreamingFeed:
+    photos = photos or Photos()
+    options = {"batch_size": 4, "size_px": SIZE, "transform": ALL, "seed": 7, "device": CPU, "workers": 0, **options}
+    return StreamingFeed(photos, torch.arange(len(photos)) % 4, NORMALIZATION, **options)
+
+
+def take(batches: Iterator[LabelledImages], count: int) -> list[LabelledImages]:
+    return list(islice(batches, count))
+
+
+def assert_same(some: list[LabelledImages], others: list[LabelledImages]) -> None:
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        assert (one.step, one.slice) == (other.step, other.slice)
+        assert torch.equal(one.ids, other.ids)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.images, other.images)
+
+
+def normalized(pixels: Tensor) -> Tensor:
+    mean, std = (
+        torch.tensor(value, dtype=torch.float64)[:, None, None] for value in (NORMALIZATION.mean, NORMALIZATION.std)
+    )
+    return (pixels.double() / 255 - mean) / std
+
+
+def reference(example: int, transform, *, size_px: int = SIZE, epoch: int = 0, repeat: int = 0) -> Tensor:
+    pixels = np.zeros((size_px, size_px, 3), dtype=np.uint8)
+    torch.manual_seed(seed_from(7, epoch, example, repeat))
+    transform.pipeline(size_px, BLANK)(Photos().open(example), pixels)
+    return normalized(torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_batches_equal_the_reference(channels_last: bool):
+    batches = take(feed(channels_last=channels_last).micro_batches(0), 6)
+    for number, batch in enumerate(batches):
+        assert batch.images.dtype is torch.float32
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        assert batch.images.is_contiguous(memory_format=memory_format)
+        assert torch.equal(batch.labels, batch.ids % 4)
+        expected = [reference(i, ALL, epoch=number // 3) for i in batch.ids.tolist()]
+        torch.testing.assert_close(batch.images.double(), torch.stack(expected), rtol=0, atol=2e-6)
+
+
+def test_an_epoch_is_a_permutation_filled_up_from_its_start():
+    one = feed()
+    assert one.steps_per_epoch == 3
+    batches = take(one.micro_batches(0), 6)
+    assert [batch.step for batch in batches] == [0, 1, 2, 3, 4, 5]
+    for epoch in (0, 1):
+        order = permutation(10, 7, epoch).tolist()
+        assert torch.cat([batch.ids for batch in batches[3 * epoch : 3 * epoch + 3]]).tolist() == order + order[:2]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_workers_change_nothing(workers: int):
+    options = {"repeats": 2, "size_at": lambda step: 8 + 4 * (step % 3)}
+    whole = take(feed(**options).micro_batches(0, accumulate=2), 14)
+    assert_same(take(feed(workers=workers, **options).micro_batches(0, accumulate=2), 14), whole)
+    assert_same(take(feed(workers=workers, **options).micro_batches(4, accumulate=2), 6), whole[8:])
+
+
+@pytest.mark.parametrize("first_step", [1, 3, 5])
+def test_a_later_start_goes_on_with_the_same_batches(first_step: int):
+    whole = take(feed().micro_batches(0), 8)
+    assert_same(take(feed().micro_batches(first_step), 8 - first_step), whole[first_step:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_two_ranks_see_what_one_process_accumulates(workers: int):
+    single = take(feed().micro_batches(0, accumulate=4), 16)
+    by_rank = [take(feed(workers=workers).micro_batches(0, rank=rank, ranks=2, accumulate=2), 8) for rank in range(2)]
+    assert_same([by_rank[rank][micro] for micro in range(8) for rank in range(2)], single)
+    assert [batch.slice for batch in single[:4]] == [0, 1, 2, 3]
+
+
+def test_batches_that_cannot_be_cut_are_refused_at_once():
+    with pytest.raises(UsageError, match=r"batch_size: 4 .* multiple of 3"):
+        feed().micro_batches(0, rank=0, ranks=3)
+    with pytest.raises(UsageError, match=r"batch_size: 4 .* 3 repeats"):
+        feed(repeats=3)
+
+
+def test_repeats_augment_an_example_anew():
+    batch = next(feed(batch_size=6, repeats=3).micro_batches(0))
+    ids = batch.ids.tolist()
+    assert ids == ids[:2] * 3
+    expected = [reference(example, ALL, repeat=place // 2) for place, example in enumerate(ids)]
+    torch.testing.assert_close(batch.images.double(), torch.stack(expected), rtol=0, atol=2e-6)
+    assert not torch.equal(batch.images[0], batch.images[2])
+
+
+def test_a_size_by_step_is_what_images_are_cut_to():
+    sizes = {0: 8, 1: 12, 2: 16, 3: 20}
+    for batch in take(feed(size_at=sizes.__getitem__).micro_batches(0), 4):
+        size_px = sizes[batch.step]
+        expected = [reference(i, ALL, size_px=size_px, epoch=batch.step // 3) for i in batch.ids.tolist()]
+        torch.testing.assert_close(batch.images.double(), torch.stack(expected), rtol=0, atol=2e-6)
+
+
+def test_augmentation_changes_from_epoch_to_epoch_and_with_the_seed():
+    photos = Photos(1)
+    draws = [batch.images for batch in take(feed(photos, batch_size=1).micro_batches(0), 8)]
+    assert len({draw.numpy().tobytes() for draw in draws}) == 8
+    assert not torch.equal(draws[0], next(feed(photos, batch_size=1, seed=8).micro_batches(0)).images)
+
+
+def test_blanked_parts_are_nearly_zero():
+    batch = next(feed(transform=TrainTransform(("cutout",))).micro_batches(0))
+    near = (batch.images.abs() < 0.01).all(dim=1).flatten(1).float().mean(dim=1)
+    assert (near >= 1 / 16).all()
+
+
+def test_torch_generator_is_not_touched():
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        take(feed(workers=workers).micro_batches(0), 3)
+        next(stream(workers=workers))
+    feed().example()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_example_is_the_first_and_plain():
+    batch = feed().example()
+    assert (batch.ids.tolist(), batch.labels.tolist(), batch.step, len(batch)) == ([0], [0], 0, 1)
+    expected = reference(0, TrainTransform(()))
+    torch.testing.assert_close(batch.images[0].double(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_example_is_the_very_error(workers: int):
+    bad = permutation(10, 7, 0)[5].item()
+    batches = feed(Photos(bad=bad), workers=workers).micro_batches(0)
+    next(batches)
+    with pytest.raises(DataError) as caught:
+        next(batches)
+    assert str(caught.value) == f"{bad}.jpg: not an image, or of a kind that is not read"
+    with pytest.raises(DataError, match=r"^0\.jpg: not an image"):
+        feed(Photos(bad=0)).example()
+
+
+def test_a_killed_worker_is_one_line():
+    batches = feed(Photos(deadly=5), workers=1).micro_batches(0)
+    with pytest.raises(DataError, match=r"^data\.workers: a data worker \(pid \d+\) was killed by SIGKILL"):
+        take(batches, 3)
+
+
+def stream(photos: Photos | None = None, **options) -> Iterator[LabelledImages]:
+    photos = photos or Photos()
+    options = {
+        **{"resize_px": 18, "crop_px": SIZE, "interpolation": "bicubic"},
+        **{"device": CPU, "batch_size": 3, "workers": 0, **options},
+    }
+    return stream_evaluation(photos, torch.arange(len(photos)) % 4, NORMALIZATION, **options)
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 12])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_evaluation_covers_every_example_once(ranks: int, channels_last: bool):
+    batches = [batch for rank in range(ranks) for batch in stream(rank=rank, ranks=ranks, channels_last=channels_last)]
+    assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(10))
+    assert all(1 <= len(batch) <= 3 for batch in batches)
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [i % 4 for i in range(10)]
+    expected = torch.stack([reference(i, EvalTransform(18, "bicubic")) for i in range(10)])
+    images = torch.cat([batch.images for batch in batches])
+    torch.testing.assert_close(images.double(), expected, rtol=0, atol=2e-6)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    assert batches[0].images.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_workers_do_not_change_an_evaluation(workers: int):
+    assert_same(list(stream(workers=workers)), list(stream()))
+
+
+def test_an_unreadable_example_ends_an_evaluation():
+    with pytest.raises(DataError, match=r"^7\.jpg: not an image"):
+        list(stream(Photos(bad=7), workers=1))

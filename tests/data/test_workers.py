@@ -1,0 +1,242 @@
+"""Data workers that do their work, fail, die, hang, and end."""
+
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from w2skd.data.workers import in_workers
+from w2skd.errors import DataError
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+@dataclass(frozen=True)
+class Act:
+    """Answers a number with a tensor of it, except for one number, to which something happens."""
+
+    what: str = ""
+    at: int = -1
+
+    def __call__(self, number: int) -> Tensor | DataError:
+        if number == self.at:
+            match self.what:
+                case "refuse":
+                    return DataError(f"{number}.jpg: not an image")
+                case "raise":
+                    raise RuntimeError("a bug")
+                case "hang":
+                    time.sleep(1000)
+                case "exit":
+                    os._exit(3)
+                case name:
+                    os.kill(os.getpid(), signal.Signals[name])
+        return torch.tensor([number, os.getpid(), torch.get_num_threads()])
+
+
+class Numbers:
+    """0, 1, 2 ... without end."""
+
+    def __iter__(self) -> Iterator[int]:
+        number = 0
+        while True:
+            yield number
+            number += 1
+
+
+def start(act: Act, workers: int, timeout_s: float = 60.0):
+    return in_workers(act, Numbers(), workers=workers, timeout_s=timeout_s)
+
+
+def numbers(results, count: int) -> list[int]:
+    return [int(next(results)[0]) for _ in range(count)]
+
+
+def drain(results) -> None:
+    """Take all; one that dies takes along what it has made but not yet handed over."""
+    for _ in results:
+        pass
+
+
+def no_children() -> bool:
+    return multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_results_come_in_the_order_of_requests(workers: int):
+    results = start(Act(), workers)
+    assert numbers(results, 20) == list(range(20))
+    results.close()
+    assert no_children()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_finite_row_ends(workers: int):
+    results = in_workers(Act(), [5, 6, 7], workers=workers, timeout_s=60)
+    assert [int(result[0]) for result in results] == [5, 6, 7]
+    assert no_children()
+
+
+def test_workers_have_one_thread_and_are_not_this_process():
+    results = start(Act(), 2)
+    seen = [next(results) for _ in range(4)]
+    assert {int(result[2]) for result in seen} == {1}
+    pids = {int(result[1]) for result in seen}
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+    results.close()
+
+
+def test_nothing_starts_before_the_first_result_is_asked_for():
+    results = start(Act(), 1)
+    assert no_children()
+    results.close()
+
+
+def test_generator_and_signal_handlers_of_this_process_are_left_alone():
+    state, handler = torch.get_rng_state(), signal.getsignal(signal.SIGCHLD)
+    results = start(Act(), 1)
+    next(results)
+    assert signal.getsignal(signal.SIGCHLD) is handler
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+    results.close()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_an_error_that_the_work_foresaw_arrives_as_it_is(workers: int):
+    results = start(Act("refuse", 3), workers)
+    assert numbers(results, 3) == [0, 1, 2]
+    with pytest.raises(DataError) as caught:
+        next(results)
+    assert caught.value.args == ("3.jpg: not an image",)
+    assert no_children()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bug_keeps_its_type_and_its_traceback(workers: int):
+    results = start(Act("raise", 1), workers)
+    next(results)
+    with pytest.raises(RuntimeError, match="a bug"):
+        next(results)
+    assert no_children()
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("SIGKILL", "was killed by SIGKILL; most likely the system ran out of memory; set fewer data.workers"),
+        ("SIGBUS", r"was killed by SIGBUS; most likely shared memory \(/dev/shm\) is full"),
+        ("exit", "ended with exit code 3"),
+    ],
+)
+def test_a_worker_that_ends_is_reported_in_one_line(what: str, reason: str):
+    results = start(Act(what, 2), 2)
+    with pytest.raises(DataError, match=rf"^data\.workers: a data worker \(pid \d+\) {reason}") as caught:
+        drain(results)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__context__ is None
+    assert no_children()
+
+
+def test_a_worker_that_dies_while_idle_is_reported():
+    results = start(Act(), 1)
+    pid = int(next(results)[1])
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(DataError, match=f"pid {pid}.* SIGKILL"):
+        drain(results)
+
+
+def test_a_worker_that_hangs_is_reported_and_killed():
+    results = start(Act("hang", 2), 2, timeout_s=0.3)
+    pids = {int(next(results)[1]) for _ in range(2)}
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"^data\.worker_timeout_s: no batch came for 0\.3 s; .*killed") as caught:
+        next(results)
+    assert time.monotonic() - began < 10
+    assert all(str(pid) in str(caught.value) for pid in pids)
+    assert "\n" not in str(caught.value)
+    assert no_children()
+
+
+def test_closing_does_not_wait_for_one_that_hangs():
+    results = start(Act("hang", 1), 1)
+    next(results)
+    began = time.monotonic()
+    results.close()
+    assert time.monotonic() - began < 10
+    assert no_children()
+
+
+def test_dropping_the_generator_ends_the_workers():
+    results = start(Act(), 2)
+    next(results)
+    assert len(multiprocessing.active_children()) == 2
+    del results
+    gc.collect()
+    assert no_children()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_signals_to_the_process_group_do_not_stop_workers(name: str):
+    results = start(Act(), 1)
+    pid = int(next(results)[1])
+    os.kill(pid, signal.Signals[name])
+    assert {int(next(results)[1]) for _ in range(6)} == {pid}
+    results.close()
+
+
+@pytest.mark.parametrize("what", ["idle", "hang"])
+def test_a_program_that_just_ends_leaves_no_worker_and_does_not_wait(what: str, tmp_path: Path):
+    script = tmp_path / "ends.py"
+    script.write_text(
+        "from test_workers import Act, start, next_pid\n"
+        f"results = start(Act({what!r}, 1), 1)\n"
+        "print(next_pid(results), flush=True)\n"
+        "kept = [results]\n"
+        "raise SystemExit(7)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stderr) == (7, "")
+    assert not alive(int(done.stdout))
+
+
+def next_pid(results) -> int:
+    return int(next(results)[1])
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_other_ways_to_start_processes_work():
+    started = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        results = start(Act("refuse", 2), 1)
+        assert numbers(results, 2) == [0, 1]
+        with pytest.raises(DataError, match=r"2\.jpg"):
+            next(results)
+    finally:
+        multiprocessing.set_start_method(started, force=True)
+
+
+def test_errors_cross_processes_whole():
+    error = pickle.loads(pickle.dumps(DataError("a.jpg: not an image")))
+    assert (type(error), str(error)) == (DataError, "a.jpg: not an image")
