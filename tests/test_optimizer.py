@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from w2skd.finite import take_step
 from w2skd.optimizer import build_average, build_optimizer
 from w2skd.recipe.schema import EmaSection, TrainSection
 
@@ -60,6 +61,57 @@ def test_adamw_follows_its_definition() -> None:
 def test_optimizers_can_skip_an_update_on_the_device(name: str) -> None:
     optimizer = build_optimizer(OneWeight(), section({"name": name, "lr": 0.1}))
     assert all(group["fused"] for group in optimizer.param_groups)
+
+
+class WithEmbedding(nn.Module):
+    """A model with one parameter of every kind; `embedding` is exempt by name, and one name is not there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.ones(1, 4, 2))
+        self.linear = nn.Linear(2, 2)
+        self.norm = nn.LayerNorm(2)
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"embedding", "absent"}
+
+
+OPTIMIZERS = [{"name": "sgd", "lr": 0.1, "momentum": 0.9}, {"name": "adamw", "lr": 0.1}]
+
+
+@pytest.mark.parametrize("values", OPTIMIZERS)
+def test_all_parameters_decay_in_one_group_unless_told_otherwise(values: dict[str, object]) -> None:
+    model = WithEmbedding()
+    (group,) = build_optimizer(model, section({**values, "weight_decay": 0.5})).param_groups
+    assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in model.parameters()]
+    assert group["weight_decay"] == 0.5
+
+
+@pytest.mark.parametrize("values", OPTIMIZERS)
+def test_norms_biases_and_what_the_model_names_can_be_spared_the_decay(values: dict[str, object]) -> None:
+    model = WithEmbedding()
+    changes = {"weight_decay": 0.5, "decay_norms_and_biases": False}
+    optimizer = build_optimizer(model, section({**values, **changes}))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    assert groups == [["linear.weight"], ["embedding", "temperature", "linear.bias", "norm.weight", "norm.bias"]]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    take_step(optimizer, torch.tensor(0.0))
+    for name, value in model.state_dict().items():
+        expected = before[name] * (1 - 0.1 * 0.5) if name == "linear.weight" else before[name]
+        torch.testing.assert_close(value, expected)
+
+
+def test_a_model_without_exemptions_of_its_own_goes_by_dimensions() -> None:
+    values = {**OPTIMIZERS[0], "decay_norms_and_biases": False}
+    plain = build_optimizer(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), section(values))
+    assert [len(group["params"]) for group in plain.param_groups] == [1, 3]
+    bare = build_optimizer(nn.Linear(2, 2, bias=False), section(values))
+    assert [len(group["params"]) for group in bare.param_groups] == [1, 0]
+    bare.load_state_dict(bare.state_dict())
 
 
 def test_the_average_follows_weights_and_running_statistics() -> None:

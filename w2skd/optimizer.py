@@ -1,5 +1,8 @@
 """From the recipe's words to torch's optimizers and weight averages."""
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -9,13 +12,28 @@ from w2skd.recipe.schema import AdamWSection, EmaSection, SgdSection, TrainSecti
 
 def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Optimizer:
     """The recipe's optimizer, fused: one kernel a step, and able to skip an update without asking the host."""
+    groups = _groups(model, section.optimizer.decay_norms_and_biases)
     match section.optimizer:
         case SgdSection(lr=lr, momentum=momentum, weight_decay=decay, nesterov=nesterov):
-            return torch.optim.SGD(
-                model.parameters(), lr, momentum=momentum, weight_decay=decay, nesterov=nesterov, fused=True
-            )
+            return torch.optim.SGD(groups, lr, momentum=momentum, weight_decay=decay, nesterov=nesterov, fused=True)
         case AdamWSection(lr=lr, betas=betas, eps=eps, weight_decay=decay):
-            return torch.optim.AdamW(model.parameters(), lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
+            return torch.optim.AdamW(groups, lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
+
+
+def _groups(model: nn.Module, decay_norms_and_biases: bool) -> list[dict[str, Any]]:
+    """One group of all parameters, or two: those that decay, then those that don't, each in the model's order.
+
+    Scales, offsets and biases have fewer than two dimensions. What else should not decay, such as the position
+    embedding of a ViT, the model names in ``no_weight_decay()`` if it has one (timm's convention).
+    """
+    if decay_norms_and_biases:
+        return [{"params": list(model.parameters())}]
+    exempt: Collection[str] = getattr(model, "no_weight_decay", set)()
+    named = [(name, parameter, parameter.ndim < 2 or name in exempt) for name, parameter in model.named_parameters()]
+    return [
+        {"params": [parameter for _, parameter, free in named if not free]},
+        {"params": [parameter for _, parameter, free in named if free], "weight_decay": 0.0},
+    ]
 
 
 class ExponentialAverage(AveragedModel):
