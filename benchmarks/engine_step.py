@@ -19,11 +19,12 @@ from torch.nn import functional
 
 from w2skd.clock import Clock
 from w2skd.data.counter import seed_from
-from w2skd.device import autocast, seed_generators
+from w2skd.device import seed_generators
 from w2skd.distributed import Ranks
 from w2skd.engine import Engine, named, weigh
 from w2skd.finite import FiniteGuard, take_step
 from w2skd.optimizer import build_optimizer
+from w2skd.precision import autocast
 from w2skd.schedule import lr_factor
 from w2skd.tasks.base import Losses
 from w2skd.tasks.classification import ClassificationTask

@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -237,10 +238,13 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch() -> Non
 
 
 @pytest.mark.parametrize("optimizer", [{"name": "sgd", "lr": 0.01, "momentum": 0.9}, {"name": "adamw", "lr": 0.01}])
-@pytest.mark.parametrize("ema", [None, {"decay": 0.9}])
+@pytest.mark.parametrize(("ema", "precision"), [(None, "fp32"), ({"decay": 0.9}, "fp32"), ({"decay": 0.9}, "fp16")])
 @pytest.mark.parametrize("cut", [3, 8, 12, 15, 18])
-def test_a_resume_at_any_step_ends_bit_for_bit_the_same(optimizer: dict[str, Any], ema: Any, cut: int) -> None:
-    section = train_section(optimizer=optimizer, ema=ema)
+def test_a_resume_at_any_step_ends_bit_for_bit_the_same(
+    optimizer: dict[str, Any], ema: Any, precision: str, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("w2skd.precision.GROWTH_STEPS", 4)  # so that the scale rises and falls on either side of a cut
+    section = train_section(optimizer=optimizer, ema=ema, precision=precision)
 
     def fresh(stop_at: int | None = None) -> Engine:
         made = engine(
@@ -261,10 +265,11 @@ def test_a_resume_at_any_step_ends_bit_for_bit_the_same(optimizer: dict[str, Any
         assert torch.equal(value, second.evaluated_model.state_dict()[name])
     assert evaluations(before + after) == evaluations(rows)
     assert second.best == undisturbed.best
+    assert second.loss_scale.state_dict() == undisturbed.loss_scale.state_dict()
 
 
 def evaluations(rows: list[Any]) -> list[Any]:
-    kept = [row for row in rows if isinstance(row, EvalRow | EventRow)]
+    kept = [row for row in rows if isinstance(row, EvalRow) or (isinstance(row, EventRow) and row.name != "rescaled")]
     return [replace(row, clock={}) if isinstance(row, EvalRow) else row for row in kept]
 
 
@@ -295,6 +300,108 @@ def test_non_finite_for_several_steps_stops_with_step_and_learning_rate() -> Non
         list(engine(ToyTask(poison=(7, 8, 9)), train_section(max_non_finite_steps=2)).train())
 
 
+def test_float16_finds_its_scale_and_says_what_that_took() -> None:
+    trained = engine(ToyTask(), train_section(steps=60, precision="fp16"))
+    rows = list(trained.train())
+    events = [row for row in rows if isinstance(row, EventRow)]
+    assert {event.name for event in events} == {"rescaled"}
+    skipped = sum(event.details["skipped_steps"] for event in events)
+    assert 0 < skipped < 8  # a gradient of some 10 times 2^16 is beyond float16
+    assert trained.loss_scale.value == 2.0 ** (16 - skipped) == events[-1].details["loss_scale"]
+    losses = [row.loss for row in rows if isinstance(row, StepRow)]
+    assert losses[-1] < losses[0] / 10
+
+
+@pytest.mark.parametrize("optimizer", [{"name": "sgd", "lr": 0.01, "momentum": 0.9}, {"name": "adamw", "lr": 0.01}])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_clipped_steps_in_float16_are_those_of_float32(
+    optimizer: dict[str, Any], accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("w2skd.precision.FIRST_SCALE", 256.0)  # nothing overflows, so no step is skipped
+    exact = engine(ToyTask(), train_section(optimizer=optimizer, clip_grad_norm=1.0))
+    section = train_section(optimizer=optimizer, clip_grad_norm=1.0, precision="fp16", accumulate=accumulate)
+    scaled = engine(ToyTask(accumulate), section)
+    list(exact.train()), list(scaled.train())
+    for ours, theirs in zip(scaled.student.parameters(), exact.student.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
+
+
+def test_float16_that_never_gets_finite_stops() -> None:
+    poison = tuple(range(60))
+    rows: list[Any] = []
+    with pytest.raises(TrainingError, match=r"non-finite for 4 steps in a row, last at step 19"):
+        rows.extend(
+            engine(ToyTask(poison=poison), train_section(steps=60, precision="fp16", max_non_finite_steps=3)).train()
+        )
+
+
+def test_a_checkpoint_from_before_there_was_a_scale_still_loads() -> None:
+    state = engine(ToyTask()).state_dict()
+    assert state.pop("loss_scale") is None
+    resumed = engine(ToyTask(), train_section(precision="fp16"))
+    resumed.load_state_dict(state)
+    assert resumed.loss_scale.state_dict() == {"scale": 2.0**16, "good_steps": 0}
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What `torch.compile` was given to compile, and runs as it is."""
+    compiled: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    yield compiled
+    torch.compiler.reset()
+
+
+def test_teacher_switch_validation_and_what_comes_after_share_one_compiled_graph(graphs: list[Any]) -> None:
+    task = ToyTask(scores=[0.6, 0.8, 0.9, 0.9], accumulate=2)
+    changes = {"accumulate": 2, "ema": {"decay": 0.9}}
+    held = teacher()
+    watched = weakref.ref(held)
+    trained = engine(task, train_section(compile=True, **changes), teacher=held, schedule=schedule(0.7, hold_steps=100))
+    del held
+    list(trained.train())
+    assert task.asked_with_teacher == [True] * 30 + [False] * 10
+    assert watched() is None
+    assert len(graphs) == 1
+    eager = engine(
+        ToyTask(scores=task.scores, accumulate=2),
+        train_section(**changes),
+        teacher=teacher(),
+        schedule=schedule(0.7, hold_steps=100),
+    )
+    list(eager.train())
+    assert len(graphs) == 1
+    for name, value in eager.state_dict()["model"].items():
+        torch.testing.assert_close(trained.state_dict()["model"][name], value)
+
+
+def test_the_first_step_with_every_shape_counts_as_compilation() -> None:
+    class Growing(ToyTask):
+        def train_batches(self, first_step: int) -> Iterator[ToyBatch]:
+            for step, batch in enumerate(super().train_batches(first_step)):
+                rows = slice(0, 2 if step < 3 else 4)
+                yield ToyBatch(batch.inputs[rows], batch.targets[rows], batch.ids[rows])
+
+    now = [0.0]
+
+    def tick() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    section = train_section(steps=6, log_every=1, validate_every="6step")
+    rows = [row for row in engine(Growing(), section, clock=Clock(now=tick)).train() if isinstance(row, StepRow)]
+    seconds = [row.clock["compile"] for row in rows]
+    assert seconds[0] > 0
+    assert seconds[1] == seconds[2] == seconds[0]
+    assert seconds[3] > seconds[2]
+    assert seconds[4] == seconds[5] == seconds[3]
+
+
 class NoWaiting(TorchDispatchMode):
     """Refuses what makes the host wait for a device: turning a tensor into a number or a truth value."""
 
@@ -303,9 +410,12 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("optimizer", [{"name": "sgd", "lr": 0.01, "momentum": 0.9}, {"name": "adamw", "lr": 0.01}])
-def test_a_step_never_waits_for_the_device(optimizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    section = train_section(optimizer=optimizer, clip_grad_norm=1.0, accumulate=2)
+def test_a_step_never_waits_for_the_device(
+    optimizer: dict[str, Any], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = train_section(optimizer=optimizer, precision=precision, clip_grad_norm=1.0, accumulate=2)
     trained = engine(ToyTask(accumulate=2, poison=(2,)), section, teacher=teacher(), schedule=schedule())
     batches = trained.task.train_batches(0)
     for name in ("tolist", "cpu", "numpy"):

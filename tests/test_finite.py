@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from w2skd.distributed import Ranks
 from w2skd.finite import BadStep, FiniteGuard, take_step
+from w2skd.precision import LossScale
+from w2skd.records import EventRow
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, weight_decay=1e-2, fused=True),
@@ -83,6 +86,23 @@ def test_a_bad_first_step_might_not_have_been(make):
         take_step(guarded_optimizer, GOOD)
         plain_optimizer.step()
         assert_identical(everything(guarded, guarded_optimizer), everything(plain, plain_optimizer))
+
+
+def test_scaled_gradients_make_the_same_step(make):
+    (scaled, scaled_optimizer), (plain, plain_optimizer) = make(), make()
+    for seed in range(3):
+        set_gradients(scaled, seed)
+        set_gradients(plain, seed)
+        for parameter in scaled.parameters():
+            parameter.grad.mul_(1024)
+        take_step(scaled_optimizer, GOOD, torch.tensor(1024.0))
+        plain_optimizer.step()
+        assert_identical(everything(scaled, scaled_optimizer), everything(plain, plain_optimizer))
+    before = everything(scaled, scaled_optimizer)
+    set_gradients(scaled, 9, poison=True)
+    take_step(scaled_optimizer, BAD, torch.tensor(1024.0))
+    assert_identical(everything(scaled, scaled_optimizer), before)
+    assert not hasattr(scaled_optimizer, "grad_scale")
 
 
 def test_parameters_may_get_their_first_gradient_later(make):
@@ -206,6 +226,54 @@ def test_a_bad_start_goes_back_to_the_beginning_and_a_resume_to_its_checkpoint()
     guard.report()
     assert model.running_mean.tolist() == [7.0] * 3
     assert model.running_var.tolist() == [1.0] * 3
+
+
+def feed_scaled(guard, scale, norms):
+    """What a step does with guard and scale."""
+    for step, norm in enumerate(norms):
+        scale.update(guard.check(step, torch.tensor(norm), [torch.tensor([step])]))
+
+
+def test_an_overflow_is_no_bad_step_while_the_scale_can_fall():
+    scale = LossScale(torch.device("cpu"), enabled=True)
+    guard = FiniteGuard([], 2, scale)
+    feed_scaled(guard, scale, [1.0, math.inf, 1.0, math.inf, math.nan, 1.0])
+    assert guard.report() == []
+    assert (guard.rescaled_steps, guard.in_a_row, guard.exceeded) == (3, 0, False)
+    assert list(guard.events(6, [], Ranks())) == [EventRow(6, "rescaled", {"skipped_steps": 3, "loss_scale": 2.0**13})]
+    assert guard.report() == []
+    assert guard.rescaled_steps == 0
+    assert list(guard.events(6, [], Ranks())) == []
+
+
+def test_at_the_lowest_scale_steps_are_bad_and_counted():
+    scale = LossScale(torch.device("cpu"), enabled=True)
+    guard = FiniteGuard([], 2, scale)
+    feed_scaled(guard, scale, [math.nan] * 18)
+    bad = guard.report()
+    assert bad == [BadStep(16, [16]), BadStep(17, [17])]
+    assert (guard.rescaled_steps, guard.in_a_row, guard.exceeded) == (16, 2, False)
+    assert list(guard.events(18, bad, Ranks())) == [
+        EventRow(18, "rescaled", {"skipped_steps": 16, "loss_scale": 1.0}),
+        EventRow(18, "non_finite", {"steps": [16, 17], "ids": [16, 17]}),
+    ]
+    feed_scaled(guard, scale, [math.nan])
+    guard.report()
+    assert guard.exceeded
+
+
+@pytest.mark.parametrize("overflow", ["backward", "forward"])
+def test_an_overflow_takes_statistics_back_only_if_they_took_it_in(overflow):
+    model, scale = nn.BatchNorm1d(3).train(), LossScale(torch.device("cpu"), enabled=True)
+    guard = FiniteGuard([model], 3, scale)
+    model(torch.full((8, 3), math.inf if overflow == "forward" else 5.0))
+    feed_scaled(guard, scale, [math.inf])
+    assert guard.report() == []
+    assert model.running_mean.tolist() == [0.5 if overflow == "backward" else 0.0] * 3
+    model(torch.full((8, 3), math.nan))
+    feed(guard, [math.nan])
+    guard.report()  # what was kept is what later ones go back to
+    assert model.running_mean.tolist() == [0.5 if overflow == "backward" else 0.0] * 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -52,7 +52,7 @@ def test_the_answer_is_the_eval_modes_answer():
     assert torch.equal(FrozenTeacher(network(), device=CPU)(images()), expected)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize(
     "loss",
     [
@@ -72,7 +72,7 @@ def test_answers_can_be_saved_for_a_backward(loss, precision):
 
 
 @pytest.mark.parametrize("student_precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("teacher_precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("teacher_precision", ["fp32", "bf16", "fp16"])
 def test_the_teachers_autocast_is_its_own(student_precision, teacher_precision):
     student = network(2)
 
@@ -83,7 +83,7 @@ def test_the_teachers_autocast_is_its_own(student_precision, teacher_precision):
             student(images())  # fills the cache of cast weights
             answer = teacher(images())
             outputs = student(images())
-        assert answer.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[teacher_precision]
+        assert answer.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[teacher_precision]
         assert outputs.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[student_precision]
         functional.mse_loss(outputs.float(), answer.float()).backward()
         return answer, student[0].weight.grad

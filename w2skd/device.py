@@ -42,11 +42,6 @@ def open_device(name: str, ranks: Ranks) -> torch.device:
     return device
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The precision of forward passes; weights stay in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
 def seed_generators(device: torch.device, seed: int) -> None:
     """Seed the CPU's and this device's generator: `torch.manual_seed` for the inside of a loop.
 

@@ -1,9 +1,7 @@
 """The training loop: the only one, for every task and every arm. It reads from top to bottom and knows no task."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -11,15 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from w2skd.clock import Clock
 from w2skd.data.counter import seed_from
-from w2skd.device import autocast, seed_generators
+from w2skd.device import seed_generators
 from w2skd.distributed import Ranks
 from w2skd.errors import TrainingError
 from w2skd.finite import FiniteGuard, take_step
+from w2skd.network import Network
 from w2skd.optimizer import build_average, build_optimizer
+from w2skd.precision import LossScale, autocast
 from w2skd.recipe.schema import TrainSection
 from w2skd.records import EvalRow, EventRow, Row, StepRow
 from w2skd.schedule import DistillSchedule, SwitchedOff, lr_factor
@@ -46,7 +45,7 @@ class Engine:
 
     Args:
         task: gives batches, losses and metrics.
-        student: on its device; wrapped for data parallelism here.
+        student: on its device; wrapped for data parallelism, and compiled, here.
         train: the recipe's section for this arm.
         seed: of everything random in training.
         device: where it all happens.
@@ -87,19 +86,14 @@ class Engine:
 
         self.student = student
         self.average = build_average(student, train.ema)
-        self.network: nn.Module = student
-        if ranks.world > 1:
-            # Running statistics are averaged before they are used instead of copied from rank 0 at every step.
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # the option's new name is unknown to older versions
-                self.network = DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.network = Network(student, ranks=ranks, compiled=train.compile)
         self._parameters = list(student.parameters())
         self.optimizer = build_optimizer(student, train)
-        self.guard = FiniteGuard(self._stateful(), train.max_non_finite_steps)
+        self.loss_scale = LossScale(device, enabled=train.precision == "fp16")
+        self.guard = FiniteGuard(self._stateful(), train.max_non_finite_steps, self.loss_scale)
         self.learning_rate = 0.0
         self._window = Window()
         self._lambda = 0.0
-        self._warm = False  # a process's first step pays for allocations, kernel choice and compilation
         self._validate_every = max(1, train.validate_every.steps(task.steps_per_epoch, self.total_steps))
         self._save_every = (
             max(1, train.checkpoint_every.steps(task.steps_per_epoch, self.total_steps))
@@ -155,36 +149,36 @@ class Engine:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        ids: list[Tensor] = []
-        with self.clock.segment("train" if self._warm else "compile"):
+        batch, ids = self._wait_for(batches), []
+        with self.clock.segment("compile" if self.network.meets(batch.model_inputs) else "train"):
             for micro in range(section.accumulate):
-                with self.clock.segment("data"):
-                    batch = next(batches)
+                if micro > 0:
+                    batch = self._wait_for(batches)
                 ids.append(batch.ids)
                 draw = micro * self.ranks.world + self.ranks.rank
                 seed_generators(self.device, seed_from(self.seed, self.step, draw))
-                with self._sync_gradients(last=micro == section.accumulate - 1):
+                with self.network.sync_gradients(last=micro == section.accumulate - 1):
                     with autocast(self.device, section.precision):
-                        losses = self.task.losses(self.network, self.teacher if lambda_ > 0 else None, batch)
+                        losses = self.task.losses(self.network.module, self.teacher if lambda_ > 0 else None, batch)
                     loss = weigh(losses, lambda_)
-                    (loss / section.accumulate).backward()  # type: ignore[no-untyped-call]
+                    self.loss_scale.scaled(loss / section.accumulate).backward()  # type: ignore[no-untyped-call]
                 self._window.add({"loss": loss, **named(losses)})
             gradients = [p.grad for p in self._parameters if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-            if section.clip_grad_norm is not None:
+            norm = self.loss_scale.unscaled(torch.nn.utils.get_total_norm(gradients))
+            if section.clip_grad_norm is not None:  # by a factor, which scaled gradients take as well
                 torch.nn.utils.clip_grads_with_norm_(self._parameters, section.clip_grad_norm, norm)
-            take_step(self.optimizer, self.guard.check(self.step, norm, ids))
+            found_inf = self.guard.check(self.step, norm, ids)
+            take_step(self.optimizer, found_inf, self.loss_scale.value)
+            self.loss_scale.update(found_inf)
             self.optimizer.zero_grad(set_to_none=True)
             if self.average is not None:
                 self.average.update_parameters(self.student)
-        self._lambda, self._warm = lambda_, True
+        self._lambda = lambda_
         self.step += 1
 
-    def _sync_gradients(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients travel between ranks once a step, with its last micro-batch."""
-        if isinstance(self.network, DistributedDataParallel) and not last:
-            return self.network.no_sync()
-        return nullcontext()
+    def _wait_for(self, batches: Iterator[Batch]) -> Batch:
+        with self.clock.segment("data"):
+            return next(batches)
 
     def _log(self) -> Iterator[Row]:
         """Say how the steps since the last row went. The only place where a step's results reach the host."""
@@ -203,18 +197,12 @@ class Engine:
             lr=self.learning_rate,
             clock=self.clock.read(),
         )
-        if bad_steps:
-            everywhere = [
-                pair for pairs in self.ranks.gather([(bad.step, bad.ids) for bad in bad_steps]) for pair in pairs
-            ]
-            steps = sorted({step for step, _ in everywhere})
-            ids = [example for _, examples in everywhere for example in examples]
-            yield EventRow(self.step, "non_finite", {"steps": steps, "ids": ids})
-            if self.guard.exceeded:
-                raise TrainingError(
-                    f"loss or gradient was non-finite for {self.guard.in_a_row} steps in a row, "
-                    f"last at step {steps[-1]}, at learning rate {self.learning_rate:.3g}"
-                )
+        yield from self.guard.events(self.step, bad_steps, self.ranks)
+        if self.guard.exceeded:
+            raise TrainingError(
+                f"loss or gradient was non-finite for {self.guard.in_a_row} steps in a row, "
+                f"last at step {bad_steps[-1].step}, at learning rate {self.learning_rate:.3g}"
+            )
 
     def _validate(self) -> Iterator[Row]:
         """Score the student, remember its best, and let the switch see the result."""
@@ -257,6 +245,7 @@ class Engine:
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "guard": self.guard.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(),
             "best": self.best,
             "best_step": self.best_step,
         }
@@ -273,6 +262,7 @@ class Engine:
             if self.schedule.switched_off is not None:
                 self.teacher = None
         self.guard.load_state_dict(state["guard"])
+        self.loss_scale.load_state_dict(state.get("loss_scale"))  # runs of older versions had none
         self.best, self.best_step = state["best"], state["best_step"]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from w2skd.clock import Clock, Segment
+from w2skd.precision import autocast
 
 
 class FrozenTeacher:
@@ -20,7 +21,7 @@ class FrozenTeacher:
     Args:
         model: the teacher.
         device: where it runs.
-        precision: ``fp32``, or ``bf16`` autocast; whatever autocast the caller is in does not count.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` autocast; whatever autocast the caller is in does not count.
         channels_last: memory format of the weights, and of 4-d inputs.
         clock: told the seconds of every call, as segment ``teacher``. Calls on a CUDA device are timed by events and
             reach it at `settle`, taken from the segment in which they were made.
@@ -34,7 +35,7 @@ class FrozenTeacher:
         model: nn.Module,
         *,
         device: torch.device | str,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
         channels_last: bool = False,
         clock: Clock | None = None,
     ):
@@ -57,8 +58,7 @@ class FrozenTeacher:
         if self._channels_last:
             inputs = _map_tensors(_to_channels_last, inputs)
         with self._timed():
-            autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16")
-            with torch.inference_mode(), autocast:
+            with torch.inference_mode(), autocast(self._device, self._precision):
                 outputs = self.model(*inputs)
             # Losses that save a teacher's tensor for their backward (MSE, smooth L1) refuse inference tensors, and only
             # a clone made out here is none.
