@@ -1,6 +1,7 @@
 import hashlib
 import math
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,12 @@ def test_without_the_hub_the_way_to_bring_the_file_is_told(hub: Path) -> None:
 def test_unknown_weights_of_timm_are_refused(model: str, tag: str | None, problem: str, hub: Path) -> None:
     with pytest.raises(RecipeError, match=problem):
         load_pretrained(model, tag)
+
+
+def test_without_timm_installed_its_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(RecipeError, match="timm is not installed, which a model of it needs: pip install timm"):
+        load_pretrained(TINY)
 
 
 def test_timms_preparation_is_timms_own(hub: Path) -> None:
