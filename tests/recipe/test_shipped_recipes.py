@@ -3,15 +3,45 @@
 import re
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from w2skd.recipe.classification import ClassificationRecipe
+from w2skd.recipe.flat import flatten
 from w2skd.recipe.load import dump_recipe, load_recipe, parse_yaml, shipped_recipes, validate_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 FILES = sorted(RECIPES.glob("*.yaml"))
 
+FULL = [file for file in FILES if not file.stem.endswith("_smoke")]
+
+STEPS_PER_EPOCH = 100
+
+SAME_IN_SMOKE = (
+    "task",
+    *(f"data.{key}" for key in ("source", "train_folder", "eval_folder", "interpolation", "normalization", "feed")),
+    *(f"data.{key}" for key in ("augment", "crop_scale", "erasing_probability", "mixup", "cutmix", "repeats")),
+    *("teacher.model", "teacher.checkpoint", "teacher.normalization", "student.model", "loss.label_smoothing"),
+    *("train.optimizer.name", "train.optimizer.decay_norms_and_biases", "train.precision", "train.compile"),
+    *("distill.temperature", "distill.final_temperature", "report.metric"),
+)
+"""What decides through which code an experiment passes, rather than how long that takes."""
+
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+each_full = pytest.mark.parametrize("file", FULL, ids=lambda file: file.stem)
+
+
+def plain(name: str) -> dict[str, Any]:
+    """A recipe as dotted keys."""
+    return flatten(load_recipe(name).model_dump(mode="json"))
+
+
+def classification(name: str) -> ClassificationRecipe:
+    """A recipe that is one of image classification."""
+    recipe = load_recipe(name)
+    assert isinstance(recipe, ClassificationRecipe)
+    return recipe
 
 
 def header(file: Path) -> str:
@@ -52,24 +82,94 @@ def test_its_header_says_what_a_user_needs(file: Path) -> None:
 
 
 @each_file
+def test_its_first_line_is_a_whole_sentence_since_the_list_of_recipes_shows_no_more(file: Path) -> None:
+    first, second = file.read_text(encoding="utf-8").splitlines()[:2]
+    assert first.endswith(".")
+    assert second == "#"
+
+
+@each_full
+def test_its_header_says_where_its_hyper_parameters_come_from(file: Path) -> None:
+    text = header(file)
+    if f"docs/results/{file.stem}" not in text:  # not tuned here, so published elsewhere
+        assert re.search(r"^source\s+\S", text, re.MULTILINE)
+        assert re.search(r"Changed[:,]|everything but", text)
+
+
+@each_file
+def test_its_data_is_told_where_it_must_be_brought(file: Path) -> None:
+    if load_recipe(file.stem).model_dump(mode="json")["data"]["source"] != "shapes":
+        assert re.search(r"^data\s+\S", header(file), re.MULTILINE)
+        assert "data.root=DIR" in header(file)
+
+
+@each_file
 def test_the_teacher_is_another_model_than_the_student(file: Path) -> None:
     recipe = load_recipe(str(file))
     assert recipe.teacher.model != recipe.student.model
 
 
-@pytest.mark.parametrize(
-    "file", [file for file in FILES if not file.stem.endswith("_smoke")], ids=lambda file: file.stem
-)
-def test_it_has_a_smoke_recipe_with_the_same_models_that_is_tiny(file: Path) -> None:
-    recipe, smoke = load_recipe(file.stem), load_recipe(f"{file.stem}_smoke")
-    assert (smoke.task, smoke.student, smoke.teacher.model) == (recipe.task, recipe.student, recipe.teacher.model)
-    data, full_data = (each.model_dump(mode="json")["data"] for each in (smoke, recipe))
-    assert (data["source"], data["image_size"]) == (full_data["source"], full_data["image_size"])
-    assert data["train_examples"] <= 500
-    assert data["eval_examples"] <= 500
-    steps_per_epoch = data["train_examples"] // smoke.train.batch_size
+@each_file
+def test_the_teachers_level_is_a_threshold(file: Path) -> None:
+    assert "teacher" in [threshold.name for threshold in load_recipe(file.stem).report.thresholds]
+
+
+@each_file
+def test_distillation_acts_early_and_its_end_is_seen(file: Path) -> None:
+    recipe = load_recipe(file.stem)
+    total = recipe.train.total_steps(STEPS_PER_EPOCH)
+    spans = (recipe.distill.warmup, recipe.distill.hold, recipe.distill.decay)
+    end = sum(span.steps(STEPS_PER_EPOCH, total) for span in spans)
+    assert 0 < end < total
+    if file in FULL:
+        assert end <= 0.7 * total
+
+
+@each_file
+def test_a_batch_consists_of_whole_groups_of_repeats(file: Path) -> None:
+    recipe = classification(file.stem)
+    for train in (recipe.train, recipe.teacher_train()):
+        assert train.batch_size % recipe.data.repeats == 0
+
+
+@each_full
+def test_its_smoke_recipe_passes_through_the_same_code(file: Path) -> None:
+    full, smoke = plain(file.stem), plain(f"{file.stem}_smoke")
+    assert {key: smoke.get(key) for key in SAME_IN_SMOKE} == {key: full.get(key) for key in SAME_IN_SMOKE}
+    missing = [key for key in SAME_IN_SMOKE if key not in full]
+    assert missing == []
+    assert (smoke["data.progressive"] is None) == (full["data.progressive"] is None)
+    assert classification(f"{file.stem}_smoke").data.needs_streaming == classification(file.stem).data.needs_streaming
+
+
+@each_full
+def test_its_smoke_recipe_is_tiny(file: Path) -> None:
+    full, smoke = classification(file.stem), classification(f"{file.stem}_smoke")
+    assert smoke.data.train_examples is not None
+    assert smoke.data.train_examples <= 500
+    assert smoke.data.eval_examples is not None
+    assert smoke.data.eval_examples <= 500
+    assert (smoke.data.image_size or 0) <= (full.data.image_size or 0)
+    steps_per_epoch = -(-smoke.data.train_examples // smoke.train.batch_size)
     assert smoke.train.total_steps(steps_per_epoch) <= 20
-    assert smoke.teacher_train().total_steps(steps_per_epoch) <= 20
+    if smoke.teacher.checkpoint is None:
+        assert smoke.teacher_train().total_steps(steps_per_epoch) <= 20
+
+
+@each_full
+def test_its_smoke_recipe_names_it(file: Path) -> None:
+    smoke = RECIPES / f"{file.stem}_smoke.yaml"
+    assert file.stem in header(smoke).splitlines()[0]
+
+
+def test_the_three_resnets_of_imagenet_differ_in_what_their_names_say() -> None:
+    base = plain("imagenet_resnet50")
+    for name, allowed in (
+        ("imagenet_resnet152", {"name", "student.model", "report.thresholds"}),
+        ("imagenet_resnet50_own_teacher", {"name", "teacher.checkpoint", "teacher.train.validate_every"}),
+    ):
+        other = plain(name)
+        assert {key for key in base.keys() | other.keys() if base.get(key) != other.get(key)} == allowed
 
 
 @pytest.mark.shared_data
