@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from processes import run_ranks, values
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from w2skd.clock import Clock
-from w2skd.distributed import Ranks
+from w2skd.distributed import Ranks, process_group
 from w2skd.engine import Engine, SaveDue, evaluate, weigh
 from w2skd.errors import TrainingError
 from w2skd.recipe.schema import TrainSection
@@ -123,7 +124,7 @@ def engine(task: ToyTask, section: TrainSection | None = None, **arguments: Any)
         train=section or train_section(),
         seed=1,
         device=CPU,
-        ranks=Ranks(),
+        ranks=arguments.pop("ranks", Ranks()),
         clock=arguments.pop("clock", None) or Clock(),
         **arguments,
     )
@@ -333,6 +334,24 @@ def test_float16_that_never_gets_finite_stops() -> None:
         rows.extend(
             engine(ToyTask(poison=poison), train_section(steps=60, precision="fp16", max_non_finite_steps=3)).train()
         )
+
+
+def overflow_on_rank_1(ranks: Ranks) -> tuple[Any, ...]:
+    with process_group(ranks, CPU):
+        trained = engine(
+            ToyTask(poison=(7, 12) if ranks.rank == 1 else ()), train_section(precision="fp16"), ranks=ranks
+        )
+        events = [row for row in trained.train() if isinstance(row, EventRow)]
+        return events, trained.loss_scale.state_dict(), trained.student.weight.item()
+
+
+def test_ranks_agree_on_the_scale_when_one_of_them_overflows() -> None:
+    ours, theirs = values(run_ranks(overflow_on_rank_1))
+    assert ours == theirs
+    alone = engine(ToyTask(poison=(7, 12)), train_section(precision="fp16"))
+    events = [row for row in alone.train() if isinstance(row, EventRow)]
+    assert (events, alone.loss_scale.state_dict()) == ours[:2]
+    assert alone.student.weight.item() == pytest.approx(ours[2], rel=1e-4)
 
 
 def test_a_checkpoint_from_before_there_was_a_scale_still_loads() -> None:

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from processes import run_ranks, values
 from torch import nn
 
-from w2skd.distributed import Ranks
+from w2skd.distributed import Ranks, process_group
 from w2skd.errors import TrainingError
 from w2skd.network import Network
 
@@ -55,6 +56,43 @@ def test_every_shape_gets_a_static_graph_of_its_own(compile_with: Callable[[Comp
         assert torch.equal(compiled.module(inputs), model(inputs))
     assert graphs == [[], []]  # one more for 6 rows, and no symbolic size among the inputs
     assert set(model.state_dict()) == {"weight", "bias"}
+
+
+class Line(nn.Module):
+    """Behind DDP, torch compiles modules of others, as models are, but none of its own such as a bare `nn.Linear`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs * self.slope
+
+
+def accumulate_compiled(ranks: Ranks) -> tuple[list[float], int]:
+    """The gradient after the first and after the last of two micro-batches, and how many graphs were compiled."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compile = partial(torch.compile, backend=backend)
+    with process_group(ranks, torch.device("cpu")):
+        model = Line()
+        compiled = Network(model, ranks=ranks, compiled=True)
+        gradients = []
+        for micro, last in enumerate((False, True)):
+            with compiled.sync_gradients(last):
+                compiled.module(torch.full((1, 1), 1.0 + 2 * ranks.rank + 4 * micro)).sum().backward()
+            gradients.append(model.slope.grad.item())
+        return gradients, len(graphs)
+
+
+def test_compiled_ranks_meet_once_a_step() -> None:
+    for rank, (gradients, graphs) in enumerate(values(run_ranks(accumulate_compiled))):
+        assert gradients == [1 + 2 * rank, ((1 + 5) + (3 + 7)) / 2]
+        assert graphs == 1
 
 
 def test_a_machine_that_cannot_compile_is_told_in_one_line(compile_with: Callable[[Compile], None]) -> None:
