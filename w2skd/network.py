@@ -16,9 +16,9 @@ from w2skd.errors import TrainingError
 class Network:
     """The student as training sees it; its weights, its state dict and its evaluation stay those of the bare module.
 
-    Only the student is compiled. A teacher is small, helps for a share of the run, and must leave memory at the switch,
-    where the compiler's caches would hold on to what they know of it. Evaluation is not compiled either, since its odd
-    last batch would cost a graph of its own.
+    Only the student is compiled. A teacher is small and helps for a share of the run, which seldom earns back what its
+    compilation would take at every start. Evaluation is not compiled either: its odd last batch would cost a graph of
+    its own.
 
     Args:
         student: on its device.

@@ -65,6 +65,14 @@ def test_lists_become_tuples(recipe_file: Write) -> None:
     assert [str(milestone) for milestone in recipe.train.lr_schedule.milestones] == ["2ep", "300step"]
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_what_a_recipe_does_not_name_stays_as_it_was_before_it_could(name: str) -> None:
+    section = TrainSection.model_validate(
+        {"steps": 1, "batch_size": 8, "optimizer": {"name": name, "lr": 0.1}, "lr_schedule": {"name": "constant"}}
+    )
+    assert (section.precision, section.compile, section.optimizer.decay_norms_and_biases) == ("fp32", False, True)
+
+
 @pytest.mark.parametrize(
     ("length", "steps"), [({"epochs": 3.0}, 300), ({"epochs": 0.25}, 25), ({"epochs": 0.001}, 1), ({"steps": 7}, 7)]
 )
