@@ -99,6 +99,16 @@ def test_batches_equal_the_reference(channels_last: bool):
         torch.testing.assert_close(batch.images.double(), torch.stack(expected), rtol=0, atol=2e-6)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_gpu_gets_the_same_batches(workers: int):
+    there = take(feed(device=torch.device("cuda"), workers=workers).micro_batches(0), 4)
+    for one, other in zip(there, take(feed().micro_batches(0), 4), strict=True):
+        assert (one.images.device.type, one.labels.device.type, one.ids.device.type) == ("cuda", "cuda", "cuda")
+        assert torch.equal(one.ids.cpu(), other.ids)
+        torch.testing.assert_close(one.images.cpu(), other.images, rtol=0, atol=2e-6)
+
+
 def test_an_epoch_is_a_permutation_filled_up_from_its_start():
     one = feed()
     assert one.steps_per_epoch == 3

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from w2skd.data.batch import LabelledImages as LabelledImages
+from w2skd.data.batch import LabelledImages
 from w2skd.data.counter import randint
 from w2skd.data.images import ImageSet, Normalization
 from w2skd.data.normalize import Normalizer
