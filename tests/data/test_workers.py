@@ -1,5 +1,6 @@
 """Data workers that do their work, fail, die, hang, and end."""
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -148,6 +149,22 @@ def test_a_worker_that_ends_is_reported_in_one_line(what: str, reason: str):
     assert "\n" not in str(caught.value)
     assert caught.value.__context__ is None
     assert no_children()
+
+
+def test_no_room_for_workers_is_reported_and_those_that_started_end(monkeypatch: pytest.MonkeyPatch):
+    class Full(multiprocessing.get_context("fork").Process):
+        def start(self) -> None:
+            if multiprocessing.active_children():
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            super().start()
+
+    monkeypatch.setattr(torch.multiprocessing, "Process", Full)
+    with pytest.raises(DataError, match=r"^data\.workers: 3 cannot be started: Resource .* unavailable; set fewer$"):
+        next(start(Act(), 3))
+    deadline = time.monotonic() + 10
+    while not no_children():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_worker_that_dies_while_idle_is_reported():
