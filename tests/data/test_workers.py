@@ -151,6 +151,7 @@ def test_a_worker_that_ends_is_reported_in_one_line(what: str, reason: str):
     assert no_children()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # DataLoader's own, half built
 def test_no_room_for_workers_is_reported_and_those_that_started_end(monkeypatch: pytest.MonkeyPatch):
     class Full(multiprocessing.get_context("fork").Process):
         def start(self) -> None:

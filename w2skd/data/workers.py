@@ -117,16 +117,18 @@ class _Crew:
     def __init__(self, loader: "DataLoader[Any]", timeout_s: float):
         self._timeout_s = timeout_s
         others = set(multiprocessing.active_children())
-        failure = None
+        results: Iterator[Tensor | DataError] | None = None
         try:
-            self._results: Iterator[Tensor | DataError] = _start(loader)
+            results = _start(loader)
         except OSError as error:
-            failure = error.strerror or str(error)
-        started = set(multiprocessing.active_children()) - others
-        self._processes = sorted(started, key=lambda process: process.pid or 0)
-        if failure is not None:
-            self.kill()
-            raise DataError(f"data.workers: {loader.num_workers} cannot be started: {failure}; set fewer")
+            why = error.strerror or str(error)
+            raise DataError(f"data.workers: {loader.num_workers} cannot be started: {why}; set fewer") from None
+        finally:
+            started = set(multiprocessing.active_children()) - others
+            self._processes = sorted(started, key=lambda process: process.pid or 0)
+            if results is None:
+                self.kill()  # before the loader, as its last remains vanish, waits for them
+        self._results = results
         # Python waits at its exit for children, whom it asks to end by a signal that these do not hear.
         atexit.register(self.kill)
 
