@@ -152,7 +152,7 @@ def test_any_name_can_be_drawn_without_a_warning(tmp_path, classes):
 
 def test_large_counts_fit_their_cells(tmp_path):
     """Then figures stay off the white lines between the cells."""
-    counts = torch.full((30, 30), 99_999)
+    counts = torch.full((30, 30), 9_999_999)
     draw_confusion(counts, [str(number) for number in range(30)], tmp_path / "c.png", title="")
     picture = pixels(tmp_path / "c.png")
     cell = np.asarray(colormaps["Blues"]((1 / 30) ** 0.5, bytes=True)[:3])

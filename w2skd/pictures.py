@@ -35,9 +35,9 @@ LABELLED_CLASSES = 30
 """Up to so many classes, a confusion matrix has names and numbers."""
 
 BATCH_IMAGES = 64
-"""So many images of a batch are drawn at most."""
+"""So many images of a batch are drawn at most, a square; fewer where they are large."""
 
-_INK, _MUTED, _FAINT = "#222222", "#666666", "#DDDDDD"
+_INK, _MUTED = "#222222", "#666666"
 _MARGIN_PX, _GAP_PX = 24, 8
 _TITLE_PX, _TEXT_PX, _LEAST_TEXT_PX = 17, 12, 7
 _LINE_PX = 20
@@ -58,7 +58,6 @@ _STEPS = [lead * 10**power for power in range(9) for lead in (1, 2, 5)]  # from 
 
 _TILE_PX = 160
 _SHEET_PX = 2000
-_COLUMNS = 8
 
 
 def check_picture_path(path: Path) -> None:
@@ -121,8 +120,8 @@ def draw_batch(images: Tensor, captions: Sequence[str], path: Path, *, title: st
     assert len(images) == len(captions), (len(images), len(captions))
     height, width = images.shape[2:]
     zoom = max(1, round(_TILE_PX / max(height, width)))
-    across = max(2, min(_COLUMNS, _SHEET_PX // (zoom * width + _GAP_PX)))
-    shown = min(len(images), BATCH_IMAGES, across * across)
+    across = max(2, min(math.isqrt(BATCH_IMAGES), _SHEET_PX // (zoom * width + _GAP_PX)))
+    shown = min(len(images), across * across)
     columns = min(across, math.ceil(math.sqrt(shown)))
     sheet = _Sheet()
     enlarged = f", enlarged {zoom} times" if zoom > 1 else ""
@@ -196,7 +195,7 @@ def _draw_map(sheet: "_Sheet", y: int, counts: Tensor, classes: Sequence[str]) -
     side = dot * len(shares)
     x = _MARGIN_PX + _LINE_PX + 44
     y += _LINE_PX
-    sheet.paste(x - 1, y - 1, np.full((side + 2, side + 2, 3), 0xDD, dtype=np.uint8))
+    sheet.paste(x - 1, y - 1, np.full((side + 2, side + 2, 3), 0xDD, dtype=np.uint8))  # a thin frame
     sheet.paste(x, y, _enlarged(_colours(shares, _POWER_OF_DOTS), dot))
     step = next(step for step in _STEPS if step * 10 >= len(classes))
     for number in range(0, len(classes), step):
