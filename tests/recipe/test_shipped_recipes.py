@@ -9,7 +9,8 @@ import pytest
 
 from w2skd.recipe.classification import ClassificationRecipe
 from w2skd.recipe.flat import flatten
-from w2skd.recipe.load import dump_recipe, load_recipe, parse_yaml, shipped_recipes, validate_recipe
+from w2skd.recipe.load import dump_recipe, load_recipe, shipped_recipes, validate_recipe
+from w2skd.recipe.yaml_text import parse_yaml
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 FILES = sorted(RECIPES.glob("*.yaml"))
