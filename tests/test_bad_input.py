@@ -243,7 +243,7 @@ def test_a_teacher_of_other_classes_is_told(recipe: Path, tmp_path: Path) -> Non
         os.rename(root / part / "dog", root / part / "dingo")
     os.rename(root, tmp_path / "others")
     line = refused("distill", "-r", recipe, "--out", tmp_path / "runs", *on_images(tmp_path / "others"), code=1)
-    problem = "its classes differ from the data's: 'dog' where the data has 'dingo'"
-    assert line == f"{tmp_path}/runs/teacher/model.safetensors: {problem}"
+    problem = "the teacher doesn't know 1 of the data's 2 classes: 'dingo'; call them by "
+    assert line.startswith(f"{tmp_path}/runs/teacher/model.safetensors: {problem}")
     line = refused("evaluate", "-c", tmp_path / "runs" / "teacher", "--set", f"data.root={tmp_path / 'others'}", code=1)
-    assert line == f"{tmp_path}/runs/teacher/model.safetensors: {problem}"
+    assert line.startswith(f"{tmp_path}/runs/teacher/model.safetensors: {problem}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny import contents, done, refused, w2skd
 
 from w2skd import __version__, cli
@@ -41,7 +43,7 @@ def test_the_version() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("train",), ("distill",), ("distill", "--no-such"), ("evaluate",), ("distill", "-r", "demo", "--seed", "x")],
+    [("train",), ("distill",), ("distill", "--no-such"), ("distill", "-r", "demo", "--seed", "x")],
 )
 def test_what_cannot_be_parsed_is_a_usage_error(arguments: Any) -> None:
     said = w2skd(*arguments)
@@ -130,19 +132,32 @@ def test_a_metric_that_is_no_number_is_null_in_json(experiment: Path, tmp_path: 
 # Dry runs
 
 
-def test_a_dry_run_tells_the_costs_and_writes_nothing(recipe: Path, copied: Path, tmp_path: Path) -> None:
-    before, folders = contents(tmp_path), sorted(tmp_path.rglob("*"))
+def test_what_to_score_must_be_said() -> None:
+    line = refused("evaluate", code=2)
+    assert line == "say what to score: --checkpoint CKPT, or --model NAME for published weights"
+
+
+def test_a_dry_run_tells_the_costs_and_writes_a_picture_only(recipe: Path, copied: Path, tmp_path: Path) -> None:
+    before, files = contents(tmp_path), set(tmp_path.rglob("*"))
     said = done("distill", "-r", recipe, "--out", copied, "--dry-run").out
     for word in ("64 training, 40 evaluation", "30 steps of 4 an epoch", "small_cnn_weak", "cifar_resnet8", "MFLOPs"):
         assert word in said
     assert "a distilled step takes at least" in said
     assert "at 8 validations in a row" in " ".join(said.split())
+    assert "64 training, 40 evaluation examples, resident" in said
+    assert re.search(r"memory +about [\d.]+ MiB for training: weights [\d.]+ MiB, activations", said)
+    assert str(copied / "first_batch_w2s.png") in re.sub(r"\s+", "", said)
     done("distill", "-r", recipe, "--out", tmp_path / "new", "--dry-run", "--baseline")
     said = done("train-teacher", "-r", recipe, "--out", tmp_path / "new", "--dry-run").out
     assert "6 steps of 4 an epoch" in said
     assert "small_cnn_weak" not in said
+    new = tmp_path / "new"
+    pictures = {copied / "first_batch_w2s.png", new / "first_batch_baseline.png", new / "first_batch_teacher.png"}
+    assert set(tmp_path.rglob("*")) - files == {new, *pictures}
+    for picture in pictures:
+        assert Image.open(picture).width > 100
+        picture.unlink()
     assert contents(tmp_path) == before
-    assert sorted(tmp_path.rglob("*")) == folders
 
 
 # Targets

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from w2skd.errors import OutputError, UsageError
-from w2skd.predictions import Prediction, check_predictions_path, confusion, most_confused, write_predictions
+from w2skd.predictions import (
+    Prediction,
+    check_predictions_path,
+    confusion,
+    count_confusion,
+    most_confused,
+    write_predictions,
+)
 
 RIGHT = Prediction("val/cat/1.jpg", "cat", "cat", 0.75, (("cat", 0.75), ("dog", 0.25)))
 WRONG = Prediction("17", "dog", "cat", 1 / 3, (("cat", 1 / 3), ("dog", 1.5e-9)))
@@ -164,3 +171,9 @@ def test_the_most_confused_come_first_and_ties_have_an_order() -> None:
 
 def test_who_makes_no_errors_confuses_nothing() -> None:
     assert most_confused(torch.tensor([[5, 0], [0, 0]]), "ab") == []
+
+
+def test_predictions_are_counted_by_name() -> None:
+    counts = count_confusion([RIGHT, WRONG, RIGHT], ["dog", "cat", "cow"])
+    assert counts.tolist() == [[0, 1, 0], [0, 2, 0], [0, 0, 0]]
+    assert count_confusion([], ["dog", "cat"]).tolist() == [[0, 0], [0, 0]]

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -18,11 +18,16 @@ from rich.text import Text
 
 from w2skd import __version__
 from w2skd.errors import DeviceError, TargetNotReached, UsageError, UserError, suggest
+from w2skd.files import writing
 from w2skd.recipe.load import dump_recipe, find_recipe, load_recipe, shipped_recipes
 from w2skd.recipe.schema import LARGEST_SEED, Recipe
 from w2skd.records import without_nan
 from w2skd.run.options import RunOptions
 from w2skd.rundir import Arm, find_teacher
+
+if TYPE_CHECKING:
+    from w2skd.run.setup import Setup
+    from w2skd.score import ScoredModel
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,7 +77,14 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard the run th
 InitFrom = Annotated[Path | None, typer.Option("--init-from", metavar="CKPT", help="Start from these weights.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Do everything up to the first step, tell sizes and costs, write nothing.")
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Do all that comes before the first step; tell sizes, costs and what the switch compares; draw a batch.",
+    ),
+]
+Plugin = Annotated[
+    Path | None, typer.Option("--plugin", metavar="FILE", help="Your own Python file, whose models are plugin:<name>.")
 ]
 PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="Print the resolved recipe and stop.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Events and results only.")]
@@ -125,6 +137,7 @@ def train_teacher(
     overwrite: Overwrite = False,
     init_from: InitFrom = None,
     device: Device = "auto",
+    plugin: Plugin = None,
     dry_run: DryRun = False,
     print_recipe: PrintRecipe = False,
     quiet: Quiet = False,
@@ -132,7 +145,7 @@ def train_teacher(
 ) -> None:
     """Train the recipe's weak teacher, for those who own no older checkpoint."""
     resolved = _resolve(recipe, set_, seed)
-    options = RunOptions(_experiment(resolved, out), resume, overwrite, init_from, device, quiet)
+    options = RunOptions(_experiment(resolved, out), resume, overwrite, init_from, device, quiet, plugin)
     _train(resolved, "teacher", options, dry_run, print_recipe, as_json)
 
 
@@ -144,7 +157,8 @@ def distill(
     *,
     recipe: RecipeName,
     teacher: Annotated[
-        Path | None, typer.Option("--teacher", metavar="CKPT", help="A finished run, model.safetensors or checkpoint.")
+        Path | None,
+        typer.Option("--teacher", metavar="CKPT", help="A finished run, a file with weights, or pretrained[:TAG]."),
     ] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="The same training without a teacher.")] = False,
     set_: Overrides,
@@ -154,6 +168,7 @@ def distill(
     overwrite: Overwrite = False,
     init_from: InitFrom = None,
     device: Device = "auto",
+    plugin: Plugin = None,
     dry_run: DryRun = False,
     print_recipe: PrintRecipe = False,
     quiet: Quiet = False,
@@ -163,17 +178,33 @@ def distill(
     if baseline and teacher is not None:
         raise UsageError("--baseline trains without a teacher: leave out --teacher")
     resolved = _resolve(recipe, set_, seed, teacher)
-    options = RunOptions(_experiment(resolved, out), resume, overwrite, init_from, device, quiet)
+    options = RunOptions(_experiment(resolved, out), resume, overwrite, init_from, device, quiet, plugin)
     _train(resolved, "baseline" if baseline else "w2s", options, dry_run, print_recipe, as_json)
 
 
-@app.command(epilog="Example:  w2skd evaluate --checkpoint runs/demo/w2s/seed0")
+@app.command(
+    epilog="Example:  w2skd evaluate --checkpoint runs/demo/w2s/seed0; "
+    "w2skd evaluate --model torchvision:mobilenet_v2 --recipe imagenet_resnet50"
+)
 @_plainly
 def evaluate(
     *,
     checkpoint: Annotated[
-        Path, typer.Option("--checkpoint", "-c", help="A finished run, model.safetensors or .pt file.")
-    ],
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            "-c",
+            metavar="CKPT",
+            help="A finished run, a file with weights, or pretrained[:TAG].",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", metavar="NAME", help="The architecture; without --checkpoint, with its published weights."
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", "-r", metavar="FILE_OR_NAME", help="Instead of the checkpoint's own recipe."),
@@ -183,6 +214,13 @@ def evaluate(
         str | None, typer.Option("--role", metavar="teacher|student", help="Which of the recipe's models.")
     ] = None,
     device: Device = "auto",
+    plugin: Plugin = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", metavar="FILE", help="Write what each example got: .csv or .jsonl.")
+    ] = None,
+    confusion: Annotated[
+        Path | None, typer.Option("--confusion", metavar="FILE", help="Draw which classes are taken for which: .png.")
+    ] = None,
     require: Annotated[
         list[str],
         typer.Option(
@@ -196,30 +234,48 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a model on its recipe's evaluation set."""
-    from w2skd.distributed import ranks_from_environment
-    from w2skd.score import score_checkpoint
-
+    if checkpoint is None and model is None:
+        raise UsageError("say what to score: --checkpoint CKPT, or --model NAME for published weights")
     if role not in (None, "teacher", "student"):
         raise UsageError(f"--role {role}: teacher or student")
     targets = [_parse_requirement(text) for text in require]
+    from w2skd.distributed import ranks_from_environment
+    from w2skd.models.plugin import load_plugin
+    from w2skd.pictures import check_picture_path, draw_confusion
+    from w2skd.predictions import check_predictions_path, count_confusion, write_predictions
+    from w2skd.score import score_checkpoint
+
+    if predictions is not None:
+        check_predictions_path(predictions)
+    if confusion is not None:
+        check_picture_path(confusion)
+    if plugin is not None:
+        load_plugin(plugin)
+    ranks = ranks_from_environment()
     scored = score_checkpoint(
-        checkpoint, recipe_name=recipe, overrides=set_, role=role, device_name=device, ranks=ranks_from_environment()
+        checkpoint or Path("pretrained"),
+        model_name=model,
+        recipe_name=recipe,
+        overrides=set_,
+        role=role,
+        device_name=device,
+        ranks=ranks,
+        with_predictions=predictions is not None or confusion is not None,
     )
-    metrics = scored.evaluation.metrics
-    if as_json:
-        tables = {name: list(rows) for name, rows in scored.evaluation.tables.items()}
-        _print_json({"checkpoint": str(scored.checkpoint), "model": scored.model, "metrics": metrics, "tables": tables})
-    else:
-        _out.print(Text.assemble(scored.model, "  ", (str(scored.checkpoint), "dim")), soft_wrap=True)
-        for name, value in metrics.items():
-            _out.print(f"  {name:<6} {value:.4f}", style="bold" if name == scored.metric else None, highlight=False)
-        for name, rows in scored.evaluation.tables.items():
-            _out.print(_table(name, rows))
+    evaluation = scored.evaluation
+    if ranks.is_main and predictions is not None:
+        write_predictions(predictions, evaluation.predictions)
+    if ranks.is_main and confusion is not None:
+        classes = [str(row["class"]) for row in evaluation.tables["classes"]]
+        draw_confusion(count_confusion(evaluation.predictions, classes), classes, confusion, title=scored.model)
+    _print_score(scored, as_json)
     for name, sign, level in targets:
-        if name not in metrics:
-            raise UsageError(f"--require {name}: no such metric{suggest(name, metrics)}; known: {', '.join(metrics)}")
-        if not (metrics[name] >= level if sign == ">=" else metrics[name] <= level):
-            raise TargetNotReached(f"{name} is {metrics[name]:.4f}, required was {sign}{level:g}")
+        if name not in evaluation.metrics:
+            known = ", ".join(evaluation.metrics)
+            raise UsageError(f"--require {name}: no such metric{suggest(name, evaluation.metrics)}; known: {known}")
+        value = evaluation.metrics[name]
+        if not (value >= level if sign == ">=" else value <= level):
+            raise TargetNotReached(f"{name} is {value:.4f}, required was {sign}{level:g}")
 
 
 @app.command("speedup-report", epilog="Example:  w2skd speedup-report runs/demo --require 1.2")
@@ -272,6 +328,7 @@ def compare(
     set_: Overrides,
     out: Out = None,
     device: Device = "auto",
+    plugin: Plugin = None,
     print_recipe: PrintRecipe = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -285,7 +342,7 @@ def compare(
     from w2skd.compare import compare as run_experiment
     from w2skd.distributed import ranks_from_environment
 
-    options = RunOptions(_experiment(resolved, out), device=device, quiet=quiet)
+    options = RunOptions(_experiment(resolved, out), device=device, quiet=quiet, plugin=plugin)
     ranks = ranks_from_environment()
     run_experiment(resolved, numbers, options, ranks, lambda text: _err.print(Text(text, "bold"), soft_wrap=True))
     if ranks.is_main:
@@ -320,7 +377,11 @@ def _train(recipe: Recipe, arm: Arm, options: RunOptions, dry_run: bool, print_r
 
     ranks = ranks_from_environment()
     if dry_run:
-        _print_setup(set_up(recipe, arm, options, ranks).describe(), recipe, arm, as_json)
+        setup = set_up(recipe, arm, options, ranks)
+        facts = {**setup.describe(), "memory_bytes": setup.memory(ranks)}
+        if ranks.is_main:
+            facts["first_batch"] = str(_draw_first_batch(setup, options.out))
+        _print_setup(facts, recipe, arm, as_json)
         return
     path = train_arm(recipe, arm, options, ranks)
     if ranks.is_main:
@@ -352,6 +413,17 @@ def _print_summary(path: Path, experiment: Path, as_json: bool) -> None:
         _out.print(summary_as_terminal(summary))
 
 
+def _draw_first_batch(setup: "Setup", experiment: Path) -> Path:
+    from w2skd.pictures import draw_batch
+
+    preview = setup.task.preview()
+    path = experiment / f"first_batch_{setup.arm}.png"
+    with writing(experiment):
+        experiment.mkdir(parents=True, exist_ok=True)
+    draw_batch(preview.images, preview.captions, path, title=f"{setup.recipe.name}: the first batch")
+    return path
+
+
 def _print_setup(facts: dict[str, Any], recipe: Recipe, arm: str, as_json: bool) -> None:
     if as_json:
         _print_json({"recipe": recipe.name, "arm": arm, **facts})
@@ -359,7 +431,11 @@ def _print_setup(facts: dict[str, Any], recipe: Recipe, arm: str, as_json: bool)
     table = Table(
         box=None, show_header=False, pad_edge=False, title=f"{recipe.name}, {arm}: dry run", title_justify="left"
     )
-    table.add_row("data", f"{facts['train_examples']:,} training, {facts['eval_examples']:,} evaluation examples")
+    table.add_column()
+    table.add_column(overflow="fold")
+    feed = f", {facts['feed']}" if "feed" in facts else ""
+    examples = f"{facts['train_examples']:,} training, {facts['eval_examples']:,} evaluation examples"
+    table.add_row("data", f"{examples}{feed}")
     table.add_row("length", f"{facts['total_steps']:,} steps of {facts['steps_per_epoch']:,} an epoch")
     for role, count in facts["parameters"].items():
         flops = facts["forward_flops"][role]
@@ -368,6 +444,12 @@ def _print_setup(facts: dict[str, Any], recipe: Recipe, arm: str, as_json: bool)
             f"{'teacher' if arm == 'teacher' else role}",
             f"{name}: {count:,} parameters, {flops / 1e6:,.1f} MFLOPs forward an example",
         )
+    memory = {name: size for name, size in facts["memory_bytes"].items() if size}
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in memory.items())
+    table.add_row("memory", f"about {_size(sum(memory.values()))} for training: {parts}")
+    table.add_row("picture", f"the first batch as the models see it: {facts['first_batch']}")
+    for number, line in enumerate(facts.get("teacher_account", ())):
+        table.add_row("" if number else "teacher", line)
     if "distilled_step_floor" in facts:
         table.add_row("cost", f"a distilled step takes at least {facts['distilled_step_floor']:.2f} times a plain one")
         switch = recipe.distill.switch
@@ -378,6 +460,21 @@ def _print_setup(facts: dict[str, Any], recipe: Recipe, arm: str, as_json: bool)
             f"every {recipe.train.validate_every}",
         )
     _out.print(table)
+
+
+def _print_score(scored: "ScoredModel", as_json: bool) -> None:
+    metrics, tables = scored.evaluation.metrics, scored.evaluation.tables
+    if as_json:
+        facts = {"checkpoint": str(scored.checkpoint), "model": scored.model, "account": list(scored.account)}
+        _print_json({**facts, "metrics": metrics, "tables": {name: list(rows) for name, rows in tables.items()}})
+        return
+    _out.print(Text.assemble(scored.model, "  ", (str(scored.checkpoint), "dim")), soft_wrap=True)
+    for line in scored.account:
+        _out.print(Text(f"  {line}", "dim"), soft_wrap=True)
+    for name, value in metrics.items():
+        _out.print(f"  {name:<6} {value:.4f}", style="bold" if name == scored.metric else None, highlight=False)
+    for name, rows in tables.items():
+        _out.print(_table(name, rows))
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
@@ -392,6 +489,10 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
 def _print_json(values: Any) -> None:
     if _SPEAKS:
         typer.echo(json.dumps(without_nan(values), indent=2, allow_nan=False))
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _parse_seeds(text: str) -> list[int]:

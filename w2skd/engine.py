@@ -278,12 +278,14 @@ def named(losses: Losses) -> dict[str, Tensor]:
     return parts | {f"distill.{name}": value for name, value in losses.distill.items()}
 
 
-def evaluate(task: Task[Any], model: nn.Module, device: torch.device, precision: str) -> Evaluation:
+def evaluate(
+    task: Task[Any], model: nn.Module, device: torch.device, precision: str, *, with_predictions: bool = False
+) -> Evaluation:
     """Score a model in eval mode, whatever mode it is in, and put it back."""
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), autocast(device, precision):
-            return task.evaluate(model)
+            return task.evaluate(model, with_predictions=with_predictions)
     finally:
         model.train(was_training)

@@ -102,6 +102,14 @@ def _six_digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+def count_confusion(predictions: Iterable[Prediction], classes: Sequence[str]) -> Tensor:
+    """See `confusion`, for predictions by name of classes that all differ."""
+    places = {name: place for place, name in enumerate(classes)}
+    pairs = [(places[one.label], places[one.predicted]) for one in predictions]
+    labels, predicted = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)
+    return confusion(labels, predicted, len(classes))
+
+
 def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """Count how often each class is taken for each.
 

@@ -31,6 +31,8 @@ import torch
 from w2skd.checkpoint import Weights, load_weights
 from w2skd.errors import CheckpointError, RecipeError, suggest
 from w2skd.models.imagenet import imagenet_ids
+from w2skd.recipe.classification import PUBLISHERS
+from w2skd.recipe.schema import published_weights
 
 LIBRARIES = ("torchvision", "timm")
 
@@ -55,6 +57,29 @@ class _Published(NamedTuple):
     url: str | None
     hub: str | None
     details: dict[str, Any]
+
+
+def open_weights(checkpoint: Path, model: str) -> Weights:
+    """The weights that a checkpoint means for a model: those of a run or file, or published ones.
+
+    A bare file of 1,000 classes for a model of torchvision or timm is taken for ImageNet's, see `assume_imagenet`.
+
+    Args:
+        checkpoint: as a recipe names it: a path, ``pretrained`` or ``pretrained:TAG``.
+        model: the recipe's name for it.
+
+    Raises:
+        RecipeError: no such published weights.
+        CheckpointError: the file is missing, damaged or unsafe, or can't be fetched.
+    """
+    published, tag = published_weights(checkpoint)
+    if published:
+        return load_pretrained(model, tag)
+    weights = load_weights(checkpoint)
+    bare = weights.recipe is None and "classes" not in weights.details and model.startswith(PUBLISHERS)
+    if bare and any(tensor.shape == (len(imagenet_ids()),) for tensor in weights.state.values()):  # the head's bias
+        return assume_imagenet(weights, model)
+    return weights
 
 
 def load_pretrained(model: str, tag: str | None = None) -> Weights:

@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 from w2skd.errors import CheckpointError, RecipeError, RunDirError, UsageError
 from w2skd.files import remove_unfinished, write_atomically, write_json, writing
 from w2skd.recipe.load import dump_recipe, validate_recipe
-from w2skd.recipe.schema import Recipe
+from w2skd.recipe.schema import Recipe, published_weights
 from w2skd.recipe.yaml_text import parse_yaml
 from w2skd.records import Row, decode, encode
 
@@ -194,16 +194,16 @@ def find_runs(experiment: Path) -> list[Path]:
 
 
 def find_teacher(recipe: Recipe, experiment: Path) -> Path:
-    """The checkpoint that teaches: the recipe's, or the one that ``train-teacher`` made in this experiment.
+    """The checkpoint that teaches: the recipe's (a path, or ``pretrained``), or the one made in this experiment.
 
     Raises:
         UsageError: there is none; the three ways to give one are told.
         CheckpointError: the recipe's does not exist.
     """
-    if recipe.teacher.checkpoint is not None:
-        if not recipe.teacher.checkpoint.exists():
-            raise CheckpointError(f"teacher {recipe.teacher.checkpoint}: no such checkpoint")
-        return recipe.teacher.checkpoint
+    if (given := recipe.teacher.checkpoint) is not None:
+        if not published_weights(given)[0] and not given.exists():
+            raise CheckpointError(f"teacher {given}: no such checkpoint")
+        return given
     own = run_path(experiment, "teacher", 0)
     if (own / "model.safetensors").exists():
         return own

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import torch
 
-from w2skd.checkpoint import check_details, load_into, load_weights
+from w2skd.checkpoint import load_weights
 from w2skd.device import open_device
 from w2skd.distributed import Ranks, process_group
 from w2skd.engine import evaluate
 from w2skd.errors import CheckpointError
+from w2skd.pretrained import open_weights
+from w2skd.recipe.classification import ClassificationRecipe
 from w2skd.recipe.load import load_recipe, with_overrides
+from w2skd.recipe.schema import published_weights
 from w2skd.tasks.base import Evaluation, Role
 from w2skd.tasks.catalog import build_task
 
@@ -24,55 +27,67 @@ class ScoredModel:
         checkpoint: the file that the weights came from.
         model: the architecture's name.
         metric: the recipe's own metric, which comes first.
+        account: what was done, or assumed, to score it on this data; a line each.
         evaluation: all metrics and tables.
     """
 
     checkpoint: Path
     model: str
     metric: str
+    account: tuple[str, ...]
     evaluation: Evaluation
 
 
 def score_checkpoint(
     checkpoint: Path,
     *,
+    model_name: str | None = None,
     recipe_name: str | None,
     overrides: Sequence[str],
     role: str | None,
     device_name: str,
     ranks: Ranks,
+    with_predictions: bool = False,
 ) -> ScoredModel:
     """Evaluate a checkpoint on its recipe's evaluation set, or on another recipe's.
 
+    Published weights get images that are prepared as they want them, others as the recipe says.
+
     Args:
-        checkpoint: a finished run, a ``model.safetensors``, a training checkpoint, or a bare state dict.
-        recipe_name: replaces the recipe inside the checkpoint; needed for a bare state dict.
+        checkpoint: a finished run, a file with weights, or ``pretrained`` (``pretrained:TAG``).
+        model_name: the architecture, where it is not the recipe's of that role.
+        recipe_name: replaces the recipe inside the checkpoint; needed where there is none.
         overrides: ``a.b=c``, laid on the recipe.
         role: ``teacher`` or ``student`` of that recipe; None takes what the checkpoint says, else the student.
         device_name: as for training.
         ranks: this process among its peers.
+        with_predictions: also gather what each example got.
 
     Raises:
         UserError: the checkpoint, the recipe or the data cannot be used.
     """
-    weights = load_weights(checkpoint)
+    published = published_weights(checkpoint)[0]
+    made_by = None if published else load_weights(checkpoint)
     if recipe_name is not None:
         recipe = load_recipe(recipe_name, overrides)
-    elif weights.recipe is not None:
-        recipe = with_overrides(weights.recipe, overrides)
+    elif made_by is not None and made_by.recipe is not None:
+        recipe = with_overrides(made_by.recipe, overrides)
     else:
-        raise CheckpointError(f"{weights.path}: carries no recipe; say with --recipe how its model is built and scored")
-    which = Role(role or weights.role or Role.STUDENT)
+        raise CheckpointError(f"{checkpoint}: carries no recipe; say with --recipe how its model is built and scored")
+    which = Role(role or (made_by and made_by.role) or (Role.TEACHER if published else Role.STUDENT))
+    if model_name is not None:
+        recipe = with_overrides(recipe, [f"{which}.model={model_name}"])
+    weights = open_weights(checkpoint, recipe.model_of(which))
+    if "preprocessing" in weights.details and isinstance(recipe, ClassificationRecipe):
+        recipe = recipe.prepared_as(weights.details["preprocessing"], weights.details["normalization"])
     train = recipe.train_of(which)
     device = open_device(device_name, ranks)
     with process_group(ranks, device):
         task = build_task(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)
-        model = task.build_model(which)
+        model, account = task.fit_model(which, weights)
         name = recipe.model_of(which)
-        load_into(model, weights, expected=name)
-        check_details(weights, task.describe_model())
         model.to(device)
         if train.channels_last:
             model.to(memory_format=torch.channels_last)
-        evaluation = evaluate(task, model, device, train.precision)
-    return ScoredModel(weights.path, name, recipe.report.metric, evaluation)
+        evaluation = evaluate(task, model, device, train.precision, with_predictions=with_predictions)
+    return ScoredModel(weights.path, name, recipe.report.metric, account, evaluation)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from w2skd.clock import Clock
-from w2skd.data.resident import LabelledImages
+from w2skd.data.batch import LabelledImages
 from w2skd.distributed import Ranks
 from w2skd.engine import Engine
 from w2skd.recipe.load import validate_recipe

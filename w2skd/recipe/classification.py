@@ -1,7 +1,8 @@
 """The recipe sections of image classification."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -16,12 +17,22 @@ from pydantic import (
 from w2skd.errors import suggest
 from w2skd.recipe.duration import Duration
 from w2skd.recipe.names import CLASSIFICATION_METRICS, is_classifier, unknown_classifier
-from w2skd.recipe.schema import FilePath, Recipe, ReportSection, Section, Share, StudentSection, TeacherSection
+from w2skd.recipe.schema import (
+    FilePath,
+    Recipe,
+    ReportSection,
+    Section,
+    Share,
+    StudentSection,
+    TeacherSection,
+    published_weights,
+)
 
 Augmentation = Literal["random_resized_crop", "crop", "flip", "trivial_augment", "cutout", "random_erasing"]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 RESIDENT_AUGMENTATIONS = ("crop", "flip", "cutout")
+PUBLISHERS = ("torchvision:", "timm:")
 DOWNLOADABLE = ("cifar10", "cifar100", "fashion_mnist")
 
 
@@ -169,6 +180,14 @@ class ClassifierTeacher(TeacherSection):
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     normalization: NormalizationSection | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> "ClassifierTeacher":
+        published = self.checkpoint is not None and published_weights(self.checkpoint)[0]
+        if published and not self.model.startswith(PUBLISHERS):
+            known = " and ".join(f"{publisher}<name>" for publisher in PUBLISHERS)
+            raise ValueError(f"checkpoint: {self.checkpoint} is for models {known}, not for {self.model}")
+        return self
+
 
 class ClassifierStudent(StudentSection):
     """The classifier to be trained."""
@@ -191,6 +210,23 @@ class ClassificationReport(ReportSection):
 
 class ClassificationRecipe(Recipe):
     """An image-classification experiment."""
+
+    def prepared_as(self, preprocessing: Mapping[str, Any], normalization: Sequence[float]) -> "ClassificationRecipe":
+        """The same recipe with evaluation images prepared as published weights want it.
+
+        Args:
+            preprocessing: ``resize_px``, ``crop_px`` and ``interpolation``.
+            normalization: three means, then three deviations.
+        """
+        values = self.data.model_dump(mode="json") | {
+            "image_size": preprocessing["crop_px"],
+            "eval_resize": preprocessing["resize_px"],
+            "interpolation": preprocessing["interpolation"],
+            "normalization": {"mean": list(normalization[:3]), "std": list(normalization[3:])},
+            "feed": "streaming",
+            "progressive": None,
+        }
+        return self.model_copy(update={"data": ClassificationData.model_validate(values)})
 
     task: Literal["classification"]
     data: ClassificationData

@@ -35,8 +35,8 @@ class TeacherSection(Section):
 
     Attributes:
         model: its architecture.
-        checkpoint: a finished run, a ``model.safetensors`` or a training checkpoint; null takes the one that
-            ``train-teacher`` makes in this experiment.
+        checkpoint: a finished run, a file with weights, or ``pretrained`` (``pretrained:TAG``) for those that
+            torchvision or timm publish of its model; null takes the one that ``train-teacher`` makes here.
         train: keys of `TrainSection` that differ while the teacher itself is trained.
     """
 
@@ -45,8 +45,19 @@ class TeacherSection(Section):
     train: dict[str, Any] = Field(default_factory=dict)
 
 
+def published_weights(checkpoint: Path) -> tuple[bool, str | None]:
+    """Whether a checkpoint is ``pretrained`` or ``pretrained:TAG``, and the tag; None is the library's best."""
+    word, _, tag = str(checkpoint).partition(":")
+    return word == "pretrained", tag or None
+
+
 class SgdSection(Section):
-    """Stochastic gradient descent, as `torch.optim.SGD`."""
+    """Stochastic gradient descent, as `torch.optim.SGD`.
+
+    Attributes:
+        decay_norms_and_biases: false spares scales, offsets, biases (all with fewer than two dimensions) and what the
+            model names in ``no_weight_decay()`` from the weight decay.
+    """
 
     name: Literal["sgd"]
     lr: PositiveFloat

@@ -163,7 +163,9 @@ def teacher_level(rows: Iterable[Row], metric: str) -> float | None:
 
 
 def forward_flops(environment: Mapping[str, Any], role: str) -> float | None:
-    """Forward FLOPs of one example, from ``environment.json``; None in records that lack them."""
+    """Forward FLOPs of one example, from ``environment.json``; None in records that lack them, or where they vary."""
+    if environment.get("image_sizes_vary"):
+        return None
     value = (environment.get("forward_flops") or {}).get(role)
     return float(value) if value else None
 

@@ -86,7 +86,7 @@ def _train(run: RunDir, setup: Setup, start: Start, options: RunOptions, ranks: 
                 ranks.on_main(partial(run.append, row))
             view.show(row)
             if ranks.is_main:
-                for line in teacher_gaps(options.out, recipe.report.thresholds):
+                for line in [*setup.teacher_account, *teacher_gaps(options.out, recipe.report.thresholds)]:
                     view.note(line)
         schedule = (
             None if teacher_facts is None else _plan_distillation(setup, facts["total_steps"], teacher_facts, view)
@@ -215,7 +215,7 @@ def _open_teacher(
         channels_last=setup.train.channels_last,
         clock=clock,
     )
-    fingerprint = teacher.fingerprint()
+    fingerprint = state_fingerprint(weights.state)
     if checkpoint is not None:
         known: dict[str, Any] = checkpoint["teacher"]
         if known["fingerprint"] != fingerprint and checkpoint["engine"]["schedule"]["switched_off"] is None:

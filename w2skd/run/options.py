@@ -16,6 +16,7 @@ class RunOptions:
         init_from: weights to start from instead of a fresh initialisation.
         device: ``auto``, ``cpu``, ``cuda`` (one GPU a rank), ``cuda:1``.
         quiet: show events and results only.
+        plugin: the user's own file with models.
     """
 
     out: Path
@@ -24,6 +25,7 @@ class RunOptions:
     init_from: Path | None = None
     device: str = "auto"
     quiet: bool = False
+    plugin: Path | None = None
 
     @property
     def named_checkpoint(self) -> Path | None:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2skd.checkpoint import load_checkpoint, load_last_checkpoint, load_weights
+from w2skd.checkpoint import load_checkpoint, load_last_checkpoint
 from w2skd.errors import CheckpointError, RunDirError, UsageError
+from w2skd.pretrained import open_weights
 from w2skd.recipe.flat import WHEREABOUTS, flatten, select
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
@@ -16,7 +17,10 @@ from w2skd.rundir import Arm, RunDir, find_teacher, read_recipe, read_run
 from w2skd.tasks.base import Role
 from w2skd.teacher import state_fingerprint
 
-_IGNORED_ON_RESUME = (*WHEREABOUTS, "train.log_every", "train.checkpoint_every")
+_IGNORED_ON_RESUME = (
+    *(*WHEREABOUTS, "data.workers", "data.worker_timeout_s"),
+    *("train.log_every", "train.checkpoint_every"),
+)
 """Keys that may differ between a run and its resume: they do not change what is learned."""
 
 
@@ -83,7 +87,8 @@ def open_run(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> Star
 def _check_teacher_of(run: RunDir, path: Path) -> None:
     """A finished run answers for the teacher that it had, and for no other."""
     known = next((row for row in read_run(run.path).rows if isinstance(row, EventRow) and row.name == "teacher"), None)
-    if known is not None and known.details.get("fingerprint") != state_fingerprint(load_weights(path).state):
+    theirs = open_weights(path, read_recipe(run.path).teacher.model)
+    if known is not None and known.details.get("fingerprint") != state_fingerprint(theirs.state):
         raise RunDirError(
             f"{run.path} holds a finished run with another teacher ({known.details.get('checkpoint')}), not {path}: "
             "choose another --out, or discard it (--overwrite)"
@@ -115,6 +120,7 @@ def differing_keys(theirs: Recipe, ours: Recipe, arm: Arm) -> list[str]:
 
 def _what_is_learned(recipe: Recipe, arm: Arm) -> dict[str, Any]:
     values = recipe.model_dump(mode="json") | {"train": recipe.train_of(arm).model_dump(mode="json")}
-    sections = {"teacher": ("teacher.model",), "baseline": ("student",), "w2s": ("student", "teacher.model", "distill")}
+    taught = ("teacher.model", "teacher.image_size", "teacher.normalization", "distill")
+    sections = {"teacher": ("teacher.model",), "baseline": ("student",), "w2s": ("student", *taught)}
     common = ("task", "seed", "data", "loss", "train", "report.metric")
     return select(flatten(values), (*common, *sections[arm]), _IGNORED_ON_RESUME)

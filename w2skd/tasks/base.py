@@ -1,12 +1,14 @@
 """The seam between engine and task: a task gives batches, losses and metrics, the engine sees scalars."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from w2skd.checkpoint import Weights
+from w2skd.predictions import Prediction
 from w2skd.teacher import FrozenTeacher
 
 
@@ -51,12 +53,38 @@ class Losses(NamedTuple):
     distill: dict[str, Tensor]
 
 
+class FittedModel(NamedTuple):
+    """A model that holds weights from elsewhere.
+
+    Attributes:
+        model: takes the task's inputs and answers in its terms.
+        account: what was done, or assumed, to make it so; a line each, for people.
+    """
+
+    model: nn.Module
+    account: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics over the whole evaluation set, equal on all ranks, and tables (rows of plain values) behind them."""
+    """How a model did on the whole evaluation set.
+
+    Attributes:
+        metrics: by name, equal on all ranks.
+        tables: rows of plain values behind them.
+        predictions: what each example got, in the order of the set, on rank 0; empty unless asked for.
+    """
 
     metrics: dict[str, float]
     tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    predictions: Sequence[Prediction] = ()
+
+
+class Preview(NamedTuple):
+    """A training batch for the eye: images uint8 [n, 3, H, W], and what to write below each."""
+
+    images: Tensor
+    captions: tuple[str, ...]
 
 
 BatchT = TypeVar("BatchT", bound=Batch)
@@ -66,22 +94,38 @@ class Task(Protocol[BatchT]):
     """What an experiment is about. A new task is one implementation of this."""
 
     metric: Metric
-    steps_per_epoch: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per pass over the training set."""
+        ...
 
     def describe_data(self) -> dict[str, str | int]:
         """What the examples are, for the run's records: data_fingerprint, train_examples, eval_examples."""
         ...
 
     def describe_model(self) -> dict[str, list[Any]]:
-        """What a model file must say besides the recipe to be used, and a teacher must share: key -> list of values."""
+        """What a model file must say besides the recipe, so that `fit_model` can make use of it elsewhere."""
         ...
 
     def build_model(self, role: Role) -> nn.Module:
         """A freshly initialised model on the CPU, drawn from torch's global generator."""
         ...
 
+    def fit_model(self, role: Role, weights: Weights) -> FittedModel:
+        """A model of that role with these weights, on the CPU, that sees and answers as the task's own models do.
+
+        Raises:
+            CheckpointError: the weights are another architecture's, or their classes are not the data's.
+        """
+        ...
+
     def example_batch(self) -> BatchT:
         """A training batch of one example, for dry runs and FLOPs."""
+        ...
+
+    def preview(self) -> Preview:
+        """The first training batch, augmented."""
         ...
 
     def train_batches(self, first_step: int) -> Iterator[BatchT]:
@@ -96,6 +140,6 @@ class Task(Protocol[BatchT]):
         """One forward of the student, and of the teacher where there is one, on the same inputs."""
         ...
 
-    def evaluate(self, model: nn.Module) -> Evaluation:
+    def evaluate(self, model: nn.Module, *, with_predictions: bool = False) -> Evaluation:
         """Score a model that is in eval mode on the evaluation set, every example once over all ranks."""
         ...

@@ -1,0 +1,112 @@
+"""Which feed a data section gets, and that both say the same of the same images."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from w2skd.data import feeds
+from w2skd.data.feeds import ImageFeeds
+from w2skd.data.sources import list_image_data, load_image_data
+from w2skd.recipe.classification import ClassificationData
+
+CPU = torch.device("cpu")
+
+
+def make(total_steps: int = 40, **keys: Any) -> ImageFeeds:
+    section = ClassificationData.model_validate(
+        {"source": "shapes", "train_examples": 40, "eval_examples": 21, "image_size": 16, "workers": 0, **keys}
+    )
+    return ImageFeeds(
+        section, batch_size=8, seed=3, device=CPU, channels_last=False, run_steps=lambda steps_per_epoch: total_steps
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        ({}, "resident"),
+        ({"feed": "streaming"}, "streaming"),
+        ({"augment": ["random_resized_crop", "flip"]}, "streaming"),
+        ({"augment": ["crop", "flip", "cutout"]}, "resident"),
+        ({"eval_resize": 20}, "streaming"),
+    ],
+)
+def test_what_the_recipe_asks_for_decides(keys: dict[str, Any], kind: str) -> None:
+    assert make(**keys).kind == kind
+
+
+def test_what_does_not_fit_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    bytes_of_40 = 4 * 40 * 16 * 16
+    monkeypatch.setattr(feeds, "_memory_of", lambda device: 4 * bytes_of_40)
+    assert make().kind == "resident"
+    monkeypatch.setattr(feeds, "_memory_of", lambda device: 4 * bytes_of_40 - 1)
+    assert make().kind == "streaming"
+    assert make(feed="resident").kind == "resident"
+
+
+def test_both_feeds_show_the_same_examples_in_the_same_order() -> None:
+    resident, streaming = make(), make(feed="streaming", augment=[])
+    for first, second, _ in zip(
+        resident.train_batches(2, rank=0, ranks=1, accumulate=1),
+        streaming.train_batches(2, rank=0, ranks=1, accumulate=1),
+        range(6),
+        strict=False,
+    ):
+        assert torch.equal(first.ids, second.ids)
+        assert torch.equal(first.labels, second.labels)
+
+
+def test_without_augmentation_both_feeds_show_the_same_pixels() -> None:
+    for ranks in (1, 2):
+        for rank in range(ranks):
+            first = list(make().evaluation_batches(rank=rank, ranks=ranks))
+            second = list(make(feed="streaming").evaluation_batches(rank=rank, ranks=ranks))
+            assert torch.equal(torch.cat([batch.ids for batch in first]), torch.cat([batch.ids for batch in second]))
+            images = [torch.cat([batch.images for batch in batches]) for batches in (first, second)]
+            torch.testing.assert_close(*images)
+    assert make().train.steps_per_epoch == make(feed="streaming").train.steps_per_epoch == 5
+    torch.testing.assert_close(make().train.example().images, make(feed="streaming").train.example().images)
+
+
+def test_mixing_is_on_where_the_recipe_says_so() -> None:
+    plain = next(make().train_batches(0, rank=0, ranks=1, accumulate=1))
+    mixed = next(make(mixup=0.5).train_batches(0, rank=0, ranks=1, accumulate=1))
+    assert plain.partner_labels is None
+    assert mixed.partner_labels is not None
+    assert torch.equal(mixed.labels, plain.labels)
+    expected = mixed.share * plain.images + (1 - mixed.share) * plain.images.roll(1, 0)
+    torch.testing.assert_close(mixed.images, expected)
+
+
+@pytest.mark.parametrize("feed", ["resident", "streaming"])
+def test_images_grow_with_a_progressive_section(feed: str) -> None:
+    progressive = {"from_px": 8, "until": "0.5run", "multiple_px": 4}
+    batches = make(feed=feed, progressive=progressive).train_batches(0, rank=0, ranks=1, accumulate=1)
+    sizes = [batch.images.shape[-1] for batch, _ in zip(batches, range(24), strict=False)]
+    assert sizes == [8] * 10 + [12] * 10 + [16] * 4
+    (evaluation,) = make(feed=feed, progressive=progressive).evaluation_batches(rank=0, ranks=1)
+    assert evaluation.images.shape[-1] == 16
+
+
+def test_a_fingerprint_tells_other_data_apart(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(tmp_path / part / name / "1.png")
+
+    def fingerprint(feed: str) -> str:
+        list_image_data.cache_clear()
+        load_image_data.cache_clear()
+        return make(
+            source="image_folder", root=tmp_path, train_examples=None, eval_examples=None, feed=feed
+        ).fingerprint()
+
+    before = {feed: fingerprint(feed) for feed in ("resident", "streaming")}
+    Image.new("RGB", (16, 16), (255, 0, 0)).save(tmp_path / "train" / "cat" / "1.png")
+    assert fingerprint("resident") != before["resident"]
+    assert fingerprint("streaming") == before["streaming"], "pixels of a streamed set are not read for it"
+    (tmp_path / "train" / "cat" / "1.png").rename(tmp_path / "train" / "cat" / "2.png")
+    assert fingerprint("streaming") != before["streaming"]
