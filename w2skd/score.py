@@ -51,7 +51,7 @@ def score_checkpoint(
 ) -> ScoredModel:
     """Evaluate a checkpoint on its recipe's evaluation set, or on another recipe's.
 
-    Published weights get images that are prepared as they want them, others as the recipe says.
+    Published weights are scored as their library does: with images prepared as they want them, in fp32.
 
     Args:
         checkpoint: a finished run, a file with weights, or ``pretrained`` (``pretrained:TAG``).
@@ -78,9 +78,11 @@ def score_checkpoint(
     if model_name is not None:
         recipe = with_overrides(recipe, [f"{which}.model={model_name}"])
     weights = open_weights(checkpoint, recipe.model_of(which))
+    train = recipe.train_of(which)
+    precision = train.precision
     if "preprocessing" in weights.details and isinstance(recipe, ClassificationRecipe):
         recipe = recipe.prepared_as(weights.details["preprocessing"], weights.details["normalization"])
-    train = recipe.train_of(which)
+        precision = "fp32"
     device = open_device(device_name, ranks)
     with process_group(ranks, device):
         task = build_task(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)
@@ -89,5 +91,5 @@ def score_checkpoint(
         model.to(device)
         if train.channels_last:
             model.to(memory_format=torch.channels_last)
-        evaluation = evaluate(task, model, device, train.precision, with_predictions=with_predictions)
+        evaluation = evaluate(task, model, device, precision, with_predictions=with_predictions)
     return ScoredModel(weights.path, name, recipe.report.metric, account, evaluation)
