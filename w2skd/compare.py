@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from w2skd.device import open_device
 from w2skd.distributed import Ranks, process_group
+from w2skd.pretrained import open_weights
 from w2skd.recipe.schema import Recipe
 from w2skd.run.arm import train_arm
 from w2skd.run.options import RunOptions
@@ -30,6 +31,9 @@ def compare(
         find_teacher(recipe, options.out)
     # One process group and one ear for signals around all runs: a stop may come between two of them.
     with process_group(ranks, open_device(options.device, ranks)), stop_on_signals() as stop:
+        if recipe.teacher.checkpoint is not None:
+            # Nobody wants to hear after days of baselines that the teacher can't be had; published weights come now.
+            ranks.on_all(lambda: open_weights(find_teacher(recipe, options.out), recipe.teacher.model))
         for number, (arm, seed) in enumerate(runs, start=1):
             if ranks.any(stop()):
                 raise stop.error(f"before run {number} of {len(runs)}")

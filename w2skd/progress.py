@@ -153,6 +153,8 @@ class ProgressView:
             case "non_finite":
                 steps = ", ".join(str(step) for step in details.get("steps", [row.step]))
                 return f"loss or gradient not finite at step {steps}: update suppressed"
+            case "rescaled":
+                return f"loss scale now {details.get('loss_scale'):g}, {details.get('skipped_steps')} steps skipped"
             case "finished":
                 return self._finished(row)
             case _:

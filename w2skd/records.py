@@ -44,7 +44,7 @@ class EvalRow:
 
 @dataclass(frozen=True, slots=True)
 class EventRow:
-    """Something that happened once: ``teacher``, ``distillation_off``, ``resumed``, ``non_finite``, ``finished``."""
+    """What happened: ``teacher``, ``distillation_off``, ``resumed``, ``non_finite``, ``rescaled``, ``finished``."""
 
     step: int
     name: str
