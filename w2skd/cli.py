@@ -359,10 +359,13 @@ def recipes(
         typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
         return
     table = Table(box=None, show_header=False, pad_edge=False)
-    for stem, path in shipped_recipes().items():
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        table.add_row(f"[bold]{stem}[/]", escape(first.removeprefix("#").strip()))
+    shipped = shipped_recipes()
+    for stem, path in shipped.items():
+        if stem.removesuffix("_smoke") == stem or stem.removesuffix("_smoke") not in shipped:
+            first = path.read_text(encoding="utf-8").splitlines()[0]
+            table.add_row(f"[bold]{stem}[/]", escape(first.removeprefix("#").strip()))
     _out.print(table)
+    _out.print(Text("Each has a few steps on a few of its images to try first: NAME_smoke.", "dim"))
 
 
 def _train(recipe: Recipe, arm: Arm, options: RunOptions, dry_run: bool, print_recipe: bool, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Runs as people make them on data that does not fit: streamed, mixed, growing, in fp16, with a teacher of ImageNet's."""
+"""Runs as made on large data: streamed, mixed, growing, in fp16, with a teacher of ImageNet's classes."""
 
 import json
 from pathlib import Path
