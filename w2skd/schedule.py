@@ -23,6 +23,7 @@ from w2skd.recipe.schema import (
     LrScheduleSection,
     MultiStepSection,
     OneCycleSection,
+    SoftenedDistillSection,
 )
 
 
@@ -189,7 +190,7 @@ class DistillSchedule:
         return event
 
 
-def temperature_at(section: DistillSection, step: int, steps_per_epoch: int, total_steps: int) -> float:
+def temperature_at(section: SoftenedDistillSection, step: int, steps_per_epoch: int, total_steps: int) -> float:
     """Temperature of the 0-based step: linear from `temperature` to `final_temperature` at the end of the decay."""
     if section.final_temperature is None:
         return section.temperature

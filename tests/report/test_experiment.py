@@ -9,7 +9,7 @@ from synthetic_runs import FAST, SLOW, MakeRun, mentions, threshold, two_arms
 
 from w2skd.errors import RunDirError
 from w2skd.recipe.load import RECIPE_TYPES
-from w2skd.report.experiment import METRICS
+from w2skd.recipe.names import METRICS
 from w2skd.report.speedup import build_report
 
 

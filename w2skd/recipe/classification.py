@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -14,15 +14,15 @@ from pydantic import (
     model_validator,
 )
 
-from w2skd.errors import suggest
 from w2skd.recipe.duration import Duration
-from w2skd.recipe.names import CLASSIFICATION_METRICS, is_classifier, unknown_classifier
+from w2skd.recipe.names import is_classifier, unknown_classifier
 from w2skd.recipe.schema import (
     FilePath,
     Recipe,
     ReportSection,
     Section,
     Share,
+    SoftenedDistillSection,
     StudentSection,
     TeacherSection,
     published_weights,
@@ -144,6 +144,10 @@ class ClassificationData(Section):
         return [*kinds, *margin, *other]
 
 
+class ClassificationDistill(SoftenedDistillSection):
+    """How the teacher's softened distribution over the classes helps."""
+
+
 class ClassificationLoss(Section):
     """The task loss, on which alone label smoothing acts: the teacher's distribution stays as it is."""
 
@@ -154,14 +158,6 @@ def _known_classifier(name: str) -> str:
     if is_classifier(name):
         return name
     raise ValueError(unknown_classifier(name))
-
-
-def _known_metric(name: str) -> str:
-    if name in CLASSIFICATION_METRICS:
-        return name
-    raise ValueError(
-        f"unknown metric {name!r}{suggest(name, CLASSIFICATION_METRICS)}; known: {', '.join(CLASSIFICATION_METRICS)}"
-    )
 
 
 Classifier = Annotated[str, AfterValidator(_known_classifier)]
@@ -198,14 +194,8 @@ class ClassifierStudent(StudentSection):
 class ClassificationReport(ReportSection):
     """What the experiment is measured by: ``top1``, ``top5`` or ``loss`` on the evaluation set."""
 
-    metric: Annotated[str, AfterValidator(_known_metric)] = "top1"
-
-    @model_validator(mode="after")
-    def _check(self) -> "ClassificationReport":
-        for threshold in self.thresholds:
-            if self.metric in ("top1", "top5") and threshold.of == "number" and not 0 <= threshold.share <= 1:
-                raise ValueError(f"thresholds: {threshold.name} is out of reach, {self.metric} goes from 0 to 1")
-        return self
+    task: ClassVar[str] = "classification"
+    metric: str = "top1"
 
 
 class ClassificationRecipe(Recipe):
@@ -233,4 +223,5 @@ class ClassificationRecipe(Recipe):
     teacher: ClassifierTeacher
     student: ClassifierStudent
     loss: ClassificationLoss = ClassificationLoss()
+    distill: ClassificationDistill = ClassificationDistill()
     report: ClassificationReport = ClassificationReport()

@@ -4,6 +4,7 @@ Errors can suggest the nearest word without importing torch. A test holds these 
 """
 
 import re
+from typing import NamedTuple
 
 from w2skd.errors import suggest
 
@@ -25,8 +26,27 @@ CLASSIFIERS = (
 
 CLASSIFICATION_SOURCES = ("cifar10", "cifar100", "fashion_mnist", "image_folder", "shapes")
 
-CLASSIFICATION_METRICS = {"top1": True, "top5": True, "loss": False}
-"""Metric -> whether higher is better."""
+
+class MetricFacts(NamedTuple):
+    """What must be known of a metric to compare and to write it.
+
+    Attributes:
+        higher_is_better: its direction.
+        is_share: from 0 to 1, and read best in percent.
+    """
+
+    higher_is_better: bool
+    is_share: bool
+
+
+METRICS = {
+    "classification": {
+        "top1": MetricFacts(higher_is_better=True, is_share=True),
+        "top5": MetricFacts(higher_is_better=True, is_share=True),
+        "loss": MetricFacts(higher_is_better=False, is_share=False),
+    },
+}
+"""Task -> metric -> facts. A name means the same in every task that has it."""
 
 MODEL_PREFIXES = {
     "torchvision": re.compile(r"[a-z0-9_]+"),

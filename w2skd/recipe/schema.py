@@ -5,11 +5,22 @@ task shares are here; each task adds its own in a file of its own, such as `w2sk
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
+from w2skd.errors import suggest
 from w2skd.recipe.duration import Duration
+from w2skd.recipe.names import METRICS
 from w2skd.recipe.threshold import Threshold
 
 LARGEST_SEED = 2**31 - 1
@@ -204,24 +215,55 @@ class DistillSection(Section):
 
     Attributes:
         weight: the peak of lambda.
-        temperature: of the softened distributions (classification).
-        final_temperature: reached at the end of the decay, linearly; null keeps `temperature`.
     """
 
     weight: NonNegativeFloat = 1.0
-    temperature: PositiveFloat = 2.0
-    final_temperature: PositiveFloat | None = None
     warmup: Duration = Duration(0.01, "run")
     hold: Duration = Duration(0.3, "run")
     decay: Duration = Duration(0.2, "run")
     switch: SwitchSection = SwitchSection()
 
 
-class ReportSection(Section):
-    """What the experiment is measured by."""
+class SoftenedDistillSection(DistillSection):
+    """Distillation of distributions over classes that a temperature softens (Hinton et al. 2015).
 
+    Attributes:
+        temperature: of both distributions.
+        final_temperature: reached at the end of the decay, linearly; null keeps `temperature`.
+    """
+
+    temperature: PositiveFloat = 2.0
+    final_temperature: PositiveFloat | None = None
+
+
+class ReportSection(Section):
+    """What the experiment is measured by.
+
+    Attributes:
+        task: whose metrics there are, see `w2skd.recipe.names.METRICS`.
+        metric: the one that switch, thresholds and curves are about.
+        thresholds: levels whose first crossing is timed.
+    """
+
+    task: ClassVar[str]
     metric: str
     thresholds: Annotated[tuple[Threshold, ...], Field(strict=False)] = (Threshold("teacher", "teacher", 1.0),)
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = METRICS[cls.task]
+        if name not in known:
+            raise ValueError(f"unknown metric {name!r}{suggest(name, known)}; known: {', '.join(known)}")
+        return name
+
+    @model_validator(mode="after")
+    def _check(self) -> "ReportSection":
+        for threshold in self.thresholds:
+            is_share = METRICS[self.task][self.metric].is_share
+            if is_share and threshold.of == "number" and not 0 <= threshold.share <= 1:
+                raise ValueError(f"thresholds: {threshold.name} is out of reach, {self.metric} goes from 0 to 1")
+        return self
 
 
 class Recipe(Section):

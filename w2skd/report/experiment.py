@@ -2,21 +2,18 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from w2skd.errors import RunDirError
-from w2skd.recipe.names import CLASSIFICATION_METRICS
+from w2skd.recipe.names import METRICS
 from w2skd.recipe.schema import Recipe
 from w2skd.recipe.threshold import Threshold
 from w2skd.report.crossing import best, events, teacher_level
 from w2skd.rundir import RunRecord, find_runs, read_run
-
-METRICS: dict[str, Mapping[str, bool]] = {"classification": CLASSIFICATION_METRICS}
-"""Task -> metric -> whether higher is better. A new task adds its own line."""
 
 ARMS: tuple[str, ...] = ("baseline", "w2s")
 
@@ -55,7 +52,7 @@ class Experiment:
     @property
     def higher_is_better(self) -> bool:
         """The metric's direction."""
-        return METRICS[self.recipe.task][self.metric]
+        return METRICS[self.recipe.task][self.metric].higher_is_better
 
     @property
     def unit(self) -> Literal["epoch", "step"]:

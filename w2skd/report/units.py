@@ -2,9 +2,10 @@
 
 import math
 
+from w2skd.recipe.names import METRICS
 from w2skd.report.crossing import Position
 
-PERCENT = frozenset({"top1", "top5"})
+PERCENT = frozenset(name for metrics in METRICS.values() for name, facts in metrics.items() if facts.is_share)
 """Metrics that are shares and read best in percent."""
 
 NONE = "-"

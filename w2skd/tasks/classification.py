@@ -19,7 +19,7 @@ from w2skd.models.adapt import AdaptedClassifier, match_classes
 from w2skd.models.catalog import build_classifier
 from w2skd.predictions import Prediction
 from w2skd.recipe.classification import ClassificationRecipe
-from w2skd.recipe.names import CLASSIFICATION_METRICS
+from w2skd.recipe.names import METRICS
 from w2skd.recipe.schema import TrainSection
 from w2skd.schedule import temperature_at
 from w2skd.tasks.base import Evaluation, FittedModel, Losses, Metric, Preview, Role
@@ -44,7 +44,7 @@ class ClassificationTask:
     def __init__(
         self, recipe: ClassificationRecipe, *, train: TrainSection, seed: int, device: torch.device, ranks: Ranks
     ):
-        self.metric = Metric(recipe.report.metric, CLASSIFICATION_METRICS[recipe.report.metric])
+        self.metric = Metric(recipe.report.metric, METRICS[recipe.task][recipe.report.metric].higher_is_better)
         self._recipe = recipe
         self._train = train
         self._device = device
