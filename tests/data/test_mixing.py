@@ -1,5 +1,6 @@
 """mixup and CutMix against a slow reference and what is known of their distributions."""
 
+from dataclasses import replace
 from itertools import islice
 from statistics import fmean, pvariance
 
@@ -112,3 +113,14 @@ def test_the_feed_ends_with_the_mixing():
     assert len(list(islice(batches, 2))) == 2
     del batches
     assert ended
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_the_memory_format_stays(options: dict[str, float], monkeypatch: pytest.MonkeyPatch):
+    roll = torch.Tensor.roll
+    monkeypatch.setattr(torch.Tensor, "roll", lambda *a: roll(*a).contiguous())  # what CUDA's does
+    plain = batch()
+    one = mixed(replace(plain, images=plain.images.to(memory_format=torch.channels_last)), **options)
+    assert one.images.is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.undo()
+    assert torch.equal(one.images, mixed(plain, **options).images)

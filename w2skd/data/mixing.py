@@ -47,7 +47,8 @@ def mix_batches(
 
 
 def _mixup(batch: LabelledImages, share: float) -> LabelledImages:
-    images = torch.lerp(batch.images.roll(1, 0), batch.images, share)
+    # In this order, since the result has the memory format of the first, and on CUDA a rolled tensor loses its own.
+    images = torch.lerp(batch.images, batch.images.roll(1, 0), 1 - share)
     return replace(batch, images=images, partner_labels=batch.labels.roll(1, 0), share=share)
 
 
