@@ -35,10 +35,15 @@ def test_alone_and_not_compiled_it_is_the_student() -> None:
 
 
 def test_inputs_are_new_once_for_each_shape() -> None:
-    met = network(nn.Linear(2, 2))
+    met = network(nn.Linear(2, 2), compiled=True)
     small, large = torch.ones(2, 3, 8, 8), torch.ones(2, 3, 16, 16)
     assert [met.meets((images,)) for images in (small, small, large, small, large)] == [True, False, True, False, False]
     assert [met.meets((small, large)), met.meets((large, small)), met.meets((small, large))] == [True, True, False]
+
+
+def test_without_compilation_only_the_first_step_is_dear() -> None:
+    met = network(nn.Linear(2, 2))
+    assert [met.meets((torch.ones(2, side),)) for side in (3, 3, 4, 5)] == [True, False, False, False]
 
 
 def test_every_shape_gets_a_static_graph_of_its_own(compile_with: Callable[[Compile], None]) -> None:

@@ -35,6 +35,7 @@ class Network:
     def __init__(self, student: nn.Module, *, ranks: Ranks, compiled: bool):
         self.module = student
         self._parallel: DistributedDataParallel | None = None
+        self._compiled = compiled
         self._met: set[tuple[torch.Size, ...]] = set()
         if ranks.world > 1:
             # Running statistics are averaged before they are used instead of copied from rank 0 at every step.
@@ -52,12 +53,13 @@ class Network:
         return nullcontext()
 
     def meets(self, inputs: Iterable[Tensor]) -> bool:
-        """Whether inputs of these shapes come for the first time in this process; from now on they don't.
+        """Whether a step with these inputs pays for more than itself, such as allocations or compilation.
 
-        A step with such inputs pays for allocations, choice of kernels and compilation.
+        The first step of a process does, and of a compiled network the first with every shape. Others may see new
+        shapes at every step, as images of many sizes make them, and pay nothing that a later step would not pay too.
         """
         shapes = tuple(tensor.shape for tensor in inputs if isinstance(tensor, Tensor))
-        new = shapes not in self._met
+        new = not self._met or (self._compiled and shapes not in self._met)
         self._met.add(shapes)
         return new
 
