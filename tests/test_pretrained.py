@@ -1,4 +1,5 @@
 import hashlib
+import json
 import math
 import shutil
 import sys
@@ -7,11 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import save_file
-from tiny import assert_same_weights
+from tiny import assert_same_weights, done, recipe_file
 from torch import Tensor
 from torchvision.models import Weights as PublishedWeights
 from torchvision.models import WeightsEnum
@@ -297,3 +300,37 @@ def test_ids_agree_with_timms(hub: Path) -> None:
     from timm.data import ImageNetInfo
 
     assert list(imagenet_ids()) == ImageNetInfo().label_names()
+
+
+def test_evaluate_scores_published_weights_prediction_by_prediction_as_their_preset_does(
+    server: Path, tmp_path: Path
+) -> None:
+    shutil.move(server, cached(server))
+    names = [imagenet_ids()[0], imagenet_ids()[217]]
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 1), ("test", 6)):
+        for name in names:
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for index in range(count):
+                sides = draw.integers(60, 300, 2)
+                coarse = draw.integers(0, 256, (5, 4, 3), dtype=np.uint8)
+                image = Image.fromarray(coarse).resize(tuple(sides.tolist()), Image.Resampling.BICUBIC)
+                image.save(tmp_path / "images" / part / name / f"{index}.jpg", quality=90)
+    data = f"data={{source: image_folder, root: {tmp_path / 'images'}, image_size: 32, workers: 0}}"
+    # Neither the recipe's size nor its precision nor its interpolation is theirs.
+    settings = ("--set", data, "--set", "train.precision=bf16", "--set", "train.batch_size=2")
+    written = tmp_path / "predictions.jsonl"
+    done("evaluate", "-m", MODEL, "-r", recipe_file(tmp_path), *settings, "--predictions", written)
+
+    preset = torchvision.models.get_model_weights(MODEL).DEFAULT.transforms()
+    model = build_classifier(MODEL, 1000).eval()
+    load_into(model, load_pretrained(MODEL), expected=MODEL)
+    rows = [json.loads(line) for line in written.read_text().splitlines()]
+    assert [row["example"] for row in rows] == [f"test/{name}/{index}.jpg" for name in names for index in range(6)]
+    for row in rows:
+        image = Image.open(tmp_path / "images" / row["example"]).convert("RGB")
+        with torch.no_grad():
+            shares = model(preset(image)[None])[0, [0, 217]].softmax(0)
+        assert row["predicted"] == names[int(shares.argmax())]
+        assert row["confidence"] == pytest.approx(shares.max().item(), abs=1e-5)
+    assert len({row["confidence"] for row in rows}) == len(rows)
