@@ -127,6 +127,10 @@ def test_a_value_out_of_range_is_refused(recipe_file: Write, override: str, star
             "data={source: cifar10, image_size: 32, eval_resize: 24}",
             "data: eval_resize: 24 is smaller than image_size: 32",
         ),
+        (
+            "data={source: shapes, image_size: 32, progressive: {from_px: 32}}",
+            "data: progressive: from_px: 32 is not smaller than image_size: 32",
+        ),
         ("data.download=true", "data: download: true is for cifar10, cifar100, fashion_mnist, not for shapes"),
         ("data.augment=[flip, flip]", "data: augment: each kind once"),
         ("report.thresholds=[90]", "report: thresholds: 90 is out of reach, top1 goes from 0 to 1"),

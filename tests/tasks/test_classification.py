@@ -1,5 +1,6 @@
 """Image classification behind the seam."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from w2skd.checkpoint import Weights
 from w2skd.distill import distillation_kl
 from w2skd.distributed import Ranks
-from w2skd.errors import UsageError
+from w2skd.errors import RecipeError, UsageError
+from w2skd.models.catalog import build_classifier
 from w2skd.recipe.load import validate_recipe
 from w2skd.tasks.base import Role
 from w2skd.tasks.catalog import build_task
@@ -125,3 +128,32 @@ def test_classes_and_data_are_described() -> None:
     assert task.describe_data()["eval_examples"] == 33
     assert task.metric == ("top1", True)
     assert len(task.example_batch()) == 1
+
+
+GROWING = {"source": "shapes", "image_size": 32, "train_examples": 8, "progressive": {"from_px": 16}}
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_a_model_of_one_size_is_refused_where_images_grow(role: Role, tmp_path: Path) -> None:
+    """Not by its first step: a ViT learns the positions of one number of patches."""
+    task = make_task(data=GROWING, teacher={"model": "cifar_vit"}, student={"model": "cifar_vit"})
+    with pytest.raises(RecipeError, match=r"^data\.progressive: cifar_vit cannot take images of 16 px: "):
+        task.build_model(role)
+    weights = Weights(tmp_path / "teacher.pt", build_classifier("cifar_vit", 10, 32).state_dict())
+    with pytest.raises(RecipeError, match=r"^data\.progressive: cifar_vit cannot take images of 16 px: "):
+        task.fit_model(role, weights)
+
+
+def test_a_teacher_of_one_size_may_see_growing_images_resized(tmp_path: Path) -> None:
+    task = make_task(data=GROWING, teacher={"model": "cifar_vit", "image_size": 24})
+    weights = Weights(tmp_path / "teacher.pt", build_classifier("cifar_vit", 10, 24).state_dict())
+    teacher = FrozenTeacher(task.fit_model(Role.TEACHER, weights).model, device=CPU)
+    for size_px in (16, 32):
+        assert teacher(torch.zeros(2, 3, size_px, size_px)).shape == (2, 10)
+
+
+def test_a_teacher_that_cannot_be_trained_on_the_datas_images_is_refused() -> None:
+    data = {"source": "shapes", "image_size": 32, "train_examples": 8}
+    task = make_task(data=data, teacher={"model": "cifar_vit", "image_size": 16})
+    with pytest.raises(RecipeError, match=r"^teacher\.image_size: cifar_vit cannot take images of 32 px: "):
+        task.build_model(Role.TEACHER)

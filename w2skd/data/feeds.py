@@ -95,6 +95,12 @@ class ImageFeeds:
         """Reading processes of a streaming feed."""
         return min(_MOST_WORKERS, _cores()) if self._section.workers is None else self._section.workers
 
+    @property
+    def smallest_px(self) -> int:
+        """Side of the smallest training images; below `size_px` where they grow."""
+        progressive = self._section.progressive
+        return self.size_px if progressive is None else min(progressive.from_px, self.size_px)
+
     def fingerprint(self) -> str:
         """What the examples are: of their pixels where they are resident, else of their names and labels."""
         if self.resident:

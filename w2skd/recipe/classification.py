@@ -131,6 +131,10 @@ class ClassificationData(Section):
             raise ValueError(f"crop_scale: {self.crop_scale[0]} is larger than {self.crop_scale[1]}")
         if self.eval_resize is not None and self.eval_resize < (self.image_size or 0):
             raise ValueError(f"eval_resize: {self.eval_resize} is smaller than image_size: {self.image_size}")
+        if self.progressive and self.image_size and self.progressive.from_px >= self.image_size:
+            raise ValueError(
+                f"progressive: from_px: {self.progressive.from_px} is not smaller than image_size: {self.image_size}"
+            )
         if self.feed == "resident" and self.needs_streaming:
             raise ValueError(f"feed: resident cannot do {', '.join(self.needs_streaming)}: streaming can")
         return self

@@ -13,10 +13,11 @@ from w2skd.data.batch import LabelledImages
 from w2skd.data.feeds import ImageFeeds
 from w2skd.distill import distillation_kl
 from w2skd.distributed import Ranks
-from w2skd.errors import CheckpointError
+from w2skd.errors import CheckpointError, RecipeError
 from w2skd.metrics.accuracy import TOP_K, Accuracy
 from w2skd.models.adapt import AdaptedClassifier, match_classes
 from w2skd.models.catalog import build_classifier
+from w2skd.models.image_size import require_logits
 from w2skd.predictions import Prediction
 from w2skd.recipe.classification import ClassificationRecipe
 from w2skd.recipe.names import METRICS
@@ -94,18 +95,24 @@ class ClassificationTask:
         return {"classes": list(self.classes), "normalization": self._normalization}
 
     def build_model(self, role: Role) -> nn.Module:
-        """The recipe's classifier of that role, freshly initialised."""
-        return build_classifier(self._recipe.model_of(role), len(self.classes), self._size_px(role))
+        """The recipe's classifier of that role, freshly initialised, which can be trained on the data's images.
+
+        Raises:
+            RecipeError: it can't take one of their sizes.
+        """
+        return self._build(role, len(self.classes), sizes_px={self._feeds.size_px, self._feeds.smallest_px})
 
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
         """The recipe's classifier of that role with these weights, however many classes and whatever normalisation."""
         name, size_px = self._recipe.model_of(role), self._size_px(role)
-        model = build_classifier(name, len(self.classes), size_px)
+        # Images that are resized for it have one size only.
+        sizes_px = {self._feeds.smallest_px} if size_px == self._feeds.size_px else {size_px}
+        model = self._build(role, len(self.classes), sizes_px)
         heads = number_of_classes(model, weights, len(self.classes)) or len(self.classes)
         details = weights.details
         account = [f"{weights.path.name} says nothing of itself: {details['source']}"] if details.get("assumed") else []
         if heads != len(self.classes):
-            model = build_classifier(name, heads, size_px)
+            model = self._build(role, heads, sizes_px)
         load_into(model, weights, expected=name)
         try:
             match = match_classes(details.get("classes"), details.get("class_ids"), self.classes, heads)
@@ -185,6 +192,18 @@ class ClassificationTask:
     @cached_property
     def _total_steps(self) -> int:
         return self._train.total_steps(self.steps_per_epoch)
+
+    def _build(self, role: Role, classes: int, sizes_px: set[int]) -> nn.Module:
+        """Built for the size that its role sees, and tried on the others that it meets: some models take one only."""
+        name, size_px = self._recipe.model_of(role), self._size_px(role)
+        model = build_classifier(name, classes, size_px)
+        for other_px in sizes_px - {size_px}:
+            try:
+                require_logits(name, model, classes, other_px)
+            except RecipeError as error:
+                key = "data.progressive" if other_px < self._feeds.size_px else "teacher.image_size"
+                raise RecipeError(f"{key}: {error}") from None
+        return model
 
     @property
     def _normalization(self) -> list[float]:
