@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import save_file
 from tiny import contents, done, evaluations, refused, weights
 
-from w2skd.checkpoint import load_checkpoint
+from w2skd.checkpoint import Weights, load_checkpoint, load_weights
+from w2skd.data import shapes
 from w2skd.distributed import Ranks
+from w2skd.models.small_cnn import SmallCnn
 from w2skd.score import score_checkpoint
 
 
@@ -101,3 +103,36 @@ def test_from_python(run: Path) -> None:
     scored = score_checkpoint(run, recipe_name=None, overrides=[], role=None, device_name="cpu", ranks=Ranks())
     assert (scored.model, scored.metric) == ("small_cnn_weak", "loss")
     assert scored.evaluation.metrics == pytest.approx(evaluations(run)[-1][-1], rel=1e-6)
+
+
+def published(run: Path, **preprocessing: Any) -> Weights:
+    """A run's weights as a library would publish them, for images of 24 px cut to 20."""
+    details = {
+        "classes": list(shapes.CLASSES),
+        "normalization": [0.5] * 6,
+        "preprocessing": {"resize_px": 24, "crop_px": 20, "interpolation": "bilinear", **preprocessing},
+    }
+    return Weights(run / "model.safetensors", load_weights(run).state, details=details)
+
+
+def test_published_weights_see_images_as_their_library_prepares_them(
+    run: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever size the recipe has its teacher see."""
+    seen: list[tuple[int, ...]] = []
+    monkeypatch.setattr("w2skd.score.open_weights", lambda *_: published(run))
+    forward = SmallCnn.forward
+    monkeypatch.setattr(SmallCnn, "forward", lambda self, x: (seen.append(x.shape[1:]), forward(self, x))[1])
+    settings = ("--set", "data.workers=0", "--set", "teacher.image_size=8", "--model", "small_cnn_weak")
+    assert score("pretrained", "--recipe", recipe, *settings)["account"] == []
+    assert seen[-1] == (3, 20, 20)
+
+
+def test_what_is_not_prepared_as_the_library_does_is_told(
+    run: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("w2skd.score.open_weights", lambda *_: published(run, crop_mode="squash"))
+    found = score("pretrained", "--recipe", recipe, "--set", "data.workers=0", "--model", "small_cnn_weak")
+    assert found["account"] == [
+        "its library squashes whole images to a square, here their middle is taken: expect other scores"
+    ]

@@ -79,10 +79,14 @@ def score_checkpoint(
         recipe = with_overrides(recipe, [f"{which}.model={model_name}"])
     weights = open_weights(checkpoint, recipe.model_of(which))
     train = recipe.train_of(which)
-    precision = train.precision
+    precision, prepared = train.precision, tuple[str, ...]()
     if "preprocessing" in weights.details and isinstance(recipe, ClassificationRecipe):
         recipe = recipe.prepared_as(weights.details["preprocessing"], weights.details["normalization"])
         precision = "fp32"
+        if weights.details["preprocessing"].get("crop_mode") == "squash":
+            prepared = (
+                "its library squashes whole images to a square, here their middle is taken: expect other scores",
+            )
     device = open_device(device_name, ranks)
     with process_group(ranks, device):
         task = build_task(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)
@@ -92,4 +96,4 @@ def score_checkpoint(
         if train.channels_last:
             model.to(memory_format=torch.channels_last)
         evaluation = evaluate(task, model, device, precision, with_predictions=with_predictions)
-    return ScoredModel(weights.path, name, recipe.report.metric, account, evaluation)
+    return ScoredModel(weights.path, name, recipe.report.metric, (*account, *prepared), evaluation)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from w2skd.recipe.classification import ClassificationData
+from w2skd.recipe.classification import ClassificationData, ClassificationRecipe, NormalizationSection
 from w2skd.recipe.load import load_recipe
 from w2skd.recipe.schema import AdamWSection, MultiStepSection, SgdSection, TrainSection, overlay
 
@@ -94,3 +94,16 @@ def test_length_in_steps(length: dict[str, Any], steps: int) -> None:
 def test_what_only_a_streaming_feed_can_do_is_known(keys: dict[str, Any], reasons: list[str]) -> None:
     data = ClassificationData.model_validate({"source": "image_folder", "image_size": 64, **keys})
     assert data.needs_streaming == reasons
+
+
+def test_images_may_be_prepared_with_black_edges_as_a_library_does(recipe_file: Write) -> None:
+    """Which a recipe may not ask for: there it is a mistake."""
+    recipe = load_recipe(recipe_file(), ["teacher.image_size=24"])
+    assert isinstance(recipe, ClassificationRecipe)
+    wanted = {"resize_px": 389, "crop_px": 448, "interpolation": "bicubic"}
+    prepared = recipe.prepared_as(wanted, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    data = prepared.data
+    assert (data.eval_resize, data.image_size, data.interpolation, data.feed) == (389, 448, "bicubic", "streaming")
+    assert data.normalization == NormalizationSection(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    assert prepared.teacher.image_size is None
+    assert recipe.teacher.image_size == 24

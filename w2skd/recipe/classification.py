@@ -206,21 +206,22 @@ class ClassificationRecipe(Recipe):
     """An image-classification experiment."""
 
     def prepared_as(self, preprocessing: Mapping[str, Any], normalization: Sequence[float]) -> "ClassificationRecipe":
-        """The same recipe with evaluation images prepared as published weights want it.
+        """The same recipe with evaluation images prepared as published weights want it, which nothing resizes again.
 
         Args:
             preprocessing: ``resize_px``, ``crop_px`` and ``interpolation``.
             normalization: three means, then three deviations.
         """
-        values = self.data.model_dump(mode="json") | {
+        values = {
             "image_size": preprocessing["crop_px"],
-            "eval_resize": preprocessing["resize_px"],
+            "eval_resize": preprocessing["resize_px"],  # may be smaller: timm's volo models see black edges
             "interpolation": preprocessing["interpolation"],
-            "normalization": {"mean": list(normalization[:3]), "std": list(normalization[3:])},
+            "normalization": NormalizationSection(mean=tuple(normalization[:3]), std=tuple(normalization[3:])),
             "feed": "streaming",
             "progressive": None,
         }
-        return self.model_copy(update={"data": ClassificationData.model_validate(values)})
+        data, teacher = self.data.model_copy(update=values), self.teacher.model_copy(update={"image_size": None})
+        return self.model_copy(update={"data": data, "teacher": teacher})
 
     task: Literal["classification"]
     data: ClassificationData
