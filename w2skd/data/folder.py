@@ -136,28 +136,39 @@ def _list_images(path: Path) -> list[Path]:
     return images
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
     """Decode one image, upright, in RGB and in its own size.
 
+    Args:
+        path: the file.
+        size: (width, height) in px that the image is said to have. Where it has that only as it lies in the file, it is
+            not turned: what is said about its content then holds for it as it lies.
+
     Raises:
-        DataError: the file cannot be read or decoded, or its header claims more pixels than are safe.
+        DataError: the file cannot be read or decoded, its header claims more pixels than are safe, or it has another
+            size, turned or not.
     """
     try:
         with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
-            rgb = _to_rgb(_upright(image))
+            rgb = _to_rgb(_upright(image, size))
             rgb.load()
-            return rgb
     except Image.DecompressionBombError:
         raise DataError(f"{path}: refused, its header claims more than {2 * _pixel_limit():,} pixels") from None
     except UnidentifiedImageError:
         raise DataError(f"{path}: not an image, or of a kind that is not read") from None
     except Exception as error:  # damaged input makes Pillow's decoders raise about anything
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    if size not in (None, rgb.size):
+        here, said = (f"{width} x {height}" for width, height in (rgb.size, size))
+        raise DataError(f"{path}: has {here} px (width x height), but its annotations are of an image of {said} px")
+    return rgb
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return image if orientation == 1 else ImageOps.exif_transpose(image)
+def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return image
+    turned = ImageOps.exif_transpose(image)
+    return image if image.size == size != turned.size else turned
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
