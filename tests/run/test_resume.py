@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny import (
     Crash,
     assert_same_course,
@@ -28,6 +29,7 @@ from tiny import (
 
 from w2skd.checkpoint import load_checkpoint
 from w2skd.clock import Clock
+from w2skd.data import shapes
 from w2skd.records import decode
 from w2skd.run import arm as arm_module
 
@@ -306,4 +308,19 @@ def test_what_cannot_begin_discards_nothing(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     before = contents(copied)
     refused("distill", "--recipe", recipe, "--out", copied, "--overwrite", *extra, code=code)
+    assert contents(copied) == before
+
+
+def test_a_damaged_image_discards_nothing(recipe: Path, copied: Path, tmp_path: Path) -> None:
+    """Images are read long after they were listed."""
+    for part in ("train", "test"):
+        for name in shapes.CLASSES:
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(tmp_path / part / name / "0.png")
+    damaged = tmp_path / "test" / shapes.CLASSES[3] / "0.png"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    before = contents(copied)
+    settings = ("--set", f"data={{source: image_folder, root: {tmp_path}, image_size: 16}}")
+    line = refused("distill", "--recipe", recipe, "--out", copied, "--overwrite", *settings, code=1)
+    assert line.startswith(f"{damaged}: ")
     assert contents(copied) == before

@@ -53,18 +53,26 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
                 with _determinism(recipe.train_of(arm).deterministic):
                     # What cannot begin leaves what is there as it is, its status too.
                     setup = ranks.on_all(lambda: set_up(recipe, arm, options, ranks))
+                    facts = ranks.on_all(setup.describe)  # reads what a feed keeps in memory
                     with _failure_noted(run, recipe, arm, ranks):
-                        _train(run, setup, start, options, ranks, stop)
+                        _train(run, setup, facts, start, options, ranks, stop)
         finally:
             run.close()
     return run.path
 
 
-def _train(run: RunDir, setup: Setup, start: Start, options: RunOptions, ranks: Ranks, stop: StopRequest) -> None:
+def _train(
+    run: RunDir,
+    setup: Setup,
+    facts: dict[str, Any],
+    start: Start,
+    options: RunOptions,
+    ranks: Ranks,
+    stop: StopRequest,
+) -> None:
     recipe, task, device = setup.recipe, setup.task, setup.device
     checkpoint = start.checkpoint
     clock = Clock(checkpoint["clock"] if checkpoint else None)
-    facts = setup.describe()
     view = progress_view(
         title=f"{recipe.name} {setup.arm} seed {recipe.seed}",
         total_steps=facts["total_steps"],
