@@ -24,6 +24,22 @@ CLASSIFIERS = (
     "small_cnn_strong",
 )
 
+DETECTORS = (
+    "retinanet_resnet18",
+    "retinanet_resnet34",
+    "retinanet_resnet50",
+    "retinanet_resnet101",
+    "retinanet_mobilenet_v2",
+    "retinanet_slim",
+    "fasterrcnn_resnet18",
+    "fasterrcnn_resnet34",
+    "fasterrcnn_resnet50",
+    "fasterrcnn_resnet101",
+    "fasterrcnn_mobilenet_v2",
+    "fasterrcnn_slim",
+)
+"""Family, underscore, body; detectors of one family can teach one another."""
+
 CLASSIFICATION_SOURCES = ("cifar10", "cifar100", "fashion_mnist", "image_folder", "shapes")
 
 
