@@ -11,7 +11,7 @@ import re
 import shutil
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeGuard
@@ -213,26 +213,6 @@ def number_of_classes(model: nn.Module, weights: Weights, classes: int) -> int |
         return classes
     theirs, ours = found.head_classes or (None, None)
     return theirs if ours == classes else None
-
-
-def check_details(weights: Weights, expected: Mapping[str, Sequence[Any]]) -> None:
-    """Refuse weights that were trained for other classes, another order or normalisation: they answer nonsense.
-
-    Args:
-        weights: those that say nothing of a key pass.
-        expected: key, such as ``classes``, to what the data has.
-
-    Raises:
-        CheckpointError: naming the first difference.
-    """
-    for key, ours in expected.items():
-        theirs = weights.details.get(key)
-        if theirs is not None and theirs != ours:
-            first = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
-            where = (
-                f"{first[0]!r} where the data has {first[1]!r}" if first else f"{len(theirs)}, the data has {len(ours)}"
-            )
-            raise CheckpointError(f"{weights.path}: its {key} differ from the data's: {where}")
 
 
 def _made_for(weights: Weights, expected: str) -> str | None:

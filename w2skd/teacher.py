@@ -93,11 +93,6 @@ class FrozenTeacher:
         """See `state_fingerprint`."""
         return state_fingerprint(self.model)
 
-    @property
-    def parameter_count(self) -> int:
-        """How many numbers it has learned."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
     @contextmanager
     def _timed(self) -> Iterator[None]:
         if self._clock is None:

@@ -216,7 +216,7 @@ class ClassificationRecipe(Recipe):
             "image_size": preprocessing["crop_px"],
             "eval_resize": preprocessing["resize_px"],  # may be smaller: timm's volo models see black edges
             "interpolation": preprocessing["interpolation"],
-            "normalization": NormalizationSection(mean=tuple(normalization[:3]), std=tuple(normalization[3:])),
+            "normalization": NormalizationSection.model_validate({"mean": normalization[:3], "std": normalization[3:]}),
             "feed": "streaming",
             "progressive": None,
         }

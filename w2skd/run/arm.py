@@ -16,6 +16,7 @@ from w2skd.device import describe_environment, open_device
 from w2skd.distributed import Ranks, process_group
 from w2skd.engine import Engine, SaveDue, evaluate
 from w2skd.errors import CheckpointError, Interrupted, Stopped, TrainingError, UserError
+from w2skd.models.measure import count_parameters
 from w2skd.progress import ProgressView, progress_view
 from w2skd.recipe.schema import Recipe
 from w2skd.records import EventRow
@@ -238,7 +239,7 @@ def _open_teacher(
         "metrics": evaluation.metrics,
         "checkpoint": str(weights.path),
         "fingerprint": fingerprint,
-        "parameters": teacher.parameter_count,
+        "parameters": count_parameters(teacher.model),
         "data_fingerprint": weights.details.get("data_fingerprint"),
     }
 
