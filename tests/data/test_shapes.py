@@ -51,14 +51,14 @@ def test_boxes_enclose_what_is_true():
     inside = torch.zeros(2, 8, 10, dtype=torch.bool)
     inside[0, 2:5, 3:9] = True
     inside[1, 0, 0] = inside[1, 7, 9] = True
-    assert shapes._boxes(inside).tolist() == [[3, 2, 9, 5], [0, 0, 10, 8]]
+    assert shapes.boxes_around(inside).tolist() == [[3, 2, 9, 5], [0, 0, 10, 8]]
 
 
 @pytest.mark.parametrize("name", shapes.CLASSES)
 def test_shapes_fill_their_unit(name: str):
     axis = torch.linspace(-1.5, 1.5, 301)
     u, v = axis.expand(1, 301, 301), axis[:, None].expand(1, 301, 301)
-    distance = shapes._SHAPES[name](u, v)
+    distance = shapes.SHAPES[name](u, v)
     assert distance.isfinite().all()
     reach = torch.hypot(u, v)[distance < 0].max().item()
     assert 0.8 < reach < 1.1
@@ -82,7 +82,7 @@ def test_shapes_fill_their_unit(name: str):
 )
 def test_areas_are_those_of_geometry(name: str, area: float):
     axis = torch.linspace(-1.5, 1.5, 601)
-    inside = shapes._SHAPES[name](axis.expand(1, 601, 601), axis[:, None].expand(1, 601, 601)) < 0
+    inside = shapes.SHAPES[name](axis.expand(1, 601, 601), axis[:, None].expand(1, 601, 601)) < 0
     assert inside.sum().item() * 0.005**2 == pytest.approx(area, rel=0.02)
 
 

@@ -140,9 +140,7 @@ def _truth(path: Path) -> dict[str, Any]:
     rows = document["annotations"]
     # Scorers note the id of what a detection matches, and take 0 for nothing.
     shift = 1 - min(0, *(row["id"] for row in rows)) if any(row["id"] == 0 for row in rows) else 0
-    filled = [
-        {"area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0} | row | {"id": row["id"] + shift} for row in rows
-    ]
+    filled = [{"area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0} | row | {"id": row["id"] + shift} for row in rows]
     return {"images": document["images"], "annotations": filled, "categories": document["categories"]}
 
 
@@ -238,7 +236,7 @@ class _Records:
         """For every annotation the place of its `key` among the known ids."""
         order = np.argsort(known)
         ids = self._whole("annotations", rows, key)
-        places = order[np.searchsorted(known, ids, sorter=order).clip(max=len(known) - 1)]
+        places: NDArray[np.int64] = order[np.searchsorted(known, ids, sorter=order).clip(max=len(known) - 1)]
         if not np.array_equal(known[places], ids):
             there = set(known.tolist())
             self._blame("annotations", rows, key, there.__contains__, f"the file has no {what} of this id")
@@ -273,14 +271,11 @@ class _Records:
 
     def _whole(self, kind: str, rows: Sequence[Any], key: str) -> NDArray[np.int64]:
         try:
-            numbers: NDArray[np.int64] = np.array(array("q", [row[key] for row in rows]), dtype=np.int64)
-            return numbers
+            return np.array(array("q", [row[key] for row in rows]), dtype=np.int64)
         except (KeyError, TypeError, OverflowError):
             self._blame(kind, rows, key, _is_whole, "a whole number is expected")
 
-    def _blame(
-        self, kind: str, rows: Sequence[Any], key: str, fits: Callable[[Any], bool], expected: str
-    ) -> NoReturn:
+    def _blame(self, kind: str, rows: Sequence[Any], key: str, fits: Callable[[Any], bool], expected: str) -> NoReturn:
         """Name the first record whose `key` is missing or does not fit."""
         for place, row in enumerate(rows):
             if not isinstance(row, dict):

@@ -98,21 +98,21 @@ class ShapeExamples:
 
 def _render_block(seed: int, indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Paint from back to front."""
-    dice = _Dice(seed, indices)
+    dice = Dice(seed, indices)
     axis = torch.arange(size) + 0.5
     x, y = axis.expand(1, size, size), axis[:, None].expand(1, size, size)
     background = dice.colour(0.1, 0.6)
-    canvas = background + _texture(dice, x, y)
+    canvas = background + texture(dice, x, y)
     for _ in range(2):
-        _paint_stroke(canvas, dice, x, y)
+        paint_stroke(canvas, dice, x, y)
     boxes = _paint_object(canvas, dice, labels_of(indices), background, x, y)
     for _ in range(1):
-        _paint_stroke(canvas, dice, x, y)
-    canvas += dice.between(0.02, 0.12)[:, None] * _noise(seed, indices, size)
+        paint_stroke(canvas, dice, x, y)
+    canvas += dice.between(0.02, 0.12)[:, None] * noise(seed, indices, size)
     return canvas.clamp_(0, 1).mul_(255).round_().to(torch.uint8), boxes
 
 
-def _paint_object(canvas: Tensor, dice: "_Dice", labels: Tensor, background: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def _paint_object(canvas: Tensor, dice: "Dice", labels: Tensor, background: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Paint the shape of every image's class; return the boxes."""
     size = canvas.shape[-1]
     radius = dice.between(0.26, 0.42) * size
@@ -120,21 +120,35 @@ def _paint_object(canvas: Tensor, dice: "_Dice", labels: Tensor, background: Ten
     stretch = torch.exp(dice.between(-0.12, 0.12))
     dx = x - (radius + dice.between(0, 1) * (size - 2 * radius))
     dy = y - (radius + dice.between(0, 1) * (size - 2 * radius))
-    u = (angle.cos() * dx + angle.sin() * dy) / (radius * stretch)
-    v = (angle.cos() * dy - angle.sin() * dx) / (radius / stretch)
-    distance = torch.empty_like(u)
-    for label, shape in enumerate(_SHAPES.values()):
-        here = labels == label
-        distance[here] = shape(u[here], v[here])
-    cover = (0.5 - distance * radius).clamp_(0, 1)
+    cover = cover_of(labels, dx, dy, radius=radius, angle=angle, stretch=stretch)
     direction = dice.colour(-0.3, 1)
     direction = direction / direction.abs().amax(dim=1, keepdim=True)
     colour = background + dice.between(0.25, 0.6)[:, None] * direction
-    canvas += cover[:, None] * (colour + _texture(dice, x, y) - canvas)
-    return _boxes(cover > 0.5)
+    canvas += cover[:, None] * (colour + texture(dice, x, y) - canvas)
+    return boxes_around(cover > 0.5)
 
 
-def _paint_stroke(canvas: Tensor, dice: "_Dice", x: Tensor, y: Tensor) -> None:
+def cover_of(labels: Tensor, dx: Tensor, dy: Tensor, *, radius: Tensor, angle: Tensor, stretch: Tensor) -> Tensor:
+    """How much of every pixel is a shape's: from 0 to 1, above 1/2 inside.
+
+    Args:
+        labels: int64 [n], the shapes.
+        dx: planes of px, rightwards from the centre of the shape.
+        dy: planes of px, downwards from it.
+        radius: scalars in px.
+        angle: scalars in radians.
+        stretch: scalars, along the shape's own axes: as much wider as it is less high.
+    """
+    u = (angle.cos() * dx + angle.sin() * dy) / (radius * stretch)
+    v = (angle.cos() * dy - angle.sin() * dx) / (radius / stretch)
+    distance = torch.empty_like(u)
+    for label, shape in enumerate(SHAPES.values()):
+        here = labels == label
+        distance[here] = shape(u[here], v[here])
+    return (0.5 - distance * radius).clamp_(0, 1)
+
+
+def paint_stroke(canvas: Tensor, dice: "Dice", x: Tensor, y: Tensor) -> None:
     """Paint a straight stroke of random place, length, width and colour."""
     size = canvas.shape[-1]
     angle = dice.between(0, math.pi)
@@ -145,7 +159,7 @@ def _paint_stroke(canvas: Tensor, dice: "_Dice", x: Tensor, y: Tensor) -> None:
     canvas += cover[:, None] * (dice.colour(0, 1) - canvas)
 
 
-def _texture(dice: "_Dice", x: Tensor, y: Tensor) -> Tensor:
+def texture(dice: "Dice", x: Tensor, y: Tensor) -> Tensor:
     """Two plane waves, each along a colour of its own; [n, 3, S, S] around 0."""
     size = x.shape[-1]
     total: Tensor | None = None
@@ -159,14 +173,14 @@ def _texture(dice: "_Dice", x: Tensor, y: Tensor) -> Tensor:
     return total
 
 
-def _noise(seed: int, indices: Tensor, size: int) -> Tensor:
+def noise(seed: int, indices: Tensor, size: int) -> Tensor:
     """Independent uniform numbers from [-1, 1) for every value of the canvas: three of 16 bits out of one hash."""
     draws = _NOISE + torch.arange(size * size).view(size, size)
     hashes = bits(seed, indices[:, None, None], draws)
     return torch.stack([((hashes >> shift) & 0xFFFF).to(torch.float32) for shift in (0, 16, 32)], 1) / 2**15 - 1
 
 
-def _boxes(inside: Tensor) -> Tensor:
+def boxes_around(inside: Tensor) -> Tensor:
     """Smallest boxes, float32 [n, 4] as xyxy, around the true pixels of bool [n, S, S]."""
     edges = []
     for along in (inside.any(1), inside.any(2)):
@@ -175,7 +189,7 @@ def _boxes(inside: Tensor) -> Tensor:
     return torch.stack([edges[0], edges[2], edges[1], edges[3]], 1).to(torch.float32)
 
 
-class _Dice:
+class Dice:
     """Numbers per image, one after another: the k-th is a function of (seed, image, k)."""
 
     def __init__(self, seed: int, indices: Tensor):
@@ -254,7 +268,7 @@ def _arrow(u: Tensor, v: Tensor) -> Tensor:
     return torch.minimum(head, _box(u, v - 0.45, 0.22, 0.45))
 
 
-_SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "arrow": _arrow,
     "circle": _circle,
     "crescent": _crescent,
@@ -267,4 +281,4 @@ _SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "triangle": _triangle,
 }
 
-CLASSES = tuple(_SHAPES)
+CLASSES = tuple(SHAPES)

@@ -13,15 +13,24 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from multiprocessing.connection import wait
 from threading import Timer, current_thread, main_thread
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from w2skd.errors import DataError
 
+
+class Pinnable(Protocol):
+    """What work makes: a tensor, or an object of tensors. Picklable; its tensors then cross in shared memory."""
+
+    def pin_memory(self) -> Self:
+        """A copy in page-locked memory, as CUDA copies it fastest."""
+        ...
+
+
 Request = TypeVar("Request")
+Made = TypeVar("Made", bound=Pinnable)
 
 _PREFETCH = 2
 """Batches that a worker has ready or in the making, so that one slow example is not waited for."""
@@ -41,13 +50,13 @@ _REASONS = {
 
 
 def in_workers(
-    work: Callable[[Request], Tensor | DataError],
+    work: Callable[[Request], Made | DataError],
     requests: Iterable[Request],
     *,
     workers: int,
     timeout_s: float,
     pin_memory: bool = False,
-) -> Generator[Tensor, None, None]:
+) -> Generator[Made, None, None]:
     """Yield what `work` makes of every request, in their order. Closing the generator ends the workers.
 
     Args:
@@ -55,7 +64,7 @@ def in_workers(
         requests: picklable each; taken some batches ahead, also without end. Must start afresh at every `iter`.
         workers: processes; 0 works here, when a result is asked for.
         timeout_s: how long one result may be awaited.
-        pin_memory: hand out tensors in page-locked memory, as CUDA copies them fastest.
+        pin_memory: hand out what is made in page-locked memory.
 
     Raises:
         DataError: the work returned one, a worker was killed or hangs, or none can be started.
@@ -68,21 +77,20 @@ def in_workers(
             yield result.pin_memory() if pin_memory and not workers else result
 
 
-Results = Generator[Tensor | DataError, None, None]
-
-
-def _here(work: Callable[[Request], Tensor | DataError], requests: Iterable[Request]) -> Results:
+def _here(
+    work: Callable[[Request], Made | DataError], requests: Iterable[Request]
+) -> Generator[Made | DataError, None, None]:
     for request in requests:
         yield work(request)
 
 
 def _in_processes(
-    work: Callable[[Request], Tensor | DataError],
+    work: Callable[[Request], Made | DataError],
     requests: Iterable[Request],
     workers: int,
     timeout_s: float,
     pin_memory: bool,
-) -> Results:
+) -> Generator[Made | DataError, None, None]:
     loader = DataLoader(
         _Work(work),
         batch_size=None,
@@ -95,7 +103,7 @@ def _in_processes(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # else it moves the global one
     )
-    crew = _Crew(loader, timeout_s)
+    crew: _Crew[Made] = _Crew(loader, timeout_s)
     try:
         while (result := crew.take()) is not None:
             yield result
@@ -103,7 +111,7 @@ def _in_processes(
         crew.end()
 
 
-class _Crew:
+class _Crew(Generic[Made]):
     """The workers of one loader.
 
     Args:
@@ -117,7 +125,7 @@ class _Crew:
     def __init__(self, loader: "DataLoader[Any]", timeout_s: float):
         self._timeout_s = timeout_s
         others = set(multiprocessing.active_children())
-        results: Iterator[Tensor | DataError] | None = None
+        results: Iterator[Made | DataError] | None = None
         try:
             results = _start(loader)
         except OSError as error:
@@ -132,7 +140,7 @@ class _Crew:
         # Python waits at its exit for children, whom it asks to end by a signal that these do not hear.
         atexit.register(self.kill)
 
-    def take(self) -> Tensor | DataError | None:
+    def take(self) -> Made | DataError | None:
         """Wait for the next result; None behind the last."""
         until = time.monotonic() + self._timeout_s
         while True:
@@ -212,13 +220,13 @@ def _how_it_ended(process: multiprocessing.process.BaseProcess) -> str:
     return f"a data worker (pid {process.pid}) was killed by {number.name}; {reason}"
 
 
-class _Work(Dataset[Tensor | DataError]):
+class _Work(Dataset[Made | DataError]):
     """What the loader takes for a data set, with requests for indices."""
 
-    def __init__(self, work: Callable[[Any], Tensor | DataError]):
+    def __init__(self, work: Callable[[Any], Made | DataError]):
         self._work = work
 
-    def __getitem__(self, request: Any) -> Tensor | DataError:
+    def __getitem__(self, request: Any) -> Made | DataError:
         return self._work(request)
 
 
