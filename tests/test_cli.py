@@ -285,3 +285,13 @@ def test_a_rank_that_lacks_its_device_says_so_itself(
     said = w2skd("distill", "--baseline", "-r", recipe, "--out", tmp_path / "runs", "--device", "cuda:9")
     assert said.code == 2
     assert "w2skd: rank 3: --device cuda:9: all 4 ranks would share it" in said.err
+
+
+def test_a_dry_run_of_several_ranks_is_told_by_the_first(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command = ("distill", "-r", recipe, "--out", tmp_path / "new", "--dry-run", "--baseline")
+    assert "small_cnn_weak" in done(*command).out
+    monkeypatch.setenv("RANK", "1")
+    assert done(*command).out == ""

@@ -384,7 +384,7 @@ def _train(recipe: Recipe, arm: Arm, options: RunOptions, dry_run: bool, print_r
         facts = {**setup.describe(), "memory_bytes": setup.memory(ranks)}
         if ranks.is_main:
             facts["first_batch"] = str(_draw_first_batch(setup, options.out))
-        _print_setup(facts, recipe, arm, as_json)
+            _print_setup(facts, recipe, arm, as_json)
         return
     path = train_arm(recipe, arm, options, ranks)
     if ranks.is_main:
