@@ -88,6 +88,7 @@ def build_pyramid(
     channels: int,
     top: ExtraFPNBlock | None,
     frozen_norm: bool,
+    frozen_stages: int,
     norm: Norm | None,
 ) -> Any:
     """A body with a feature pyramid on top (Lin et al. 2017, "Feature pyramid networks").
@@ -98,11 +99,16 @@ def build_pyramid(
         channels: of all levels of the pyramid.
         top: what makes the coarser levels; None subsamples the last one.
         frozen_norm: the body's batch normalisations stay as they are.
+        frozen_stages: how many of its four stages learn nothing, the stem being a part of the first one.
         norm: of the pyramid's convolutions; None is none, and biases instead.
 
     Returns:
         From images [N, 3, H, W], H and W multiples of 32, to an ordered dict of features [N, channels, h, w].
     """
     network = body.build(FrozenBatchNorm if frozen_norm else nn.BatchNorm2d)
+    if frozen_stages:
+        last = [name for name, _ in network.named_children()].index(body.stages[frozen_stages - 1])
+        for part in list(network.children())[: last + 1]:
+            part.requires_grad_(False)
     stages = {stage: str(level) for level, stage in enumerate(body.stages[first:])}
     return BackboneWithFPN(network, stages, list(body.channels[first:]), channels, top, norm)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -46,11 +47,20 @@ _HEADS = {
 """Body -> head: as published with a ResNet, what a CPU can train with the smaller ones."""
 
 
+DETECTORS: dict[str, tuple[type[RetinaNet] | type[FasterRCNN], str]] = {
+    f"{family}_{body}": (architecture, body)
+    for family, architecture in (("retinanet", RetinaNet), ("fasterrcnn", FasterRCNN))
+    for body in BODIES
+}
+"""Name -> architecture, and the name of its body. `w2skd.recipe.names` lists the same names."""
+
+
 def build_detector(
     name: str,
     classes: int,
     *,
     frozen_norm: bool = False,
+    frozen_stages: int = 0,
     anchor_scale: float = 1.0,
     max_detections: int = 100,
 ) -> Detector:
@@ -62,6 +72,8 @@ def build_detector(
         frozen_norm: batch normalisations of the body keep statistics and scales, see `FrozenBatchNorm`. Only for a
             body that gets weights: a fresh one would have no normalisation at all. Slim bodies normalise groups, and
             have nothing to freeze.
+        frozen_stages: how many of the body's four stages learn nothing; needs `frozen_norm`. With ImageNet weights, 1
+            (the stem and the first stage) is the field's custom, and saves their backward.
         anchor_scale: factor of the anchors' sides, 1 being 32 to 512 px.
         max_detections: of one image, the best by score.
 
@@ -71,20 +83,32 @@ def build_detector(
     if name not in DETECTORS:
         raise RecipeError(f"unknown detector {name!r}{suggest(name, DETECTORS)}; known: {', '.join(DETECTORS)}")
     assert classes > 0, classes
+    assert frozen_stages == 0 or (frozen_norm and 0 < frozen_stages <= 4), (frozen_stages, frozen_norm)
     family, body = DETECTORS[name]
     head = _HEADS[body]
     norm = group_norm if head.is_normalised else None
+    pyramid = partial(
+        build_pyramid,
+        BODIES[body],
+        channels=head.channels,
+        frozen_norm=frozen_norm,
+        frozen_stages=frozen_stages,
+        norm=norm,
+    )
     if family is RetinaNet:
         # The finest features would make too many anchors (Lin et al. 2017, "Focal loss", footnote 2).
         top = LastLevelP6P7(head.channels, head.channels)
-        pyramid = build_pyramid(
-            BODIES[body], first=1, channels=head.channels, top=top, frozen_norm=frozen_norm, norm=norm
-        )
         grid = anchor_grid(first_stride_px=8, octaves=3, scale=anchor_scale)
-        return RetinaNet(pyramid, classes, grid, head_depth=head.depth, head_norm=norm, max_detections=max_detections)
-    pyramid = build_pyramid(BODIES[body], first=0, channels=head.channels, top=None, frozen_norm=frozen_norm, norm=norm)
+        return RetinaNet(
+            pyramid(first=1, top=top),
+            classes,
+            grid,
+            head_depth=head.depth,
+            head_norm=norm,
+            max_detections=max_detections,
+        )
     return FasterRCNN(
-        pyramid,
+        pyramid(first=0, top=None),
         classes,
         anchor_grid(first_stride_px=4, octaves=1, scale=anchor_scale),
         hidden=head.hidden,
@@ -92,14 +116,6 @@ def build_detector(
         sampled=head.sampled,
         max_detections=max_detections,
     )
-
-
-DETECTORS: dict[str, tuple[type[RetinaNet] | type[FasterRCNN], str]] = {
-    f"{family}_{body}": (architecture, body)
-    for family, architecture in (("retinanet", RetinaNet), ("fasterrcnn", FasterRCNN))
-    for body in BODIES
-}
-"""Name -> architecture, and the name of its body. `w2skd.recipe.names` lists the same names."""
 
 
 def backbone_classifier(name: str) -> str | None:
