@@ -23,6 +23,9 @@ from w2skd.data.counter import bits, uniform
 _BLOCK = 256
 """Images drawn together. Blocks begin at multiples of it, so that an example's rounding does not depend on others."""
 
+_DRAWS = 64
+"""Numbers of an image drawn together."""
+
 _NOISE = 2**20
 """First draw of the pixels' noise; an image takes fewer draws than that for everything else."""
 
@@ -196,10 +199,15 @@ class Dice:
         self._seed = seed
         self._indices = indices
         self._thrown = 0
+        self._values = torch.empty(0, len(indices))
 
     def between(self, low: float, high: float) -> Tensor:
         """One scalar per image."""
-        value = uniform(self._seed, self._indices, self._thrown)
+        if self._thrown == len(self._values):
+            # Many at once: for few images a draw costs what calling it costs.
+            draws = self._thrown + torch.arange(_DRAWS)[:, None]
+            self._values = torch.cat([self._values, uniform(self._seed, self._indices, draws)])
+        value = self._values[self._thrown]
         self._thrown += 1
         return (low + (high - low) * value)[:, None, None]
 
