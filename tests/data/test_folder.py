@@ -184,7 +184,7 @@ def test_a_truncated_image_is_named(tmp_path: Path, name: str, share: float):
     path = save(Image.fromarray(pixels), tmp_path / name)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(DataError, match=name):
+    with pytest.raises(DataError, match=rf"{name}: .*remove"):
         read_images([path], 8)
 
 
@@ -213,7 +213,7 @@ def test_a_file_type_that_may_start_programs_is_not_opened(tmp_path: Path):
 
 def test_pixels_without_a_range_are_refused(tmp_path: Path):
     path = save(Image.new("F", (8, 8), 0.5), tmp_path / "float.tif")
-    with pytest.raises(DataError, match=r"float\.tif: pixels of mode F"):
+    with pytest.raises(DataError, match=r"float\.tif: pixels of mode F .*save it with 8 or 16 bits$"):
         read_images([path], 8)
 
 

@@ -150,14 +150,18 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
     """
     try:
         with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
-            rgb = _to_rgb(_upright(image, size))
+            rgb = _to_rgb(_upright(image, size), path)
             rgb.load()
     except Image.DecompressionBombError:
         raise DataError(f"{path}: refused, its header claims more than {2 * _pixel_limit():,} pixels") from None
     except UnidentifiedImageError:
-        raise DataError(f"{path}: not an image, or of a kind that is not read") from None
+        raise DataError(f"{path}: not an image, or of a kind that is not read: remove or convert it") from None
+    except DataError:
+        raise
     except Exception as error:  # damaged input makes Pillow's decoders raise about anything
-        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        if (reason := getattr(error, "strerror", None)) is not None:  # the system's: nothing is wrong with the image
+            raise DataError(f"{path}: {reason}") from error
+        raise DataError(f"{path}: damaged, replace or remove it: {error}") from error
     if size not in (None, rgb.size):
         here, said = (f"{width} x {height}" for width, height in (rgb.size, size))
         raise DataError(f"{path}: has {here} px (width x height), but its annotations are of an image of {said} px")
@@ -171,14 +175,14 @@ def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     return image if image.size == size != turned.size else turned
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16"):
         wide = np.asarray(image, dtype=np.float64)
         image = Image.fromarray(np.round(wide / 257).astype(np.uint8))  # Pillow would clip all above 255 to white
     elif image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no defined range; save it with 8 or 16 bits")
+        raise DataError(f"{path}: pixels of mode {image.mode} have no defined range; save it with 8 or 16 bits")
     elif "transparency" in image.info:
         image = image.convert("RGBA")  # what Pillow wants between, else it warns
     return image.convert("RGB")
