@@ -161,6 +161,7 @@ FAMILY = "probably another model of the same family, such as a deeper or a wider
             {"resnet.embedder.embedder.convolution.weight": torch.zeros(64, 3, 7, 7)},
             "probably a model of Hugging Face's transformers, which names its layers in another way",
         ),
+        ("small_cnn_weak", under("stem.", RESNET), "probably those of another model: name the one that they are of"),
     ],
 )
 def test_the_likely_reason_is_told(model: str, state: State, reason: str) -> None:

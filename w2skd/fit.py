@@ -146,6 +146,8 @@ def _likely_reason(found: Fit) -> str | None:
     differing = len(found.missing) + len(found.unexpected) + len(found.other_shape)
     if 2 * shared >= min(len(found.own), len(found.state)) and differing > _NAMED:
         return "another model of the same family, such as a deeper or a wider one"
+    if not shared and len(found.own) > _NAMED and len(found.state) > _NAMED:
+        return "those of another model: name the one that they are of"
     return None
 
 
