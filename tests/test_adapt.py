@@ -158,8 +158,9 @@ def test_with_unknown_names_the_order_is_assumed_and_said() -> None:
             None,
             ["cat", "dogs", "w", "x", "y", "z"],
             2,
-            r"doesn't know 5 of the data's 6 classes: 'dogs' \(did you mean 'dog'\?\), 'w', 'x', \.\.\.; call them",
+            r"doesn't know 5 of the data's 6 classes: 'dogs', 'w', 'x', \.\.\.; call them",
         ),
+        (["cat", "dog"], None, ["cat", "dogs"], 2, r"1 of the data's 2 classes: 'dogs' \(did you mean 'dog'\?\); call"),
     ],
 )
 def test_classes_that_cannot_be_matched_are_refused(

@@ -185,7 +185,9 @@ def _refuse_twins(columns: Sequence[int], theirs: Sequence[str], their_ids: Sequ
 
 
 def _unknown(unknown: Sequence[str], count: int, known: Sequence[str]) -> str:
-    told = ", ".join(f"'{name}'{suggest(name, known)}" for name in unknown[:_TOLD])
+    # A few are slips of the pen; among many, what happens to look alike would only mislead.
+    slips = len(unknown) <= _TOLD
+    told = ", ".join(f"'{name}'{suggest(name, known) if slips else ''}" for name in unknown[:_TOLD])
     more = ", ..." if len(unknown) > _TOLD else ""
     return (
         f"the teacher doesn't know {len(unknown):,} of the data's {count:,} classes: {told}{more}; call them by its "
