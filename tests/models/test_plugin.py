@@ -177,3 +177,23 @@ def test_two_files_may_be_loaded_unless_their_names_clash(write):
     with pytest.raises(UsageError, match=r"third.py: plugin:one is already a model of .*my_models.py"):
         load_plugin(clashing)
     assert len(plugin_fingerprint()) == 2
+
+
+def test_a_model_whose_forward_fails_is_told_with_its_line(write):
+    """And not as a matter of the image's size, which it need not be."""
+    load_plugin(
+        write("""
+            from torch import nn
+
+            class Odd(nn.Module):
+                def __init__(self, classes):
+                    super().__init__()
+
+                def forward(self, images):
+                    raise KeyError("gamma")
+        """)
+    )
+    with pytest.raises(
+        UsageError, match=r"^plugin:Odd fails on an image of 8 px: .*my_models\.py, line 9: KeyError: 'gamma'$"
+    ):
+        build_classifier("plugin:Odd", 7, 8)

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from w2skd.errors import RecipeError
+from w2skd.errors import RecipeError, UsageError
 from w2skd.models.modes import in_eval_mode
+from w2skd.models.plugin import blame_plugin
 
 
 def size_refused(name: str, image_size_px: int, reason: Exception | str) -> RecipeError:
@@ -37,6 +38,7 @@ def require_logits(name: str, model: nn.Module, classes: int, image_size_px: int
 
     Raises:
         RecipeError: it fails, or gives something else than [1, classes] numbers.
+        UsageError: the user's own code fails.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     image = torch.zeros(1, 3, image_size_px, image_size_px, device=device)
@@ -44,6 +46,9 @@ def require_logits(name: str, model: nn.Module, classes: int, image_size_px: int
         with in_eval_mode(model), torch.no_grad():
             logits = model(image)
     except Exception as error:  # libraries and plug-ins raise whatever they like
+        of_plugin = blame_plugin(error)
+        if of_plugin is not None:  # may have nothing to do with the size
+            raise UsageError(f"{name} fails on an image of {image_size_px} px: {of_plugin}") from error
         raise size_refused(name, image_size_px, error) from error
     if not isinstance(logits, Tensor) or logits.shape != (1, classes):
         shape = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"

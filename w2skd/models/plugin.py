@@ -85,6 +85,16 @@ def plugin_fingerprint() -> dict[str, str] | None:
     return {str(path): plugin.sha256 for path, plugin in _plugins.items()} or None
 
 
+def blame_plugin(error: BaseException) -> str | None:
+    """Where in a loaded plug-in an error arose, and which one it is, in one line; None where it is of no plug-in."""
+    files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+    for plugin in _plugins.values():
+        path = sys.modules[plugin.module].__file__
+        if path in files:
+            return _blame(Path(path), error)
+    return None
+
+
 def forget_plugins() -> None:
     """As if none had been loaded."""
     for plugin in _plugins.values():
