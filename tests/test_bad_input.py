@@ -26,7 +26,14 @@ def test_a_recipe_that_is_not_there_is_told_with_near_names() -> None:
     assert line == "recipe dmeo: no such file, and no shipped recipe of that name (did you mean 'demo'?)"
     line = refused("compare", "-r", "xyzzy", code=2)
     assert line.startswith("recipe xyzzy: no such file, and no shipped recipe of that name; shipped are: ")
-    assert all(name in line for name in shipped_recipes())
+    assert line.endswith(", and NAME_smoke of each")
+    assert all(name.removesuffix("_smoke") in line for name in shipped_recipes())
+
+
+def test_a_recipes_file_without_its_ending_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine")
+    line = refused("distill", "-r", tmp_path / "mine", code=2)
+    assert line.endswith(f" (did you mean the file {tmp_path}/mine.yaml?)")
 
 
 @pytest.mark.parametrize(

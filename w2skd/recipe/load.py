@@ -40,7 +40,11 @@ def find_recipe(name: str) -> Path:
         return shipped[stem]
     if path.is_dir():
         raise RecipeError(f"recipe {name}: a folder, not a file")
-    hint = suggest(Path(stem).name, shipped) or f"; shipped are: {', '.join(shipped)}"
+    if (file := path.with_name(f"{path.name}.yaml")).is_file():
+        hint = f" (did you mean the file {file}?)"
+    else:
+        whole = ", ".join(known for known in shipped if not known.endswith("_smoke"))
+        hint = suggest(Path(stem).name, shipped) or f"; shipped are: {whole}, and NAME_smoke of each"
     raise RecipeError(f"recipe {name}: no such file, and no shipped recipe of that name{hint}")
 
 
@@ -68,8 +72,13 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return validate_recipe(values, f"recipe {path}")
 
 
-def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+def with_overrides(recipe: Recipe, overrides: Sequence[str], *, where: str = "--set") -> Recipe:
     """Lay ``a.b=c`` overrides on a recipe.
+
+    Args:
+        recipe: stays as it is.
+        overrides: as for `load_recipe`.
+        where: the option that they come from, for errors.
 
     Raises:
         RecipeError: an override is malformed, or the result is wrong.
@@ -77,7 +86,7 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     values = recipe.model_dump(mode="json")
     for override in overrides:
         _override(values, override)
-    return validate_recipe(values, "--set") if overrides else recipe
+    return validate_recipe(values, where) if overrides else recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:
