@@ -89,6 +89,13 @@ def test_a_bare_state_dict_needs_a_recipe(run: Path, tmp_path: Path) -> None:
     assert line == f"{tmp_path}/bare.pt: carries no recipe; say with --recipe how its model is built and scored"
 
 
+def test_published_weights_need_a_recipe_and_a_known_model(recipe: Path) -> None:
+    line = refused("evaluate", "--model", "torchvision:resnet18", code=2)
+    assert line == "--recipe is missing: on which images torchvision:resnet18 is scored, only it can tell"
+    line = refused("evaluate", "--model", "resnet18", "--recipe", recipe, code=2)
+    assert line.startswith("--model: teacher.model: unknown model 'resnet18' (did you mean 'torchvision:resnet18'")
+
+
 @pytest.mark.parametrize(("name", "problem"), [("missing.pt", "no such checkpoint"), ("", "not a run directory")])
 def test_what_is_not_there_is_told(name: str, problem: str, tmp_path: Path) -> None:
     assert f"{tmp_path / name}: {problem}" in refused("evaluate", "-c", tmp_path / name, code=1)
@@ -124,7 +131,9 @@ def test_published_weights_see_images_as_their_library_prepares_them(
     forward = SmallCnn.forward
     monkeypatch.setattr(SmallCnn, "forward", lambda self, x: (seen.append(x.shape[1:]), forward(self, x))[1])
     settings = ("--set", "data.workers=0", "--set", "teacher.image_size=8", "--model", "small_cnn_weak")
-    assert score("pretrained", "--recipe", recipe, *settings)["account"] == []
+    assert score("pretrained", "--recipe", recipe, *settings)["account"] == [
+        "images as its library prepares them: shorter side to 24 px (bilinear), their middle 20 px taken; in fp32"
+    ]
     assert seen[-1] == (3, 20, 20)
 
 
@@ -133,6 +142,6 @@ def test_what_is_not_prepared_as_the_library_does_is_told(
 ) -> None:
     monkeypatch.setattr("w2skd.score.open_weights", lambda *_: published(run, crop_mode="squash"))
     found = score("pretrained", "--recipe", recipe, "--set", "data.workers=0", "--model", "small_cnn_weak")
-    assert found["account"] == [
+    assert found["account"][1:] == [
         "its library squashes whole images to a square, here their middle is taken: expect other scores"
     ]

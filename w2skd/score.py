@@ -1,8 +1,9 @@
 """A finished model, scored again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from w2skd.checkpoint import load_weights
 from w2skd.device import open_device
 from w2skd.distributed import Ranks, process_group
 from w2skd.engine import evaluate
-from w2skd.errors import CheckpointError
+from w2skd.errors import CheckpointError, UsageError
 from w2skd.pretrained import open_weights
 from w2skd.recipe.classification import ClassificationRecipe
 from w2skd.recipe.load import load_recipe, with_overrides
@@ -72,19 +73,22 @@ def score_checkpoint(
         recipe = load_recipe(recipe_name, overrides)
     elif made_by is not None and made_by.recipe is not None:
         recipe = with_overrides(made_by.recipe, overrides)
+    elif published:
+        raise UsageError(f"--recipe is missing: on which images {model_name or checkpoint} is scored, only it can tell")
     else:
         raise CheckpointError(f"{checkpoint}: carries no recipe; say with --recipe how its model is built and scored")
     which = Role(role or (made_by and made_by.role) or (Role.TEACHER if published else Role.STUDENT))
     if model_name is not None:
-        recipe = with_overrides(recipe, [f"{which}.model={model_name}"])
+        recipe = with_overrides(recipe, [f"{which}.model={model_name}"], where="--model")
     weights = open_weights(checkpoint, recipe.model_of(which))
     train = recipe.train_of(which)
     precision, prepared = train.precision, tuple[str, ...]()
     if "preprocessing" in weights.details and isinstance(recipe, ClassificationRecipe):
         recipe = recipe.prepared_as(weights.details["preprocessing"], weights.details["normalization"])
         precision = "fp32"
+        prepared = (_preparation(weights.details["preprocessing"], recipe.data.interpolation),)
         if weights.details["preprocessing"].get("crop_mode") == "squash":
-            prepared = (
+            prepared += (
                 "its library squashes whole images to a square, here their middle is taken: expect other scores",
             )
     device = open_device(device_name, ranks)
@@ -97,3 +101,9 @@ def score_checkpoint(
             model.to(memory_format=torch.channels_last)
         evaluation = evaluate(task, model, device, precision, with_predictions=with_predictions)
     return ScoredModel(weights.path, name, recipe.report.metric, (*account, *prepared), evaluation)
+
+
+def _preparation(preprocessing: Mapping[str, Any], interpolation: str) -> str:
+    resize_px, crop_px = preprocessing["resize_px"], preprocessing["crop_px"]
+    cut = f", their middle {crop_px} px taken" if crop_px != resize_px else ", their middle taken"
+    return f"images as its library prepares them: shorter side to {resize_px} px ({interpolation}){cut}; in fp32"
