@@ -1,5 +1,6 @@
 """Image classification behind the seam."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,16 @@ def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
         make_task(Ranks(0, 3)).train_batches(0)
 
 
+@pytest.mark.parametrize("share", [0.25, 0.75])
+def test_a_mixed_image_is_captioned_by_its_larger_part_first(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task()
+    batch = next(task.train_batches(0))
+    mixed = replace(batch, labels=batch.labels * 0, partner_labels=batch.labels * 0 + 1, share=share)
+    monkeypatch.setattr(task, "train_batches", lambda first_step: iter([mixed]))
+    first, second = task.classes[:2] if share > 0.5 else task.classes[1::-1]
+    assert task.preview().captions[0] == f"75% {first}, {second}"
+
+
 def test_classes_and_data_are_described() -> None:
     task = make_task()
     assert task.describe_model()["classes"] == list(task.classes)
@@ -157,3 +168,18 @@ def test_a_teacher_that_cannot_be_trained_on_the_datas_images_is_refused() -> No
     task = make_task(data=data, teacher={"model": "cifar_vit", "image_size": 16})
     with pytest.raises(RecipeError, match=r"^teacher\.image_size: cifar_vit cannot take images of 32 px: "):
         task.build_model(Role.TEACHER)
+
+
+def test_predictions_are_right_where_accuracy_says_so() -> None:
+    """Also of equal logits, of which the first counts."""
+    task = make_task()
+    model = Watching()
+    with torch.no_grad():
+        model.layer.weight.zero_()
+        model.layer.bias.copy_(torch.tensor([0.0, 0.0, 1.0, 2.0, 1.0, 2.0, 2.0, 2.0, 1.0, 1.0]))
+    found = task.evaluate(model, with_predictions=True)
+    names = [task.classes[place] for place in (3, 5, 6, 7, 2)]
+    assert all([name for name, _ in one.top5] == names for one in found.predictions)
+    right = [one.label == one.predicted for one in found.predictions]
+    assert sum(right) / len(right) == pytest.approx(found.metrics["top1"])
+    assert 0 < sum(right) < len(right)

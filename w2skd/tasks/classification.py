@@ -38,8 +38,7 @@ class ClassificationTask:
         ranks: this process among its peers.
 
     Raises:
-        DataError: the examples are missing or damaged.
-        UsageError: the batch cannot be shared evenly among ranks and micro-batches.
+        DataError: the examples are missing or contradictory. Damaged ones are found when they are read.
     """
 
     def __init__(
@@ -87,7 +86,10 @@ class ClassificationTask:
         labels = [self.classes[label] for label in batch.labels.tolist()]
         if batch.partner_labels is not None:
             partners = [self.classes[label] for label in batch.partner_labels.tolist()]
-            labels = [f"{batch.share:.0%} {a}, {b}" for a, b in zip(labels, partners, strict=True)]
+            if batch.share < 0.5:  # the picture shows the larger part best, and a caption its beginning
+                labels, partners = partners, labels
+            larger = max(batch.share, 1 - batch.share)
+            labels = [f"{larger:.0%} {a}, {b}" for a, b in zip(labels, partners, strict=True)]
         return Preview(pixels, tuple(labels))
 
     def describe_model(self) -> dict[str, list[Any]]:
@@ -117,7 +119,7 @@ class ClassificationTask:
         try:
             match = match_classes(details.get("classes"), details.get("class_ids"), self.classes, heads)
         except CheckpointError as error:
-            raise CheckpointError(f"{weights.path}: {error}") from None
+            raise CheckpointError(f"{weights.path}: {'; '.join([str(error), *account])}") from None
         account += [match.account] if match.columns is not None or match.assumed else []
         theirs, assumption = self._normalization_of(role, weights)
         account += [assumption] if assumption else []
@@ -180,12 +182,14 @@ class ClassificationTask:
 
     def _predictions(self, logits: Tensor, batch: LabelledImages) -> list[Prediction]:
         """What a batch got, read back from the device."""
-        best = logits.float().softmax(dim=1).topk(min(TOP_K, len(self.classes)), dim=1)
+        # Sorted as accuracy ranks them, ties too, which bf16 often makes and whose order `topk` leaves open.
+        places = logits.float().sort(dim=1, descending=True, stable=True).indices[:, :TOP_K]
+        shares = logits.float().softmax(dim=1).gather(1, places)
         examples, rows = self._feeds.evaluation_listing.examples, []
-        for index, label, shares, places in zip(
-            batch.ids.tolist(), batch.labels.tolist(), best.values.tolist(), best.indices.tolist(), strict=True
+        for index, label, best, confidence in zip(
+            batch.ids.tolist(), batch.labels.tolist(), places.tolist(), shares.tolist(), strict=True
         ):
-            top = tuple((self.classes[place], share) for place, share in zip(places, shares, strict=True))
+            top = tuple((self.classes[place], share) for place, share in zip(best, confidence, strict=True))
             rows.append(Prediction(examples.name(index), self.classes[label], top[0][0], top[0][1], top))
         return rows
 
