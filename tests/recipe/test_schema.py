@@ -89,6 +89,8 @@ def test_length_in_steps(length: dict[str, Any], steps: int) -> None:
         ({"augment": ["random_resized_crop", "flip", "random_erasing"]}, ["random_resized_crop", "random_erasing"]),
         ({"eval_resize": 72}, ["eval_resize"]),
         ({"interpolation": "bilinear"}, ["interpolation: bilinear"]),
+        ({"interpolation": "bilinear", "source": "cifar10"}, ["interpolation: bilinear"]),
+        ({"interpolation": "bilinear", "source": "cifar10", "image_size": None}, []),
     ],
 )
 def test_what_only_a_streaming_feed_can_do_is_known(keys: dict[str, Any], reasons: list[str]) -> None:

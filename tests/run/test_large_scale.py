@@ -104,6 +104,16 @@ def test_a_teacher_of_imagenet_teaches_two_of_its_classes(tmp_path: Path, imagen
     assert "already finished" in done(*command, *on_images(root)).err, "the same teacher is not known again"
 
 
+def test_what_was_assumed_of_a_teacher_is_told_with_its_refusal(tmp_path: Path, imagenet_teacher: Path) -> None:
+    root = image_folder(tmp_path / "images")
+    for part in ("train", "test"):
+        (root / part / FISH).rename(root / part / "zebrafish")
+    command = ("distill", "-r", recipe_file(tmp_path), "--out", tmp_path / "runs", "--teacher", imagenet_teacher)
+    line = refused(*command, *on_images(root), code=1)
+    assert "doesn't know 1 of the data's 2 classes: 'zebrafish'" in line
+    assert "resnet18.pth says nothing of itself: assumed to be trained as torchvision resnet18 IMAGENET1K_V1" in line
+
+
 def test_the_teacher_is_measured_on_the_students_classes_and_images(tmp_path: Path, imagenet_teacher: Path) -> None:
     root = image_folder(tmp_path / "images")
     options = RunOptions(tmp_path / "runs")

@@ -200,7 +200,7 @@ class ImageFeeds:
         """Side in px at the 0-based global step."""
         progressive = self._section.progressive
         assert progressive is not None
-        steps_per_epoch = -(-len(self.train_listing) // self._batch_size)
+        steps_per_epoch = self.train.steps_per_epoch
         until = progressive.until.steps(steps_per_epoch, self._run_steps(steps_per_epoch))
         if step >= until or progressive.from_px >= self.size_px:
             return self.size_px

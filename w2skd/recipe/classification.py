@@ -69,7 +69,7 @@ class ClassificationData(Section):
             (``shapes``: 32).
         eval_resize: shorter side in px to which an evaluation image is brought before its centre is taken; null is
             `image_size`, the field's 256 for 224 leaves a margin away.
-        interpolation: of all resizing.
+        interpolation: of all resizing, but for that of growing images in a resident feed, which is bilinear.
         normalization: null is the source's own.
         train_examples: a class-balanced subset of that size; null takes all (``shapes``: 4,096).
         eval_examples: the same for the evaluation set; null takes all (``shapes``: 1,024).
@@ -144,7 +144,8 @@ class ClassificationData(Section):
         """What this section asks for that only a streaming feed can do."""
         kinds = [kind for kind in self.augment if kind not in RESIDENT_AUGMENTATIONS]
         margin = ["eval_resize"] if self.eval_resize not in (None, self.image_size) else []
-        other = ["interpolation: bilinear"] if self.interpolation != "bicubic" and self.source == "image_folder" else []
+        resizes = self.image_size is not None and self.source != "shapes"
+        other = ["interpolation: bilinear"] if self.interpolation != "bicubic" and resizes else []
         return [*kinds, *margin, *other]
 
 
