@@ -1,8 +1,8 @@
 """COCO's scores of a detector: boxes in, average precision out, by pycocotools, the reference, or faster-coco-eval.
 
-Both are handed one array of all detections. What they print is not for the user, and is held back. Their numbers differ
-by rounding alone, at the 16th digit: the precision of a first hit is 1 - 2^-52 for pycocotools, so that a perfect detector
-need not score 1.0 exactly.
+Both are handed one array of all detections. What they print is not for the user, and is held back. Their numbers
+differ by rounding alone, in the last digit: to pycocotools the precision of a first hit is 1 - 2^-52, so that a perfect
+detector need not score 1.0 exactly.
 
 Legend: N images, D detections, d of them in one image, K categories.
 """
