@@ -98,8 +98,32 @@ def test_where_nothing_can_be_fetched_the_way_to_bring_it_is_told(
     assert str(caught.value) == (
         f"torchvision squeezenet1_1 IMAGENET1K_V1: {server.name} is not in {cached(server).parent}, and fetching it "
         f"failed ([Errno -2] Name or service not known); on another machine fetch {server.as_uri()} and bring it into "
-        "that folder (TORCH_HOME says where it is), or name a file of your own as teacher.checkpoint"
+        "that folder (TORCH_HOME says where it is), or give a file of your own (teacher.checkpoint; evaluate: "
+        "--checkpoint)"
     )
+
+
+def test_weights_of_the_same_model_that_are_here_are_told(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise URLError(OSError(-2, "Name or service not known"))
+
+    class Tags(WeightsEnum):
+        OLD = PublishedWeights(
+            "http://a.test/old.pth", partial(ImageClassification, crop_size=8), {"categories": NAMES}
+        )
+        NEW = PublishedWeights(
+            "http://a.test/new.pth", partial(ImageClassification, crop_size=8), {"categories": NAMES}
+        )
+        NEVER = PublishedWeights(
+            "http://a.test/x.pth", partial(ImageClassification, crop_size=8), {"categories": NAMES}
+        )
+        DEFAULT = NEW
+
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: Tags)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    cached(server).with_name("old.pth").touch()
+    with pytest.raises(CheckpointError, match=r"; of the same model, pretrained:OLD is there$"):
+        load_pretrained(MODEL)
 
 
 def test_a_file_with_another_sum_is_not_kept_and_not_used(server: Path) -> None:
@@ -257,7 +281,8 @@ def test_without_the_hub_the_way_to_bring_the_file_is_told(hub: Path) -> None:
     assert str(caught.value) == (
         f"timm test_resnet r160_in1k: {REPOSITORY} of the Hugging Face Hub is not in {hub}, and fetching it failed (no "
         f"network); on another machine run `hf download {REPOSITORY}` and bring what it adds to its cache into that "
-        "folder (HF_HOME says where the cache is), or name a file of your own as teacher.checkpoint"
+        "folder (HF_HOME says where the cache is), or give a file of your own (teacher.checkpoint; evaluate: "
+        "--checkpoint)"
     )
 
 

@@ -18,11 +18,12 @@ import logging
 import math
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
@@ -40,7 +41,7 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _PATIENCE_S = 30.0
 """How long a server may be silent: clusters often drop what goes out, rather than refuse it."""
 
-_INSTEAD = "or name a file of your own as teacher.checkpoint"
+_INSTEAD = "or give a file of your own (teacher.checkpoint; evaluate: --checkpoint)"
 
 
 class _Published(NamedTuple):
@@ -51,12 +52,14 @@ class _Published(NamedTuple):
         url: of the file; None where there is a `hub` only.
         hub: repository on the Hugging Face Hub, if the file is there.
         details: see the module.
+        others: tag -> URL of the same model's other weights.
     """
 
     name: str
     url: str | None
     hub: str | None
     details: dict[str, Any]
+    others: Mapping[str, str] = MappingProxyType({})
 
 
 def open_weights(checkpoint: Path, model: str) -> Weights:
@@ -99,8 +102,7 @@ def load_pretrained(model: str, tag: str | None = None) -> Weights:
     library, _, name = model.partition(":")
     if library == "torchvision":
         published = _of_torchvision(name, tag)
-        assert published.url is not None, model
-        weights = load_weights(_cached_or_fetched(published.url, published.name))
+        weights = load_weights(_cached_or_fetched(published))
     elif library == "timm":
         published = _of_timm(name, tag)
         weights = _translated_by_timm(name, tag, load_weights(_file_of_timm(published)))
@@ -169,7 +171,8 @@ def _of_torchvision(name: str, tag: str | None) -> _Published:
         **({"recipe_url": found.meta["recipe"]} if "recipe" in found.meta else {}),
     }
     assert len(classes) == len(imagenet_ids()), f"{found}: {len(classes)} classes"
-    return _Published(details["source"], found.url, None, details)
+    others = {each.name: each.url for each in tags if each is not found and each.meta.get("categories") is not None}
+    return _Published(details["source"], found.url, None, details, others)
 
 
 def _imagenet_names() -> tuple[str, ...]:
@@ -183,7 +186,7 @@ def _tag_of_file(name: str, file: Path) -> str | None:
     from torchvision import models
 
     for weights in models.get_model_weights(name):
-        if Path(urlparse(weights.url).path).name == file.name and _sum_differs(file) is None:
+        if _file_name(weights.url) == file.name and _sum_differs(file) is None:
             return str(weights.name)
     return None
 
@@ -264,8 +267,7 @@ def _translated_by_timm(name: str, tag: str | None, weights: Weights) -> Weights
 
 def _file_of_timm(published: _Published) -> Path:
     if published.hub is None:
-        assert published.url is not None, published.name
-        return _cached_or_fetched(published.url, published.name)
+        return _cached_or_fetched(published)
     import huggingface_hub as hub
 
     repository, _, revision = published.hub.partition("@")
@@ -291,14 +293,16 @@ def _file_of_timm(published: _Published) -> Path:
     )
 
 
-def _cached_or_fetched(url: str, name: str) -> Path:
-    """The file of a URL in torch's cache, with the sum that its name holds.
+def _cached_or_fetched(published: _Published) -> Path:
+    """The file of published weights' URL in torch's cache, with the sum that its name holds.
 
     Raises:
         CheckpointError: it is neither there nor to be had, or has another sum.
     """
+    url = published.url
+    assert url is not None, published.name
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file = folder / Path(urlparse(url).path).name
+    file = folder / _file_name(url)
     if not file.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -306,9 +310,13 @@ def _cached_or_fetched(url: str, name: str) -> Path:
                 if not file.exists():  # another rank was faster
                     _fetch(url, file)
         except (OSError, RuntimeError) as error:
+            here = [
+                f"pretrained:{tag}" for tag, other in published.others.items() if (folder / _file_name(other)).exists()
+            ]
             raise CheckpointError(
-                f"{name}: {file.name} is not in {folder}, and fetching it failed ({_one_line(error)}); on another "
-                f"machine fetch {url} and bring it into that folder (TORCH_HOME says where it is), {_INSTEAD}"
+                f"{published.name}: {file.name} is not in {folder}, and fetching it failed ({_one_line(error)}); on "
+                f"another machine fetch {url} and bring it into that folder (TORCH_HOME says where it is), {_INSTEAD}"
+                + (f"; of the same model, {' and '.join(here)} is there" if here else "")
             ) from None
     differing = _sum_differs(file)
     if differing is not None:
@@ -317,6 +325,10 @@ def _cached_or_fetched(url: str, name: str) -> Path:
             f"and fetch it again from {url}"
         )
     return file
+
+
+def _file_name(url: str) -> str:
+    return Path(urlparse(url).path).name
 
 
 def _fetch(url: str, file: Path) -> None:
