@@ -36,6 +36,9 @@ _KINDS = {"images": "image", "annotations": "annotation", "categories": "categor
 _ROUNDING_PX = 0.01
 """COCO's own files have two decimals, so that a box at the edge may cross it by as much."""
 
+_WORDS = ("true", "false", "null", "NaN", "Infinity", "-Infinity", ".", "e+", "e-", "E+", "E-")
+"""What the reader of JSON stops at when it finds only the beginning of one, the last of them within numbers."""
+
 _NAMED = 3
 """So many of several culprits are named."""
 
@@ -185,7 +188,8 @@ def _why_not_json(error: json.JSONDecodeError) -> str:
     left = error.doc[error.pos :].rstrip()
     if not error.doc.strip():
         return "is empty"
-    if error.msg.startswith("Unterminated string") or len(left) < len("Infinity"):
+    in_text = error.msg.startswith("Unterminated string") or (error.msg.startswith("Invalid \\") and len(left) < 6)
+    if in_text or any(word.startswith(left) for word in _WORDS):
         return f"is cut off: it ends in the middle, after {len(error.doc):,} characters; fetch or export it again"
     return f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
 
