@@ -63,6 +63,15 @@ def test_every_shape_gets_a_static_graph_of_its_own(compile_with: Callable[[Comp
     assert set(model.state_dict()) == {"weight", "bias"}
 
 
+def test_the_last_of_many_shapes_is_compiled_too(compile_with: Callable[[Compile], None]) -> None:
+    graphs: list[Any] = []
+    compile_with(lambda graph, inputs: (graphs.append(graph), graph.forward)[1])
+    compiled = network(nn.Linear(2, 2), compiled=True)
+    for rows in range(2, 14):
+        compiled.module(torch.ones(rows, 2))
+    assert len(graphs) == 12
+
+
 class Line(nn.Module):
     """Behind DDP, torch compiles modules of others, as models are, but none of its own such as a bare `nn.Linear`."""
 

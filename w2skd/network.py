@@ -13,6 +13,9 @@ from w2skd.distributed import Ranks
 from w2skd.errors import TrainingError
 
 
+_MOST_GRAPHS = 64
+
+
 class Network:
     """The student as training sees it; its weights, its state dict and its evaluation stay those of the bare module.
 
@@ -70,8 +73,10 @@ class _Compiled(nn.Module):
     def __init__(self, module: nn.Module):
         super().__init__()
         try:
-            # Static shapes: the few sizes of a progressive schedule each get the fast kernels of their own.
+            # Static shapes: the few sizes of a progressive schedule each get the fast kernels of their own. Torch leaves
+            # what comes after its limit uncompiled, and the full size comes last and stays longest.
             self._module = torch.compile(module, dynamic=False)
+            torch._dynamo.config.recompile_limit = max(_MOST_GRAPHS, torch._dynamo.config.recompile_limit)
         except RuntimeError as error:  # this version of Python, say
             raise _cannot_compile(error) from error
 
