@@ -1,11 +1,13 @@
 """The command line: what it says where, with which exit code, and what it leaves alone."""
 
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,6 +132,33 @@ def test_a_metric_that_is_no_number_is_null_in_json(experiment: Path, tmp_path: 
 
 
 # Dry runs
+
+
+def test_of_a_long_table_the_terminal_gets_the_lowest_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"class": f"n{place}", "examples": 5, "top1": place / 100} for place in reversed(range(60))]
+    rows[0]["top1"] = math.nan
+    scored = SimpleNamespace(
+        checkpoint=Path("model.pt"),
+        model="m",
+        metric="top1",
+        account=(),
+        evaluation=SimpleNamespace(metrics={"top1": 0.3}, tables={"classes": rows}),
+    )
+    cli._print_score(scored, as_json=False)  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert re.findall(r"n\d+ ", said) == [f"n{place} " for place in range(40)]
+    assert "the lowest 40 of 60; --json has all" in said
+
+
+def test_published_weights_only_teach(recipe: Path) -> None:
+    line = refused("distill", "-r", recipe, "--baseline", "--init-from", "pretrained:IMAGENET1K_V1", code=2)
+    assert line.startswith("--init-from pretrained:IMAGENET1K_V1: takes a finished run or a file with weights")
+
+
+def test_flags_take_no_value() -> None:
+    assert not re.search(
+        r"--(json|quiet|dry-run|overwrite|baseline|print-recipe)\b.*bool", done("distill", "--help").out
+    )
 
 
 def test_what_to_score_must_be_said() -> None:
@@ -264,7 +293,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_so(
 
     monkeypatch.setattr(Engine, "_take_step", interrupt)
     line = refused("train-teacher", "-r", recipe, "--out", tmp_path / "runs", code=130)
-    assert line == "interrupted at once; the last checkpoint stands"
+    assert line == "interrupted at once; what was saved before stands"
     assert json.loads((tmp_path / "runs/teacher/status.json").read_text())["state"] == "stopped"
 
 

@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from w2skd import __version__
-from w2skd.errors import DeviceError, TargetNotReached, UsageError, UserError, suggest
+from w2skd.errors import CheckpointError, DeviceError, TargetNotReached, UsageError, UserError, suggest
 from w2skd.files import writing
 from w2skd.recipe.load import dump_recipe, find_recipe, load_recipe, shipped_recipes
-from w2skd.recipe.schema import LARGEST_SEED, Recipe
+from w2skd.recipe.schema import LARGEST_SEED, Recipe, published_weights
 from w2skd.records import without_nan
 from w2skd.run.options import RunOptions
 from w2skd.rundir import Arm, find_teacher
@@ -43,6 +43,9 @@ app = typer.Typer(
 
 _SPEAKS = os.environ.get("RANK", "0") == "0"
 """Under torchrun only rank 0 talks."""
+
+_MOST_ROWS = 40
+"""Rows of a table that a terminal gets."""
 
 _out = Console(quiet=not _SPEAKS)
 _err = Console(stderr=True, quiet=not _SPEAKS)
@@ -73,22 +76,25 @@ Resume = Annotated[
         help="Go on with the run that is there, refuse it, or take this checkpoint of it.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard the run that is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", metavar="", help="Discard the run that is there.")]
 InitFrom = Annotated[Path | None, typer.Option("--init-from", metavar="CKPT", help="Start from these weights.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
+        metavar="",
         help="Do all that comes before the first step; tell sizes, costs and what the switch compares; draw a batch.",
     ),
 ]
 Plugin = Annotated[
     Path | None, typer.Option("--plugin", metavar="FILE", help="Your own Python file, whose models are plugin:<name>.")
 ]
-PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="Print the resolved recipe and stop.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Events and results only.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else there.")]
+PrintRecipe = Annotated[bool, typer.Option("--print-recipe", metavar="", help="Print the resolved recipe and stop.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Events and results only.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", metavar="", help="One JSON object on standard output, and nothing else there.")
+]
 
 
 def _complain(message: str, everywhere: bool = False) -> None:
@@ -110,7 +116,7 @@ def _plainly(command: Callable[P, R]) -> Callable[P, R]:
             _complain(str(error), everywhere=isinstance(error, DeviceError))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            _complain("interrupted at once; the last checkpoint stands")
+            _complain("interrupted at once; what was saved before stands")
             raise typer.Exit(130) from None
 
     return run
@@ -118,7 +124,9 @@ def _plainly(command: Callable[P, R]) -> Callable[P, R]:
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", help="Print the version and stop.", is_eager=True)
+    ] = False,
 ) -> None:
     if version:
         typer.echo(f"w2skd {__version__}")
@@ -160,7 +168,9 @@ def distill(
         Path | None,
         typer.Option("--teacher", metavar="CKPT", help="A finished run, a file with weights, or pretrained[:TAG]."),
     ] = None,
-    baseline: Annotated[bool, typer.Option("--baseline", help="The same training without a teacher.")] = False,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", metavar="", help="The same training without a teacher.")
+    ] = False,
     set_: Overrides,
     out: Out = None,
     seed: Seed = None,
@@ -236,6 +246,8 @@ def evaluate(
     """Score a model on its recipe's evaluation set."""
     if checkpoint is None and model is None:
         raise UsageError("say what to score: --checkpoint CKPT, or --model NAME for published weights")
+    if checkpoint is not None and not published_weights(checkpoint)[0] and not checkpoint.exists():
+        raise CheckpointError(f"{checkpoint}: no such checkpoint")  # before torch is imported
     if role not in (None, "teacher", "student"):
         raise UsageError(f"--role {role}: teacher or student")
     targets = [_parse_requirement(text) for text in require]
@@ -372,6 +384,10 @@ def _train(recipe: Recipe, arm: Arm, options: RunOptions, dry_run: bool, print_r
     if print_recipe:
         typer.echo(dump_recipe(recipe), nl=False)
         return
+    if options.init_from is not None and published_weights(options.init_from)[0]:
+        raise UsageError(
+            f"--init-from {options.init_from}: takes a finished run or a file with weights; published ones only teach"
+        )
     if arm == "w2s":  # before torch is imported, let alone data loaded
         find_teacher(recipe, options.out)
     from w2skd.distributed import ranks_from_environment
@@ -478,9 +494,19 @@ def _print_score(scored: "ScoredModel", as_json: bool) -> None:
         _out.print(f"  {name:<6} {value:.4f}", style="bold" if name == scored.metric else None, highlight=False)
     for name, rows in tables.items():
         _out.print(_table(name, rows))
+        if len(rows) > _MOST_ROWS:
+            _out.print(Text(f"the lowest {_MOST_ROWS} of {len(rows):,}; --json has all", "dim"))
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    """A table for a terminal: of many rows those that are lowest in the last column, which is the score."""
+    if len(rows) > _MOST_ROWS:
+
+        def level(row: dict[str, Any]) -> float:
+            value = row[list(row)[-1]]
+            return value if isinstance(value, int | float) and not math.isnan(value) else math.inf
+
+        rows = sorted(rows, key=level)[:_MOST_ROWS]
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in rows[0] if rows else ():
         table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
