@@ -231,6 +231,15 @@ def evaluate(
     confusion: Annotated[
         Path | None, typer.Option("--confusion", metavar="FILE", help="Draw which classes are taken for which: .png.")
     ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", metavar="FILE", help="Write all detections as COCO's results: .json.")
+    ] = None,
+    pictures: Annotated[
+        int, typer.Option("--pictures", metavar="N", min=0, help="Draw the first N images with their boxes.")
+    ] = 0,
+    pictures_to: Annotated[Path, typer.Option("--pictures-to", metavar="DIR", help="Where these go.")] = Path(
+        "pictures"
+    ),
     require: Annotated[
         list[str],
         typer.Option(
@@ -252,15 +261,20 @@ def evaluate(
         raise UsageError(f"--role {role}: teacher or student")
     targets = [_parse_requirement(text) for text in require]
     from w2skd.distributed import ranks_from_environment
+    from w2skd.metrics.coco import check_results_path
     from w2skd.models.plugin import load_plugin
-    from w2skd.pictures import check_picture_path, draw_confusion
-    from w2skd.predictions import check_predictions_path, count_confusion, write_predictions
+    from w2skd.pictures import check_picture_path
+    from w2skd.predictions import check_predictions_path
     from w2skd.score import score_checkpoint
 
-    if predictions is not None:
-        check_predictions_path(predictions)
-    if confusion is not None:
-        check_picture_path(confusion)
+    files = {
+        "predictions": (predictions, check_predictions_path),
+        "confusion": (confusion, check_picture_path),
+        "results": (results, check_results_path),
+    }
+    asked = {name: (path, check) for name, (path, check) in files.items() if path is not None}
+    for path, check in asked.values():
+        check(path)
     if plugin is not None:
         load_plugin(plugin)
     ranks = ranks_from_environment()
@@ -272,14 +286,17 @@ def evaluate(
         role=role,
         device_name=device,
         ranks=ranks,
-        with_predictions=predictions is not None or confusion is not None,
+        wanted=[*asked, *(["pictures"] if pictures else [])],
     )
     evaluation = scored.evaluation
-    if ranks.is_main and predictions is not None:
-        write_predictions(predictions, evaluation.predictions)
-    if ranks.is_main and confusion is not None:
-        classes = [str(row["class"]) for row in evaluation.tables["classes"]]
-        draw_confusion(count_confusion(evaluation.predictions, classes), classes, confusion, title=scored.model)
+    if ranks.is_main:
+        for name, (path, _) in asked.items():
+            evaluation.files[name](path)
+        if pictures:
+            assert evaluation.pictures is not None
+            with writing(pictures_to):
+                pictures_to.mkdir(parents=True, exist_ok=True)
+            evaluation.pictures(pictures_to, pictures)
     _print_score(scored, as_json)
     for name, sign, level in targets:
         if name not in evaluation.metrics:
@@ -463,6 +480,8 @@ def _print_setup(facts: dict[str, Any], recipe: Recipe, arm: str, as_json: bool)
             f"{'teacher' if arm == 'teacher' else role}",
             f"{name}: {count:,} parameters, {flops / 1e6:,.1f} MFLOPs forward an example",
         )
+    for line in facts.get("data_account", ()):
+        table.add_row("", line)
     memory = {name: size for name, size in facts["memory_bytes"].items() if size}
     parts = ", ".join(f"{name} {_size(size)}" for name, size in memory.items())
     table.add_row("memory", f"about {_size(sum(memory.values()))} for training: {parts}")

@@ -1,6 +1,6 @@
 """A finished model, scored again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from w2skd.errors import CheckpointError, UsageError
 from w2skd.pretrained import open_weights
 from w2skd.recipe.classification import ClassificationRecipe
 from w2skd.recipe.load import load_recipe, with_overrides
+from w2skd.recipe.names import EVALUATION_LEAVES
 from w2skd.recipe.schema import published_weights
 from w2skd.tasks.base import Evaluation, Role
 from w2skd.tasks.catalog import build_task
@@ -48,7 +49,7 @@ def score_checkpoint(
     role: str | None,
     device_name: str,
     ranks: Ranks,
-    with_predictions: bool = False,
+    wanted: Collection[str] = (),
 ) -> ScoredModel:
     """Evaluate a checkpoint on its recipe's evaluation set, or on another recipe's.
 
@@ -62,7 +63,7 @@ def score_checkpoint(
         role: ``teacher`` or ``student`` of that recipe; None takes what the checkpoint says, else the student.
         device_name: as for training.
         ranks: this process among its peers.
-        with_predictions: also gather what each example got.
+        wanted: what else the evaluation is to leave, of `w2skd.recipe.names.EVALUATION_LEAVES`.
 
     Raises:
         UserError: the checkpoint, the recipe or the data cannot be used.
@@ -77,6 +78,10 @@ def score_checkpoint(
         raise UsageError(f"--recipe is missing: on which images {model_name or checkpoint} is scored, only it can tell")
     else:
         raise CheckpointError(f"{checkpoint}: carries no recipe; say with --recipe how its model is built and scored")
+    for name in wanted:
+        if name not in EVALUATION_LEAVES[recipe.task]:
+            known = ", ".join(f"--{each}" for each in EVALUATION_LEAVES[recipe.task])
+            raise UsageError(f"--{name} is not for {recipe.task}, which has {known}")
     which = Role(role or (made_by and made_by.role) or (Role.TEACHER if published else Role.STUDENT))
     if model_name is not None:
         recipe = with_overrides(recipe, [f"{which}.model={model_name}"], where="--model")
@@ -99,8 +104,10 @@ def score_checkpoint(
         model.to(device)
         if train.channels_last:
             model.to(memory_format=torch.channels_last)
-        evaluation = evaluate(task, model, device, precision, with_predictions=with_predictions)
-    return ScoredModel(weights.path, name, recipe.report.metric, (*account, *prepared), evaluation)
+        evaluation = evaluate(task, model, device, precision, with_predictions=bool(wanted))
+        model.eval()  # what the evaluation can still draw asks the model again
+    told = (*account, *prepared, *evaluation.account)
+    return ScoredModel(weights.path, name, recipe.report.metric, told, evaluation)
 
 
 def _preparation(preprocessing: Mapping[str, Any], interpolation: str) -> str:

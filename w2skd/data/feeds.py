@@ -13,6 +13,7 @@ from w2skd.data.resident import ResidentFeed, evaluation_batches
 from w2skd.data.sources import Listing, list_image_data, load_image_data
 from w2skd.data.streaming import StreamingFeed, stream_evaluation
 from w2skd.data.transforms import TrainTransform
+from w2skd.data.workers import default_workers
 from w2skd.recipe.classification import ClassificationData
 
 EVALUATION_BATCH = 500
@@ -20,7 +21,6 @@ EVALUATION_BATCH = 500
 
 _EVALUATION_PIXELS = EVALUATION_BATCH * 64 * 64
 _LARGEST_RESIDENT_SHARE = 0.25
-_MOST_WORKERS = 8
 
 
 class TrainFeed(Protocol):
@@ -93,7 +93,7 @@ class ImageFeeds:
     @property
     def workers(self) -> int:
         """Reading processes of a streaming feed."""
-        return min(_MOST_WORKERS, _cores()) if self._section.workers is None else self._section.workers
+        return default_workers() if self._section.workers is None else self._section.workers
 
     @property
     def smallest_px(self) -> int:
@@ -213,7 +213,3 @@ def _memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

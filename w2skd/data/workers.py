@@ -7,6 +7,7 @@ within a time-out; signals to a whole process group leave them alone, since the 
 
 import atexit
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -32,6 +33,8 @@ class Pinnable(Protocol):
 Request = TypeVar("Request")
 Made = TypeVar("Made", bound=Pinnable)
 
+_MOST_WORKERS = 8
+
 _PREFETCH = 2
 """Batches that a worker has ready or in the making, so that one slow example is not waited for."""
 
@@ -47,6 +50,12 @@ _REASONS = {
     signal.SIGKILL: "most likely the system ran out of memory; set fewer data.workers",
     signal.SIGBUS: "most likely shared memory (/dev/shm) is full; set fewer data.workers, or give it more room",
 }
+
+
+def default_workers() -> int:
+    """One process a core, at most 8: more than a GPU needs for photographs, and what most machines can spare."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST_WORKERS, cores)
 
 
 def in_workers(

@@ -38,18 +38,19 @@ def forward_flops(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
     return round(counter.get_total_flops() / examples)
 
 
-def activation_bytes(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> int:
+def activation_bytes(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
     """What a forward keeps for its backward, in bytes an example; what does not grow with the batch does not count.
 
     Args:
         model: left in the modes in which it was; measured in eval mode, which keeps about what train mode keeps.
-        example_inputs: of any number of examples; whatever autocast the caller is in counts.
+        example_inputs: of any number of examples, tensors and sequences by example; whatever autocast the caller is in
+            counts.
     """
-    twice = tuple(torch.cat([value, value]) for value in example_inputs)
+    twice = tuple(torch.cat([value, value]) if isinstance(value, Tensor) else value + value for value in example_inputs)
     return (_kept_bytes(model, twice) - _kept_bytes(model, example_inputs)) // len(example_inputs[0])
 
 
-def _kept_bytes(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def _kept_bytes(model: nn.Module, inputs: tuple[Any, ...]) -> int:
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -61,6 +61,13 @@ METRICS = {
         "top5": MetricFacts(higher_is_better=True, is_share=True),
         "loss": MetricFacts(higher_is_better=False, is_share=False),
     },
+    "detection": {
+        name: MetricFacts(higher_is_better=True, is_share=True)
+        for name in (
+            *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+            *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
+        )
+    },
 }
 """Task -> metric -> facts. A name means the same in every task that has it."""
 
@@ -97,3 +104,7 @@ def unknown_classifier(name: str) -> str:
         hint = suggest(prefix, MODEL_PREFIXES) if colon else suggest(name, CLASSIFIERS)
     elsewhere = ", ".join(f"{prefix}:<name>" for prefix in MODEL_PREFIXES)
     return f"unknown model {name!r}{hint}; known: {', '.join(CLASSIFIERS)}, {elsewhere}"
+
+
+EVALUATION_LEAVES = {"classification": ("predictions", "confusion"), "detection": ("results", "pictures")}
+"""Task -> what an evaluation of it can leave besides its numbers."""

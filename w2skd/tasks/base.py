@@ -1,14 +1,14 @@
 """The seam between engine and task: a task gives batches, losses and metrics, the engine sees scalars."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from w2skd.checkpoint import Weights
-from w2skd.predictions import Prediction
 from w2skd.teacher import FrozenTeacher
 
 
@@ -39,8 +39,8 @@ class Batch(Protocol):
         ...
 
     @property
-    def model_inputs(self) -> tuple[Tensor, ...]:
-        """What a model's forward takes, for measuring it."""
+    def model_inputs(self) -> tuple[Any, ...]:
+        """What a model's forward takes, for measuring it: the first of them a tensor of the examples."""
         ...
 
     def __len__(self) -> int: ...
@@ -72,12 +72,17 @@ class Evaluation:
     Attributes:
         metrics: by name, equal on all ranks.
         tables: rows of plain values behind them.
-        predictions: what each example got, in the order of the set, on rank 0; empty unless asked for.
+        account: what a reader of the numbers must know; a line each.
+        files: what else can be written, by name: each writes one file. Empty unless predictions were asked for.
+        pictures: draws the first so many examples into a folder, and says which files it made; None where there is
+            nothing to draw, or predictions were not asked for.
     """
 
     metrics: dict[str, float]
     tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    predictions: Sequence[Prediction] = ()
+    account: tuple[str, ...] = ()
+    files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+    pictures: Callable[[Path, int], list[Path]] | None = None
 
 
 class Preview(NamedTuple):
@@ -100,8 +105,8 @@ class Task(Protocol[BatchT]):
         """Optimizer steps per pass over the training set."""
         ...
 
-    def describe_data(self) -> dict[str, str | int]:
-        """What the examples are, for the run's records: data_fingerprint, train_examples, eval_examples."""
+    def describe_data(self) -> dict[str, Any]:
+        """What the examples are, for the run's records: data_fingerprint, train_examples, eval_examples, and more."""
         ...
 
     def describe_model(self) -> dict[str, list[Any]]:

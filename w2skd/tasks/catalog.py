@@ -6,9 +6,11 @@ import torch
 
 from w2skd.distributed import Ranks
 from w2skd.recipe.classification import ClassificationRecipe
+from w2skd.recipe.detection import DetectionRecipe
 from w2skd.recipe.schema import Recipe, TrainSection
 from w2skd.tasks.base import Task
 from w2skd.tasks.classification import ClassificationTask
+from w2skd.tasks.detection import DetectionTask
 
 
 def build_task(recipe: Recipe, *, train: TrainSection, seed: int, device: torch.device, ranks: Ranks) -> Task[Any]:
@@ -21,5 +23,7 @@ def build_task(recipe: Recipe, *, train: TrainSection, seed: int, device: torch.
     match recipe:
         case ClassificationRecipe():
             return ClassificationTask(recipe, train=train, seed=seed, device=device, ranks=ranks)
+        case DetectionRecipe():
+            return DetectionTask(recipe, train=train, seed=seed, device=device, ranks=ranks)
         case _:
             raise AssertionError(f"no task for {type(recipe).__name__}")

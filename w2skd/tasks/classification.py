@@ -1,7 +1,8 @@
 """Image classification: cross-entropy, and the teacher's softened distribution beside it."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from w2skd.metrics.accuracy import TOP_K, Accuracy
 from w2skd.models.adapt import AdaptedClassifier, match_classes
 from w2skd.models.catalog import build_classifier
 from w2skd.models.image_size import require_logits
-from w2skd.predictions import Prediction
+from w2skd.pictures import draw_confusion
+from w2skd.predictions import Prediction, count_confusion, write_predictions
 from w2skd.recipe.classification import ClassificationRecipe
 from w2skd.recipe.names import METRICS
 from w2skd.recipe.schema import TrainSection
@@ -68,9 +70,9 @@ class ClassificationTask:
         """Names of the classes, in the order of the model's outputs."""
         return self._feeds.train_listing.classes
 
-    def describe_data(self) -> dict[str, str | int]:
+    def describe_data(self) -> dict[str, Any]:
         """What the examples are and how they come, for the run's records."""
-        facts: dict[str, str | int] = {
+        facts: dict[str, Any] = {
             "data_fingerprint": self._feeds.fingerprint(),
             "train_examples": len(self._feeds.train_listing),
             "eval_examples": len(self._feeds.evaluation_listing),
@@ -178,7 +180,12 @@ class ClassificationTask:
         if with_predictions:
             found = [prediction for part in self._ranks.gather(found) for prediction in part]
         per_class = [{**row, "class": name} for name, row in zip(self.classes, accuracy.per_class(), strict=True)]
-        return Evaluation(accuracy.result(), {"classes": per_class}, found)
+        files = {"predictions": partial(_write, found), "confusion": partial(self._draw_confusion, found)}
+        return Evaluation(accuracy.result(), {"classes": per_class}, files=files if with_predictions else {})
+
+    def _draw_confusion(self, predictions: list[Prediction], path: Path) -> None:
+        title = f"{self._recipe.name}: what is taken for what"
+        draw_confusion(count_confusion(predictions, self.classes), self.classes, path, title=title)
 
     def _predictions(self, logits: Tensor, batch: LabelledImages) -> list[Prediction]:
         """What a batch got, read back from the device."""
@@ -229,6 +236,10 @@ class ClassificationTask:
             return [*told.mean, *told.std], None
         where = ": teacher.normalization can tell" if role is Role.TEACHER else ""
         return self._normalization, f"how its images were normalised is not on record: taken for the data's own{where}"
+
+
+def _write(predictions: list[Prediction], path: Path) -> None:
+    write_predictions(path, predictions)
 
 
 def _mean_and_std(normalization: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,0 +1,180 @@
+"""The recipe sections of object detection."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from w2skd.errors import suggest
+from w2skd.recipe.names import DETECTORS
+from w2skd.recipe.schema import (
+    FilePath,
+    Recipe,
+    ReportSection,
+    Section,
+    SoftenedDistillSection,
+    StudentSection,
+    TeacherSection,
+)
+
+SidePx = Annotated[int, Field(ge=32, le=8192)]
+
+
+class DetectionData(Section):
+    """What is learned from.
+
+    Attributes:
+        source: ``coco``, files in COCO's format below `root`, or ``shapes``, which is generated.
+        train_images: folder of the training images, below `root`.
+        train_annotations: their ``instances_*.json``, below `root`.
+        eval_images: folder of the evaluation images, below `root`.
+        eval_annotations: their ``instances_*.json``, below `root`.
+        min_size: px to which an image's shorter side is brought.
+        max_size: px that its longer side may have then; where it would have more, the image becomes smaller.
+        train_examples: a random subset of that size; null takes all (``shapes``: 1,024).
+        eval_examples: the same for the evaluation set; null takes all (``shapes``: 256).
+        split_seed: draws the subsets, whatever the run's seed.
+        workers: reading processes; null is one a core, at most 8; 0 reads between the steps.
+        worker_timeout_s: how long a batch may take them.
+        augment: applied per image, in this order: ``crop`` (a random part of at least half of either side), ``scale``
+            (its sizes by a random factor out of `scale_range`), ``flip`` (horizontal).
+        scale_range: smallest and largest factor of ``scale``.
+    """
+
+    source: Literal["coco", "shapes"]
+    root: FilePath = Path("data")
+    train_images: str = "train2017"
+    train_annotations: str = "annotations/instances_train2017.json"
+    eval_images: str = "val2017"
+    eval_annotations: str = "annotations/instances_val2017.json"
+    min_size: SidePx = 800
+    max_size: SidePx = 1333
+    train_examples: PositiveInt | None = None
+    eval_examples: PositiveInt | None = None
+    split_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    workers: NonNegativeInt | None = None
+    worker_timeout_s: PositiveFloat = 300.0
+    augment: Annotated[tuple[Literal["crop", "scale", "flip"], ...], Field(strict=False)] = ("flip",)
+    scale_range: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.8, 1.25)
+
+    @model_validator(mode="after")
+    def _check(self) -> "DetectionData":
+        if self.min_size > self.max_size:
+            raise ValueError(f"min_size: {self.min_size} is larger than max_size: {self.max_size}")
+        if len(set(self.augment)) < len(self.augment):
+            raise ValueError("augment: each kind once")
+        if self.scale_range[0] > self.scale_range[1]:
+            raise ValueError(f"scale_range: {self.scale_range[0]} is larger than {self.scale_range[1]}")
+        return self
+
+
+def _known_detector(name: str) -> str:
+    if name in DETECTORS:
+        return name
+    raise ValueError(f"unknown model {name!r}{suggest(name, DETECTORS)}; known: {', '.join(DETECTORS)}")
+
+
+Detector = Annotated[str, AfterValidator(_known_detector)]
+"""A detector's name. Its family, before the first underscore, is what teacher and student must share."""
+
+
+class DetectorTeacher(TeacherSection):
+    """The weaker detector.
+
+    Attributes:
+        backbone: weights of an ImageNet classifier from which its own training starts: a run of w2skd, a file, or
+            ``pretrained`` (``pretrained:TAG``) for torchvision's; null starts afresh.
+    """
+
+    model: Detector
+    backbone: FilePath | None = None
+
+
+class DetectorStudent(StudentSection):
+    """The detector to be trained.
+
+    Attributes:
+        backbone: as in `DetectorTeacher`; both arms start from it.
+    """
+
+    model: Detector
+    backbone: FilePath | None = None
+
+
+class DetectorSection(Section):
+    """What teacher and student have in common.
+
+    Attributes:
+        frozen_norm: batch normalisation of the backbone keeps the statistics and scales it starts with, as the field
+            does with pretrained backbones and small batches.
+        anchor_scale: factor of all anchors' sides, 1 being those that torchvision made for COCO at 800 px.
+        max_detections: of one image, the best by score.
+    """
+
+    frozen_norm: bool = False
+    anchor_scale: PositiveFloat = 1.0
+    max_detections: PositiveInt = 100
+
+
+class DetectionDistill(SoftenedDistillSection):
+    """How the teacher's final outputs help; each part's weight beside the others, 0 leaves it out.
+
+    Attributes:
+        class_weight: class scores, of anchors (RetinaNet) or of the student's proposals (Faster R-CNN).
+        box_weight: box offsets, of the same.
+        objectness_weight: objectness of the region proposal network (Faster R-CNN).
+        rpn_box_weight: its box offsets.
+    """
+
+    class_weight: NonNegativeFloat = 1.0
+    box_weight: NonNegativeFloat = 1.0
+    objectness_weight: NonNegativeFloat = 1.0
+    rpn_box_weight: NonNegativeFloat = 1.0
+
+
+class DetectionEval(Section):
+    """How detections are scored.
+
+    Attributes:
+        backend: ``pycocotools``, the reference; ``faster``, faster-coco-eval; ``auto`` takes the faster where it is
+            installed.
+    """
+
+    backend: Literal["auto", "pycocotools", "faster"] = "auto"
+
+
+class DetectionReport(ReportSection):
+    """What the experiment is measured by: ``ap``, ``ap50``, ... as COCO defines them, as shares from 0 to 1."""
+
+    task: ClassVar[str] = "detection"
+    metric: str = "ap50"
+
+
+class DetectionRecipe(Recipe):
+    """An object-detection experiment."""
+
+    task: Literal["detection"]
+    data: DetectionData
+    detector: DetectorSection = DetectorSection()
+    teacher: DetectorTeacher
+    student: DetectorStudent
+    distill: DetectionDistill = DetectionDistill()
+    eval: DetectionEval = DetectionEval()
+    report: DetectionReport = DetectionReport()
+
+    @model_validator(mode="after")
+    def _check(self) -> "DetectionRecipe":
+        families = [model.partition("_")[0] for model in (self.teacher.model, self.student.model)]
+        if families[0] != families[1]:
+            raise ValueError(f"teacher.model: a {families[0]} cannot teach a {families[1]}: their outputs do not match")
+        if self.train.compile:
+            raise ValueError("train.compile: true would compile anew for every size of images: leave it out")
+        return self
