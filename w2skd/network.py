@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from w2skd.distributed import Ranks
 from w2skd.errors import TrainingError
 
-
 _MOST_GRAPHS = 64
+"""Of one model, one a shape."""
 
 
 class Network:
@@ -73,8 +73,8 @@ class _Compiled(nn.Module):
     def __init__(self, module: nn.Module):
         super().__init__()
         try:
-            # Static shapes: the few sizes of a progressive schedule each get the fast kernels of their own. Torch leaves
-            # what comes after its limit uncompiled, and the full size comes last and stays longest.
+            # Static shapes: the few sizes of a progressive schedule each get the fast kernels of their own. What
+            # comes after torch's limit stays uncompiled, and the full size comes last and lasts longest.
             self._module = torch.compile(module, dynamic=False)
             torch._dynamo.config.recompile_limit = max(_MOST_GRAPHS, torch._dynamo.config.recompile_limit)
         except RuntimeError as error:  # this version of Python, say
