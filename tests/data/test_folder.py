@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from w2skd.data.folder import EXTENSIONS, check_same_classes, list_class_folders, read_images
+from w2skd.data.folder import EXTENSIONS, check_same_classes, list_class_folders, open_image, read_images
 from w2skd.errors import DataError
 
 
@@ -49,6 +49,34 @@ def test_listing_is_sorted_and_ignores_what_is_hidden_or_no_image(tmp_path: Path
     assert list(listed) == ["a", "b"]
     assert [path.name for path in listed["a"]] == ["x.bmp"]
     assert [path.name for path in listed["b"]] == ["10.png", "2.JPEG"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "orientation", "said", "upright"),
+    [
+        ((8, 12), 6, (12, 8), True),
+        ((12, 8), 6, (12, 8), False),
+        ((8, 8), 6, (8, 8), True),
+        ((8, 12), 1, (8, 12), True),
+        ((8, 12), 6, None, True),
+    ],
+)
+def test_an_image_is_turned_unless_its_size_is_said_to_be_the_other(
+    stored: tuple[int, int], orientation: int, said: tuple[int, int] | None, upright: bool, tmp_path: Path
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(gradient(*stored), tmp_path / "a.png", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(path)) if upright else gradient(*stored)
+    assert open_image(path, said).tobytes() == expected.tobytes()
+
+
+def test_an_image_that_has_neither_size_is_refused(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(gradient(8, 12), tmp_path / "a.png", exif=exif)
+    with pytest.raises(DataError, match=r"a\.png: has 12 x 8 px .* of an image of 12 x 9 px$"):
+        open_image(path, (12, 9))
 
 
 def test_a_missing_root_is_named(tmp_path: Path):

@@ -46,6 +46,22 @@ class Act:
         return torch.tensor([number, os.getpid(), torch.get_num_threads()])
 
 
+@dataclass(frozen=True)
+class Parts:
+    """An object of tensors."""
+
+    some: Tensor
+    others: tuple[Tensor, ...]
+    word: str = "plain"
+
+    def pin_memory(self) -> "Parts":
+        return Parts(self.some, self.others, "pinned")
+
+
+def parts_of(number: int) -> Parts | DataError:
+    return Parts(torch.full((number,), 3), (torch.tensor(number), torch.zeros(0, 4)))
+
+
 class Numbers:
     """0, 1, 2 ... without end."""
 
@@ -87,6 +103,19 @@ def test_a_finite_row_ends(workers: int):
     results = in_workers(Act(), [5, 6, 7], workers=workers, timeout_s=60)
     assert [int(result[0]) for result in results] == [5, 6, 7]
     assert no_children()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_objects_of_tensors_cross_whole(workers: int):
+    made = list(in_workers(parts_of, [2, 0, 5], workers=workers, timeout_s=60))
+    assert [(part.some.tolist(), int(part.others[0]), part.others[1].shape, part.word) for part in made] == [
+        ([3] * number, number, (0, 4), "plain") for number in (2, 0, 5)
+    ]
+
+
+def test_what_is_made_here_is_pinned_by_its_own_method():
+    made = next(in_workers(parts_of, [1], workers=0, timeout_s=60, pin_memory=True))
+    assert made.word == "pinned"
 
 
 def test_workers_have_one_thread_and_are_not_this_process():
