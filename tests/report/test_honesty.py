@@ -102,6 +102,8 @@ def test_a_teacher_that_learned_from_other_data_is_told(make_run: MakeRun, exper
     assert not mentions(build_report(experiment), "comes from outside")
     make_run("w2s", 1, FAST, extra=[row("beef")])
     assert mentions(build_report(experiment), "teacher of w2s/seed1", "comes from outside")
+    make_run("w2s", 2, FAST, extra=[row(None)])
+    assert mentions(build_report(experiment), "what the teacher of w2s/seed2 learned from is not on record")
 
 
 def test_the_teachers_own_data_count(make_run: MakeRun, experiment: Path) -> None:

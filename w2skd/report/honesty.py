@@ -79,8 +79,13 @@ def _teachers(experiment: Experiment) -> Iterator[str]:
         yield f"the w2s runs had teachers of different levels: {shown}; the median is taken"
     for run in experiment.arm("w2s").values():
         for event in events(run.rows, "teacher"):
-            learned_from = event.details.get("data_fingerprint")
-            if learned_from not in (None, run.environment.get("data_fingerprint")):
+            if "data_fingerprint" not in event.details:  # the records of older versions
+                continue
+            learned_from = event.details["data_fingerprint"]
+            if learned_from is None:
+                outside = "part of its strength may come from outside"
+                yield f"what the teacher of {label(run)} learned from is not on record: {outside}"
+            elif learned_from != run.environment.get("data_fingerprint"):
                 yield f"the teacher of {label(run)} learned from other data: part of its strength comes from outside"
     if experiment.arm("w2s") and not teacher_is_ours(experiment):
         why = "it was not trained in this experiment" if experiment.teacher else "its run is not in this experiment"
