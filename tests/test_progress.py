@@ -190,6 +190,14 @@ def test_the_end_tells_best_time_and_share_of_validation() -> None:
     assert output.getvalue().splitlines()[-1] == "finished: best top1 71.0% at epoch 11.0, 2.0 min (25% in validation)"
 
 
+def test_the_end_tells_a_long_warm_up_such_as_compilation() -> None:
+    view, output = make()
+    with view:
+        view.show(eval_row(1200, 0.7, clock(train=60.0, evaluate=30.0, compile_=30.0)))
+        view.show(EventRow(1200, "finished", {"best": 0.71, "best_step": 1100}))
+    assert output.getvalue().endswith("2.0 min (25% in validation, 25% warming up)\n")
+
+
 def test_speed_is_that_of_the_last_rows_without_validation_and_compilation() -> None:
     view, _ = make()
     with view:

@@ -101,6 +101,12 @@ def test_what_is_not_there_is_told(name: str, problem: str, tmp_path: Path) -> N
     assert f"{tmp_path / name}: {problem}" in refused("evaluate", "-c", tmp_path / name, code=1)
 
 
+def test_of_an_experiment_the_runs_are_told(experiment: Path) -> None:
+    line = refused("evaluate", "-c", experiment, code=1)
+    assert line.startswith(f"{experiment}: not a run directory, model.safetensors is missing; finished runs in it: ")
+    assert f"{experiment}/w2s/seed0" in line
+
+
 def test_a_run_that_is_not_finished_is_told(experiment: Path, tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text('{"state": "running"}')
     assert "not finished yet" in refused("evaluate", "-c", tmp_path, code=1)

@@ -35,6 +35,9 @@ _AVERAGED_KEYS = ("model_ema", "state_dict_ema")
 _PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "module", "net")
 """Where the checkpoints of torchvision's references, timm, DeiT, Lightning, DeepSpeed and tutorials keep weights."""
 
+_TOLD = 3
+"""Runs that an error names before it only says that there are more."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -154,7 +157,11 @@ def load_weights(path: Path) -> Weights:
         file = path / "model.safetensors"
         if not file.exists():
             state = "not finished yet" if (path / "status.json").exists() else "not a run directory"
-            raise CheckpointError(f"{path}: {state}, model.safetensors is missing")
+            inside = sorted(found.parent for depth in ("*", "*/*") for found in path.glob(f"{depth}/model.safetensors"))
+            named = ", ".join(str(run) for run in inside[:_TOLD]) + (", ..." if len(inside) > _TOLD else "")
+            raise CheckpointError(
+                f"{path}: {state}, model.safetensors is missing" + (f"; finished runs in it: {named}" if inside else "")
+            )
     if not file.exists():
         raise CheckpointError(f"{file}: no such checkpoint")
     if file.suffix == ".safetensors":

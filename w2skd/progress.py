@@ -21,6 +21,9 @@ from w2skd.report import units
 _RECENT_ROWS = 10
 """Progress rows over which the speed is averaged."""
 
+_TOLD_SHARE = 0.1
+"""Share of the time that warming up must take for the end to tell it."""
+
 
 class ProgressView:
     """Shows a run's rows as they come. Made by `progress_view`; used as a context manager.
@@ -168,7 +171,10 @@ class ProgressView:
             epoch = self._total_epochs * best_step / self._total_steps
             words.append(f"best {self._metric} {self._level(best)} at epoch {self._epochs(epoch)}")
         if self._pace.seconds > 0:
-            words.append(f"{units.duration(self._pace.seconds)} ({self._pace.validation_share:.0%} in validation)")
+            shares = f"{self._pace.validation_share:.0%} in validation"
+            if self._pace.warming_up_share >= _TOLD_SHARE:
+                shares += f", {self._pace.warming_up_share:.0%} warming up"
+            words.append(f"{units.duration(self._pace.seconds)} ({shares})")
         return f"finished: {', '.join(words)}" if words else "finished"
 
     def _why_off(self, row: EventRow) -> str:
@@ -280,6 +286,11 @@ class _Pace:
     def validation_share(self) -> float:
         """Share of the run's time that went into validations."""
         return self._clock.get("evaluate", 0.0) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def warming_up_share(self) -> float:
+        """Share of the run's time that went into first steps, which pay for compilation and the choice of kernels."""
+        return self._clock.get("compile", 0.0) / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def examples_per_s(self) -> float | None:

@@ -95,11 +95,14 @@ def _train(
                 ranks.on_main(partial(run.append, row))
             view.show(row)
             if ranks.is_main:
-                for line in [*setup.teacher_account, *teacher_gaps(options.out, recipe.report.thresholds)]:
+                account = [f"teacher: {line}" for line in setup.teacher_account]
+                for line in [*account, *teacher_gaps(options.out, recipe.report.thresholds)]:
                     view.note(line)
         schedule = (
             None if teacher_facts is None else _plan_distillation(setup, facts["total_steps"], teacher_facts, view)
         )
+        if setup.train.compile and ranks.is_main:
+            view.note("the student is compiled at the first step of each image size: that can take minutes")
         engine = Engine(
             task,
             setup.model,
