@@ -7,13 +7,11 @@ something is wrong are the records gone through one by one, to name the first.
 Legend: M annotations.
 """
 
-import gc
 import json
 import os
 import reprlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -154,8 +152,7 @@ def _load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
     try:
-        with _no_garbage_collection():
-            document = json.loads(text)
+        document = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: {_why_not_json(error)}") from None
     except (UnicodeDecodeError, RecursionError):
@@ -170,18 +167,6 @@ def _load(path: Path) -> dict[str, Any]:
         if not document[key]:
             raise DataError(f"{path}: has no {key}, so there is nothing to learn or to score")
     return document
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Millions of new objects would be gone through again and again, none of them garbage."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _why_not_json(error: json.JSONDecodeError) -> str:
