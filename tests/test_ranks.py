@@ -224,6 +224,42 @@ def test_every_example_is_scored_once(two_ranks: tuple[Path, list[Any]]) -> None
     assert rows(path, EvalRow)[-1].metrics == pytest.approx(alone.metrics, rel=1e-6)
 
 
+def large(**train: Any) -> Recipe:
+    """A baseline as on large data: streamed, mixed, repeated and growing."""
+    values = recipe(steps=3, **train).model_dump(mode="json")
+    values["data"] |= {
+        **{"feed": "streaming", "workers": 0, "mixup": 0.4, "cutmix": 1.0, "repeats": 2, "eval_resize": 18},
+        **{"augment": ["random_resized_crop", "flip", "trivial_augment"], "progressive": {"from_px": 8}},
+    }
+    return validate_recipe(values, "test")
+
+
+def train_and_predict(ranks: Ranks, out: Path) -> str:
+    with process_group(ranks, torch.device("cpu")):
+        path = arm_on(ranks, large(), "baseline", out)
+        return predict(path, ranks, out.parent / f"{ranks.rank}.csv")
+
+
+def predict(path: Path, ranks: Ranks, file: Path) -> str:
+    keys = {"recipe_name": None, "overrides": [], "role": None, "device_name": "cpu"}
+    evaluation = score_checkpoint(path, ranks=ranks, wanted=("predictions",), **keys).evaluation
+    evaluation.files["predictions"](file)
+    return file.read_text()
+
+
+def test_streams_are_shared_by_ranks(tmp_path: Path) -> None:
+    """Training is that of one process, and predictions come in the order of the set."""
+    by_rank = values(run_ranks(train_and_predict, tmp_path / "two"))
+    two = run_path(tmp_path / "two", "baseline", 0)
+    one = arm_on(Ranks(), large(accumulate=2), "baseline", tmp_path / "one")
+    losses = [[row.loss for row in rows(path, StepRow)] for path in (two, one)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    alone = [line.split(",")[:4] for line in predict(two, Ranks(), tmp_path / "alone.csv").splitlines()]
+    assert [example for example, *_ in alone[1:]] == [str(index) for index in range(EVALUATION_EXAMPLES)]
+    for text in by_rank:
+        assert [line.split(",")[:4] for line in text.splitlines()] == alone
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A baseline of two ranks that nobody stopped."""

@@ -95,7 +95,7 @@ def test_warnings_about_first_weights(make_run: MakeRun, experiment: Path) -> No
 
 
 def test_a_teacher_that_learned_from_other_data_is_told(make_run: MakeRun, experiment: Path) -> None:
-    def row(data: str) -> EventRow:
+    def row(data: str | None) -> EventRow:
         return EventRow(0, "teacher", {"metrics": {"top1": 0.65}, "data_fingerprint": data})
 
     make_run("w2s", 0, FAST, extra=[row("f00d")])

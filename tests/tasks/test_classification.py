@@ -1,6 +1,7 @@
 """Image classification behind the seam."""
 
 from dataclasses import replace
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def test_a_teacher_that_cannot_be_trained_on_the_datas_images_is_refused() -> No
         task.build_model(Role.TEACHER)
 
 
-def test_predictions_are_right_where_accuracy_says_so() -> None:
+def test_predictions_are_right_where_accuracy_says_so(tmp_path: Path) -> None:
     """Also of equal logits, of which the first counts."""
     task = make_task()
     model = Watching()
@@ -178,8 +179,10 @@ def test_predictions_are_right_where_accuracy_says_so() -> None:
         model.layer.weight.zero_()
         model.layer.bias.copy_(torch.tensor([0.0, 0.0, 1.0, 2.0, 1.0, 2.0, 2.0, 2.0, 1.0, 1.0]))
     found = task.evaluate(model, with_predictions=True)
-    names = [task.classes[place] for place in (3, 5, 6, 7, 2)]
-    assert all([name for name, _ in one.top5] == names for one in found.predictions)
-    right = [one.label == one.predicted for one in found.predictions]
+    found.files["predictions"](tmp_path / "predictions.csv")
+    with (tmp_path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["top5"] for row in rows} == {"|".join(task.classes[place] for place in (3, 5, 6, 7, 2))}
+    right = [row["correct"] == "true" for row in rows]
     assert sum(right) / len(right) == pytest.approx(found.metrics["top1"])
     assert 0 < sum(right) < len(right)
