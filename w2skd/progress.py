@@ -21,8 +21,8 @@ from w2skd.report import units
 _RECENT_ROWS = 10
 """Progress rows over which the speed is averaged."""
 
-_TOLD_SHARE = 0.1
-"""Share of the time that warming up must take for the end to tell it."""
+_LONG_S = 10.0
+"""How long warming up must take for the end to tell its share."""
 
 
 class ProgressView:
@@ -172,8 +172,8 @@ class ProgressView:
             words.append(f"best {self._metric} {self._level(best)} at epoch {self._epochs(epoch)}")
         if self._pace.seconds > 0:
             shares = f"{self._pace.validation_share:.0%} in validation"
-            if self._pace.warming_up_share >= _TOLD_SHARE:
-                shares += f", {self._pace.warming_up_share:.0%} warming up"
+            if self._pace.warming_up_s >= _LONG_S:
+                shares += f", {self._pace.warming_up_s / self._pace.seconds:.0%} warming up"
             words.append(f"{units.duration(self._pace.seconds)} ({shares})")
         return f"finished: {', '.join(words)}" if words else "finished"
 
@@ -288,9 +288,9 @@ class _Pace:
         return self._clock.get("evaluate", 0.0) / self.seconds if self.seconds > 0 else 0.0
 
     @property
-    def warming_up_share(self) -> float:
-        """Share of the run's time that went into first steps, which pay for compilation and the choice of kernels."""
-        return self._clock.get("compile", 0.0) / self.seconds if self.seconds > 0 else 0.0
+    def warming_up_s(self) -> float:
+        """Time of the first steps, which pay for compilation and the choice of kernels."""
+        return self._clock.get("compile", 0.0)
 
     @property
     def examples_per_s(self) -> float | None:
