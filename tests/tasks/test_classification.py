@@ -1,7 +1,7 @@
 """Image classification behind the seam."""
 
-from dataclasses import replace
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
