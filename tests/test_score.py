@@ -83,6 +83,11 @@ def test_what_people_see_has_every_metric_and_every_class(run: Path) -> None:
     assert said.count("\n") > 10
 
 
+def test_what_was_written_is_said(run: Path, tmp_path: Path) -> None:
+    said = done("evaluate", "-c", run, "--predictions", tmp_path / "p.csv", "--confusion", tmp_path / "c.png").out
+    assert said.splitlines()[-2:] == [f"saved {tmp_path}/p.csv", f"saved {tmp_path}/c.png"]
+
+
 def test_a_bare_state_dict_needs_a_recipe(run: Path, tmp_path: Path) -> None:
     torch.save(weights(run), tmp_path / "bare.pt")
     line = refused("evaluate", "-c", tmp_path / "bare.pt", code=1)

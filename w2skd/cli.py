@@ -67,7 +67,9 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="DIR", help="The experiment's folder; runs/<recipe name> if left out."),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Instead of the recipe's seed.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="Instead of the recipe's seed.")
+]
 Resume = Annotated[
     str,
     typer.Option(
@@ -298,6 +300,10 @@ def evaluate(
                 pictures_to.mkdir(parents=True, exist_ok=True)
             evaluation.pictures(pictures_to, pictures)
     _print_score(scored, as_json)
+    if not as_json:
+        saved = [str(path) for path, _ in asked.values()] + ([str(pictures_to)] if pictures else [])
+        for where in saved:
+            _out.print(Text(f"saved {where}", "dim"), soft_wrap=True)
     for name, sign, level in targets:
         if name not in evaluation.metrics:
             known = ", ".join(evaluation.metrics)
