@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from w2skd.data.workers import in_workers
+from w2skd.data.workers import default_workers, in_workers
 from w2skd.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -286,3 +286,12 @@ def test_other_ways_to_start_processes_work():
 def test_errors_cross_processes_whole():
     error = pickle.loads(pickle.dumps(DataError("a.jpg: not an image")))
     assert (type(error), str(error)) == (DataError, "a.jpg: not an image")
+
+
+@pytest.mark.parametrize(("cores", "ranks", "workers"), [(2, 1, 2), (64, 1, 8), (64, 8, 8), (16, 8, 2), (4, 8, 1)])
+def test_by_default_the_ranks_of_a_machine_share_its_cores(
+    cores: int, ranks: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert default_workers() == workers

@@ -53,9 +53,9 @@ _REASONS = {
 
 
 def default_workers() -> int:
-    """One process a core, at most 8: more than a GPU needs for photographs, and what most machines can spare."""
+    """One process a core, shared among this machine's ranks; at least 1 and at most 8 a rank."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_WORKERS, cores)
+    return max(1, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def in_workers(
