@@ -114,7 +114,8 @@ class DetectorSection(Section):
 
     Attributes:
         frozen_norm: batch normalisation of the backbone keeps the statistics and scales it starts with, as the field
-            does with pretrained backbones and small batches.
+            does with pretrained backbones and small batches. So there must be weights to start with: a fresh backbone
+            would have no normalisation at all.
         anchor_scale: factor of all anchors' sides, 1 being those that torchvision made for COCO at 800 px.
         max_detections: of one image, the best by score.
     """
@@ -126,6 +127,9 @@ class DetectorSection(Section):
 
 class DetectionDistill(SoftenedDistillSection):
     """How the teacher's final outputs help; each part's weight beside the others, 0 leaves it out.
+
+    The temperature softens the class scores of Faster R-CNN's proposals; all other scores are sigmoids, taken as they
+    are.
 
     Attributes:
         class_weight: class scores, of anchors (RetinaNet) or of the student's proposals (Faster R-CNN).
@@ -159,7 +163,13 @@ class DetectionReport(ReportSection):
 
 
 class DetectionRecipe(Recipe):
-    """An object-detection experiment."""
+    """An object-detection experiment.
+
+    Two ranks learn what one process learns with twice the ``train.accumulate``. Another number of slices changes the
+    learning a little: distillation is divided by the teacher's confidence in a slice, Faster R-CNN draws its samples
+    slice by slice, and images are padded to the largest of theirs. RetinaNet's own losses are means over images, and
+    stay.
+    """
 
     task: Literal["detection"]
     data: DetectionData
@@ -175,6 +185,20 @@ class DetectionRecipe(Recipe):
         families = [model.partition("_")[0] for model in (self.teacher.model, self.student.model)]
         if families[0] != families[1]:
             raise ValueError(f"teacher.model: a {families[0]} cannot teach a {families[1]}: their outputs do not match")
-        if self.train.compile:
-            raise ValueError("train.compile: true would compile anew for every size of images: leave it out")
+        for where, section in (("train", self.train.model_dump()), ("teacher.train", self.teacher.train)):
+            if section.get("compile"):
+                raise ValueError(f"{where}.compile: true would compile anew for every size of images: leave it out")
+        if self.detector.frozen_norm:
+            starts = {"student": self.student.backbone, "teacher": self.teacher.backbone or self.teacher.checkpoint}
+            fresh = [f"{role}.backbone" for role, start in starts.items() if start is None]
+            if fresh:
+                raise ValueError(
+                    f"detector.frozen_norm: true keeps what a backbone starts with, but {' and '.join(fresh)} "
+                    f"{'is' if len(fresh) == 1 else 'are'} null: name weights there, or leave frozen_norm out"
+                )
+        parts = [self.distill.class_weight, self.distill.box_weight]
+        if families[0] == "fasterrcnn":
+            parts += [self.distill.objectness_weight, self.distill.rpn_box_weight]
+        if self.distill.weight > 0 and not any(parts):
+            raise ValueError("distill: the teacher's parts all have weight 0: give one of them more, or weight: 0")
         return self

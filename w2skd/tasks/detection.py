@@ -17,9 +17,11 @@ from w2skd.data.workers import default_workers
 from w2skd.distill import dense_distillation, proposal_distillation
 from w2skd.distributed import Ranks
 from w2skd.errors import CheckpointError
-from w2skd.metrics.coco import CocoScorer
+from w2skd.fit import fit
+from w2skd.metrics.coco import CocoScorer, choose_backend
 from w2skd.models.detection.catalog import Detector, backbone_classifier, build_detector, check_same_grid, load_backbone
 from w2skd.models.detection.output import Detections, DetectorOutput
+from w2skd.models.detection.retinanet import RetinaNet
 from w2skd.pictures import draw_boxes
 from w2skd.pretrained import open_weights
 from w2skd.recipe.detection import DetectionRecipe, DetectorStudent, DetectorTeacher
@@ -48,6 +50,7 @@ class DetectionTask:
 
     Raises:
         DataError: the annotations are damaged or contradictory, or their images are missing.
+        UsageError: the package that is to score is not installed.
     """
 
     def __init__(self, recipe: DetectionRecipe, *, train: TrainSection, seed: int, device: torch.device, ranks: Ranks):
@@ -57,6 +60,7 @@ class DetectionTask:
         self._seed = seed
         self._device = device
         self._ranks = ranks
+        choose_backend(recipe.eval.backend)
         self._listing = list_detection_data(recipe.data)
         data = recipe.data
         self._transform = DetectionTransform(
@@ -101,7 +105,7 @@ class DetectionTask:
         section: DetectorTeacher | DetectorStudent = (
             self._recipe.teacher if role is Role.TEACHER else self._recipe.student
         )
-        detector = self._build(section.model)
+        detector = self._build(section.model, self._recipe.detector.anchor_scale)
         if section.backbone is not None:
             weights = open_weights(section.backbone, backbone_classifier(section.model) or section.model)
             try:
@@ -111,7 +115,15 @@ class DetectionTask:
         return detector
 
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
-        """The recipe's detector of that role with these weights, which must be of the same categories and anchors."""
+        """The recipe's detector of that role with these weights, which must be of the same categories.
+
+        It keeps the anchors that it was trained with, if its file says; a teacher's must be the student's.
+
+        Raises:
+            RecipeError: a teacher's anchors differ from the student's.
+            CheckpointError: the weights are another architecture's, their categories are not the data's, or their
+                images were normalised in another way.
+        """
         name = self._recipe.model_of(role)
         account = []
         theirs = weights.details.get("classes")
@@ -119,11 +131,21 @@ class DetectionTask:
             account.append(f"{weights.path.name} does not name its categories: taken for the data's in the same order")
         elif list(theirs) != list(self.classes):
             raise CheckpointError(f"{weights.path}: {self._how_labels_differ(list(theirs))}")
-        detector = self._build(name)
+        normalization = weights.details.get("normalization")
+        if normalization not in (None, self.describe_model()["normalization"]):
+            raise CheckpointError(f"{weights.path}: its images were normalised in another way than the data's are")
+        anchor_scale = self._recipe.detector.anchor_scale
+        if isinstance(weights.recipe, DetectionRecipe) and weights.recipe.detector.anchor_scale != anchor_scale:
+            anchor_scale = weights.recipe.detector.anchor_scale
+            account.append(f"its anchors are those it was trained with, of anchor_scale {anchor_scale:g}")
+        detector = self._build(name, anchor_scale)
+        count = _categories_in(detector, weights)
+        if count not in (None, len(self.classes)):
+            raise CheckpointError(f"{weights.path}: it finds {count} categories, the data has {len(self.classes)}")
         load_into(detector, weights, expected=name)
         if role is Role.TEACHER:
             with torch.device("meta"):
-                student = self._build(self._recipe.student.model)
+                student = self._build(self._recipe.student.model, self._recipe.detector.anchor_scale)
             check_same_grid(student, detector)
         return FittedModel(detector, tuple(account))
 
@@ -199,8 +221,8 @@ class DetectionTask:
                 (found,) = model(batch.images, batch.sizes).detections
             height, width = batch.sizes[0]
             image = (batch.images[0, :, :height, :width].cpu() * std + mean).clamp(0, 1).mul(255).round()
-            path = folder / f"{Path(chosen.examples.name(index)).stem}.png"
             truth, name = batch.targets[0], chosen.examples.name(index)
+            path = folder / f"{index + 1:03d}_{Path(name).stem}.png"  # several folders may have images of one name
             draw_boxes(
                 [image.to(torch.uint8)],
                 [found],
@@ -254,13 +276,13 @@ class DetectionTask:
     def _ground_truth(self) -> dict[str, Any]:
         return self._listing.evaluation.ground_truth()
 
-    def _build(self, name: str) -> Detector:
+    def _build(self, name: str, anchor_scale: float) -> Detector:
         section = self._recipe.detector
         return build_detector(
             name,
             len(self.classes),
             frozen_norm=section.frozen_norm,
-            anchor_scale=section.anchor_scale,
+            anchor_scale=anchor_scale,
             max_detections=section.max_detections,
         )
 
@@ -271,3 +293,13 @@ class DetectionTask:
             (place, pair) for place, pair in enumerate(zip(theirs, self.classes, strict=True)) if len(set(pair)) > 1
         )
         return f"its label map differs from the data's: number {place + 1} is '{pair[0]}', in the data '{pair[1]}'"
+
+
+def _categories_in(detector: Detector, weights: Weights) -> int | None:
+    """How many categories weights tell apart, by the last of their layers; None if they are not of this family."""
+    state = fit(detector, weights.state).state
+    if isinstance(detector, RetinaNet):
+        scores = state.get("head.classification_head.cls_logits.bias")
+        return None if scores is None else len(scores) // detector.anchor_generator.num_anchors_per_location()[0]
+    scores = state.get("roi_heads.box_predictor.cls_score.bias")
+    return None if scores is None else len(scores) - 1
