@@ -141,6 +141,16 @@ def test_more_examples_than_there_are_is_told(recipe: Path, root: Path, tmp_path
     assert line == f"{root / EVALUATION}: 4 examples were asked for, but there are only 3"
 
 
+@pytest.mark.parametrize(("name", "images", "purpose"), [(TRAIN, 4, "to learn from"), (EVALUATION, 3, "to score by")])
+def test_sets_without_a_box_are_told(
+    name: str, images: int, purpose: str, recipe: Path, root: Path, tmp_path: Path
+) -> None:
+    """Every score of a run would be NaN."""
+    rewrite(root / name, lambda document: [row.update(iscrowd=1) for row in document["annotations"]])
+    line = refused("train-teacher", "-r", recipe, "--out", tmp_path / "runs", *on_coco(root), code=1)
+    assert line == f"{root / name}: no box {purpose} in {images} images; crowd regions do not count"
+
+
 def test_an_image_of_another_size_than_its_record_says_is_named(recipe: Path, root: Path, tmp_path: Path) -> None:
     """By its boxes' scale a run would learn and score nonsense."""
     for row in (root / TRAIN, root / EVALUATION):

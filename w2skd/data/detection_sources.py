@@ -10,6 +10,7 @@ from w2skd.data.detection_listing import CocoListing, check_same_categories
 from w2skd.data.images import Normalization
 from w2skd.data.scenes import NORMALIZATION, list_scenes
 from w2skd.data.sources import IMAGENET
+from w2skd.errors import DataError
 from w2skd.recipe.detection import DetectionData
 
 _TRAIN_SCENES = 1024
@@ -30,15 +31,16 @@ def list_detection_data(section: DetectionData) -> DetectionListing:
     """List what a recipe's ``data`` section asks for, without reading images; runs in one process share the result.
 
     Raises:
-        DataError: files are missing, damaged, too few or contradictory.
+        DataError: files are missing, damaged, too few or contradictory, or there is no box in one of the sets.
     """
     train, evaluation, normalization = SOURCES[section.source](section)
     check_same_categories(train, evaluation)
-    return DetectionListing(
-        train.subset(section.train_examples, section.split_seed),
-        evaluation.subset(section.eval_examples, section.split_seed),
-        normalization,
-    )
+    train = train.subset(section.train_examples, section.split_seed)
+    evaluation = evaluation.subset(section.eval_examples, section.split_seed)
+    for listing, purpose in ((train, "to learn from"), (evaluation, "to score by")):
+        if not len(listing.table.boxes):
+            raise DataError(f"{listing.name}: no box {purpose} in {len(listing)} images; crowd regions do not count")
+    return DetectionListing(train, evaluation, normalization)
 
 
 def _coco(section: DetectionData) -> tuple[CocoListing, CocoListing, Normalization]:
