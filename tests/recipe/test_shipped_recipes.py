@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from w2skd.recipe.classification import ClassificationRecipe
+from w2skd.recipe.detection import DetectionRecipe
 from w2skd.recipe.flat import flatten
 from w2skd.recipe.load import dump_recipe, load_recipe, shipped_recipes, validate_recipe
 from w2skd.recipe.yaml_text import parse_yaml
@@ -19,18 +20,36 @@ FULL = [file for file in FILES if not file.stem.endswith("_smoke")]
 
 STEPS_PER_EPOCH = 100
 
-SAME_IN_SMOKE = (
-    "task",
-    *(f"data.{key}" for key in ("source", "train_folder", "eval_folder", "interpolation", "normalization", "feed")),
-    *(f"data.{key}" for key in ("augment", "crop_scale", "erasing_probability", "mixup", "cutmix", "repeats")),
-    *("teacher.model", "teacher.checkpoint", "teacher.normalization", "student.model", "loss.label_smoothing"),
+SAME_IN_EVERY_SMOKE = (
+    *("task", "data.source", "data.augment", "teacher.model", "teacher.checkpoint", "student.model"),
     *("train.optimizer.name", "train.optimizer.decay_norms_and_biases", "train.precision", "train.compile"),
     *("distill.temperature", "distill.final_temperature", "report.metric"),
 )
 """What decides through which code an experiment passes, rather than how long that takes."""
 
+SAME_IN_SMOKE = {
+    "classification": (
+        *(f"data.{key}" for key in ("train_folder", "eval_folder", "interpolation", "normalization", "feed")),
+        *(f"data.{key}" for key in ("crop_scale", "erasing_probability", "mixup", "cutmix", "repeats")),
+        *("teacher.normalization", "loss.label_smoothing"),
+    ),
+    # Not the backbones' weights, nor what hangs on them: a smoke recipe does without network.
+    "detection": (
+        *(f"data.{key}" for key in ("train_images", "train_annotations", "eval_images", "eval_annotations")),
+        *(f"distill.{key}_weight" for key in ("class", "box", "objectness", "rpn_box")),
+        "eval.backend",
+    ),
+}
+"""Task -> the same of that task."""
+
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 each_full = pytest.mark.parametrize("file", FULL, ids=lambda file: file.stem)
+
+
+def each_of(task: str) -> pytest.MarkDecorator:
+    """Every file of a task."""
+    files = [file for file in FILES if load_recipe(file.stem).task == task]
+    return pytest.mark.parametrize("file", files, ids=lambda file: file.stem)
 
 
 def plain(name: str) -> dict[str, Any]:
@@ -42,6 +61,13 @@ def classification(name: str) -> ClassificationRecipe:
     """A recipe that is one of image classification."""
     recipe = load_recipe(name)
     assert isinstance(recipe, ClassificationRecipe)
+    return recipe
+
+
+def detection(name: str) -> DetectionRecipe:
+    """A recipe that is one of object detection."""
+    recipe = load_recipe(name)
+    assert isinstance(recipe, DetectionRecipe)
     return recipe
 
 
@@ -105,9 +131,10 @@ def test_its_data_is_told_where_it_must_be_brought(file: Path) -> None:
 
 
 @each_file
-def test_the_teacher_is_another_model_than_the_student(file: Path) -> None:
+def test_the_teacher_is_another_model_than_the_student_or_is_trained_for_less_time(file: Path) -> None:
     recipe = load_recipe(str(file))
-    assert recipe.teacher.model != recipe.student.model
+    steps = [train.total_steps(STEPS_PER_EPOCH) for train in (recipe.teacher_train(), recipe.train)]
+    assert recipe.teacher.model != recipe.student.model or steps[0] < steps[1]
 
 
 @each_file
@@ -126,7 +153,7 @@ def test_distillation_acts_early_and_its_end_is_seen(file: Path) -> None:
         assert end <= 0.7 * total
 
 
-@each_file
+@each_of("classification")
 def test_a_batch_consists_of_whole_groups_of_repeats(file: Path) -> None:
     recipe = classification(file.stem)
     for train in (recipe.train, recipe.teacher_train()):
@@ -136,22 +163,27 @@ def test_a_batch_consists_of_whole_groups_of_repeats(file: Path) -> None:
 @each_full
 def test_its_smoke_recipe_passes_through_the_same_code(file: Path) -> None:
     full, smoke = plain(file.stem), plain(f"{file.stem}_smoke")
-    assert {key: smoke.get(key) for key in SAME_IN_SMOKE} == {key: full.get(key) for key in SAME_IN_SMOKE}
-    missing = [key for key in SAME_IN_SMOKE if key not in full]
+    same = (*SAME_IN_EVERY_SMOKE, *SAME_IN_SMOKE[full["task"]])
+    assert {key: smoke.get(key) for key in same} == {key: full.get(key) for key in same}
+    missing = [key for key in same if key not in full]
     assert missing == []
-    assert (smoke["data.progressive"] is None) == (full["data.progressive"] is None)
-    assert classification(f"{file.stem}_smoke").data.needs_streaming == classification(file.stem).data.needs_streaming
+    if full["task"] == "classification":
+        assert (smoke["data.progressive"] is None) == (full["data.progressive"] is None)
+        feeds = [classification(name).data.needs_streaming for name in (f"{file.stem}_smoke", file.stem)]
+        assert feeds[0] == feeds[1]
 
 
 @each_full
 def test_its_smoke_recipe_is_tiny(file: Path) -> None:
-    full, smoke = classification(file.stem), classification(f"{file.stem}_smoke")
-    assert smoke.data.train_examples is not None
-    assert smoke.data.train_examples <= 500
-    assert smoke.data.eval_examples is not None
-    assert smoke.data.eval_examples <= 500
-    assert (smoke.data.image_size or 0) <= (full.data.image_size or 0)
-    steps_per_epoch = -(-smoke.data.train_examples // smoke.train.batch_size)
+    full, smoke = plain(file.stem), load_recipe(f"{file.stem}_smoke")
+    data = smoke.model_dump(mode="json")["data"]
+    assert data["train_examples"] is not None
+    assert data["train_examples"] <= 500
+    assert data["eval_examples"] is not None
+    assert data["eval_examples"] <= 500
+    for side in ("image_size", "min_size", "max_size"):
+        assert (data.get(side) or 0) <= (full.get(f"data.{side}") or 0)
+    steps_per_epoch = -(-data["train_examples"] // smoke.train.batch_size)
     assert smoke.train.total_steps(steps_per_epoch) <= 20
     if smoke.teacher.checkpoint is None:
         assert smoke.teacher_train().total_steps(steps_per_epoch) <= 20
@@ -171,6 +203,26 @@ def test_the_three_resnets_of_imagenet_differ_in_what_their_names_say() -> None:
     ):
         other = plain(name)
         assert {key for key in base.keys() | other.keys() if base.get(key) != other.get(key)} == allowed
+
+
+def test_the_two_detectors_of_coco_differ_in_what_their_names_say() -> None:
+    one, other = plain("coco_retinanet_r50"), plain("coco_fasterrcnn_r50")
+    allowed = {"name", "teacher.model", "student.model", "train.optimizer.lr"}
+    assert {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} == allowed
+
+
+@each_of("detection")
+def test_normalisations_are_frozen_only_with_the_weights_they_belong_to(file: Path) -> None:
+    recipe = detection(file.stem)
+    if recipe.detector.frozen_norm:
+        assert recipe.teacher.backbone is not None
+        assert recipe.student.backbone is not None
+
+
+@pytest.mark.parametrize("name", ["coco_retinanet_r50_smoke", "coco_fasterrcnn_r50_smoke"])
+def test_the_smoke_recipes_of_coco_need_no_network(name: str) -> None:
+    recipe = detection(name)
+    assert [recipe.teacher.backbone, recipe.student.backbone] == [None, None]
 
 
 @pytest.mark.shared_data
