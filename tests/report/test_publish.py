@@ -1,5 +1,6 @@
 """Records without weights, from which everything can be made again."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,22 @@ def test_records_and_report_are_copied_and_weights_are_not(trained: Path, tmp_pa
         assert sorted(path.name for path in (target / run).iterdir()) == sorted(RECORDS)
     assert as_json(report) == as_json(write_report(trained))
     assert (target / "report" / "report.md").read_bytes() == (trained / "report" / "report.md").read_bytes()
+
+
+def test_where_things_lay_is_not_published(trained: Path, tmp_path: Path) -> None:
+    run = trained / "w2s" / "seed0"
+    recipe = (run / "recipe.yaml").read_text()
+    assert "root: data\n" in recipe
+    (run / "recipe.yaml").write_text(recipe.replace("root: data\n", "root: /home/me/secret/flowers\n"))
+    row = {"row": "event", "step": 0, "name": "teacher", "checkpoint": f"{trained}/teacher/model.safetensors"}
+    metrics = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n" + metrics)
+    publish(trained, tmp_path / "docs")
+    published = tmp_path / "docs" / "w2s" / "seed0"
+    assert "root: data/flowers\n" in (published / "recipe.yaml").read_text()
+    first, _, rest = (published / "metrics.jsonl").read_text().partition("\n")
+    assert json.loads(first)["checkpoint"] == f"runs/{trained.name}/teacher/model.safetensors"
+    assert rest == metrics
 
 
 def test_published_again_it_takes_the_place_of_what_was_there(trained: Path, tmp_path: Path) -> None:

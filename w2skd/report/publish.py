@@ -1,6 +1,5 @@
 """The records of an experiment, without its weights: small enough to be kept, enough to make every table again."""
 
-import shutil
 from pathlib import Path
 
 from w2skd.errors import RunDirError
@@ -8,12 +7,16 @@ from w2skd.files import writing
 from w2skd.report.contract import Report
 from w2skd.report.experiment import read_experiment
 from w2skd.report.render import write_report
+from w2skd.rundir import RunRecord
 
 RECORDS = ("recipe.yaml", "environment.json", "status.json", "metrics.jsonl")
 
 
 def publish(experiment: Path, target: Path) -> Report:
     """Copy every run's records to `target`, which must be new, empty or an earlier publication, and report there.
+
+    Where on a machine the experiment and its data lay is nobody's business: absolute paths to them become
+    ``runs/<name>`` and ``data/<name>``.
 
     Raises:
         RunDirError: `experiment` holds no runs, or `target` is the experiment itself or holds weights.
@@ -27,5 +30,16 @@ def publish(experiment: Path, target: Path) -> Report:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for name in RECORDS:
-                shutil.copyfile(run.path / name, folder / name)
+                text = (run.path / name).read_text(encoding="utf-8")
+                (folder / name).write_text(_without_places(text, run, experiment), encoding="utf-8")
     return write_report(target)
+
+
+def _without_places(text: str, run: RunRecord, experiment: Path) -> str:
+    places = {str(experiment.resolve()): f"runs/{experiment.resolve().name}"}
+    root = Path(run.recipe.model_dump(mode="json").get("data", {}).get("root") or ".")
+    if root.is_absolute():
+        places[str(root)] = f"data/{root.name}"
+    for place, name in places.items():
+        text = text.replace(place, name)
+    return text
