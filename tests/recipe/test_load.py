@@ -97,7 +97,7 @@ def test_a_file_may_have_any_ending(tmp_path: Path, recipe_file: Write) -> None:
         ("recipes/demoo.yaml", f"recipe recipes/demoo.yaml: {NOWHERE} (did you mean 'demo'?)"),
         ("cifar10_resnet65.yaml", f"recipe cifar10_resnet65.yaml: {NOWHERE} (did you mean 'cifar10_resnet56'?)"),
         ("", "recipe : "),
-        ("qqqq", f"recipe qqqq: {NOWHERE}; shipped are: cifar100_resnet56, "),
+        ("qqqq", f"recipe qqqq: {NOWHERE}; shipped are: bccd_cpu, "),
         (".", "recipe .: a folder, not a file"),
     ],
 )
