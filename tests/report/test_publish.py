@@ -33,7 +33,10 @@ def test_where_things_lay_is_not_published(trained: Path, tmp_path: Path) -> Non
     run = trained / "w2s" / "seed0"
     recipe = (run / "recipe.yaml").read_text()
     assert "root: data\n" in recipe
-    (run / "recipe.yaml").write_text(recipe.replace("root: data\n", "root: /home/me/secret/flowers\n"))
+    recipe = recipe.replace("root: data\n", "root: /home/me/secret/flowers\n")
+    assert "checkpoint: null\n" in recipe
+    recipe = recipe.replace("checkpoint: null\n", "checkpoint: /home/me/secret/old/teacher\n", 1)
+    (run / "recipe.yaml").write_text(recipe)
     row = {"row": "event", "step": 0, "name": "teacher", "checkpoint": f"{trained}/teacher/model.safetensors"}
     metrics = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(json.dumps(row) + "\n" + metrics)
@@ -43,6 +46,8 @@ def test_where_things_lay_is_not_published(trained: Path, tmp_path: Path) -> Non
     first, _, rest = (published / "metrics.jsonl").read_text().partition("\n")
     assert json.loads(first)["checkpoint"] == f"runs/{trained.name}/teacher/model.safetensors"
     assert rest == metrics
+    assert "checkpoint: runs/old/teacher\n" in (published / "recipe.yaml").read_text()
+    assert "secret" not in "".join(path.read_text() for path in published.iterdir())
 
 
 def test_published_again_it_takes_the_place_of_what_was_there(trained: Path, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ RECORDS = ("recipe.yaml", "environment.json", "status.json", "metrics.jsonl")
 def publish(experiment: Path, target: Path) -> Report:
     """Copy every run's records to `target`, which must be new, empty or an earlier publication, and report there.
 
-    Where on a machine the experiment and its data lay is nobody's business: absolute paths to them become
-    ``runs/<name>`` and ``data/<name>``.
+    Where on a machine the experiment, a teacher from elsewhere and the data lay is nobody's business: of absolute paths
+    to them only ``runs/<name>`` and ``data/<name>`` is left.
 
     Raises:
         RunDirError: `experiment` holds no runs, or `target` is the experiment itself or holds weights.
@@ -40,6 +40,9 @@ def _without_places(text: str, run: RunRecord, experiment: Path) -> str:
     root = Path(run.recipe.model_dump(mode="json").get("data", {}).get("root") or ".")
     if root.is_absolute():
         places[str(root)] = f"data/{root.name}"
+    teacher = run.recipe.teacher.checkpoint
+    if teacher is not None and teacher.is_absolute():
+        places[str(teacher.parent)] = f"runs/{teacher.parent.name}"
     for place, name in places.items():
         text = text.replace(place, name)
     return text
