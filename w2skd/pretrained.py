@@ -35,7 +35,7 @@ from w2skd.models.imagenet import imagenet_ids
 from w2skd.recipe.classification import PUBLISHERS
 from w2skd.recipe.schema import published_weights
 
-LIBRARIES = ("torchvision", "timm")
+LIBRARIES = tuple(publisher.removesuffix(":") for publisher in PUBLISHERS)
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _PATIENCE_S = 30.0

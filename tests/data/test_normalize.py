@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from w2skd.data.images import Normalization
-from w2skd.data.normalize import Normalizer
+from w2skd.data.normalize import Normalizer, to_bytes
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -16,3 +16,12 @@ def test_any_size_and_layout_is_normalised(channels_last: bool):
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         assert images.is_contiguous(memory_format=memory_format)
         torch.testing.assert_close(images, (pixels / 255 - mean) / std, rtol=0, atol=2e-6)
+
+
+def test_bytes_come_back_from_what_was_normalised():
+    normalization = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
+    images = Normalizer(normalization, torch.device("cpu"), False)(pixels)
+    assert torch.equal(to_bytes(images, normalization), pixels)
+    assert torch.equal(to_bytes(images[0], normalization), pixels[0])
+    assert to_bytes(images * 100, normalization).unique().tolist() == [0, 255]

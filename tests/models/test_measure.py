@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from w2skd.models.catalog import build_classifier
-from w2skd.models.measure import forward_flops
+from w2skd.models.measure import activation_bytes, forward_flops
 
 
 def test_flops_of_layers_worked_out_by_hand():
@@ -53,3 +53,21 @@ def test_counting_flops_leaves_the_model_as_it_was():
     assert [module.training for module in (model, model.features[0], model.features[1])] == [True, True, False]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_a_forward_keeps_grows_with_the_batch_alone():
+    # Linear keeps its inputs (6 numbers) and its weights, which are there anyway; tanh its results (5).
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh()).train()
+    for examples in (1, 3):
+        assert activation_bytes(model, (torch.randn(examples, 6, requires_grad=True),)) == 4 * (6 + 5)
+    assert model.training
+
+
+def test_what_is_no_tensor_is_doubled_by_example():
+    class Sized(nn.Module):
+        def forward(self, images, sizes):
+            assert len(images) == len(sizes)
+            return torch.tanh(images)
+
+    images = torch.randn(2, 3, 4, 4, requires_grad=True)
+    assert activation_bytes(Sized(), (images, ((4, 4), (4, 3)))) == 4 * 3 * 4 * 4

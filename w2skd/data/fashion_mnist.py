@@ -31,6 +31,7 @@ def find_files(root: Path) -> dict[str, tuple[Path, Path]] | None:
             for part, prefix in (("train", "train"), ("test", "t10k"))
         }
         if all(path is not None for paths in found.values() for path in paths):
+            # None of them is None, as was just seen.
             return found  # type: ignore[return-value]
     return None
 

@@ -40,3 +40,9 @@ class Normalizer:
         # Of an image's full size and layout: a multiply-add that broadcasts over colours only is 4 times slower.
         full = colours.float()[None, :, None, None].expand(1, 3, *size)
         return full.to(self._device).contiguous(memory_format=self._format)
+
+
+def to_bytes(images: Tensor, normalization: Normalization) -> Tensor:
+    """The way back, for the eye: normalised float [..., 3, H, W] on any device to uint8 of that shape on the CPU."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normalization.mean, normalization.std))
+    return (images.cpu() * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -79,7 +79,8 @@ class ClassificationData(Section):
         feed: ``resident`` keeps all images as uint8 on the training device, ``streaming`` reads them when they are
             needed, in `workers` processes; ``auto`` is resident where the augmentation allows it and the images take
             at most a quarter of the device's memory.
-        workers: reading processes of a streaming feed; null is one a core, at most 8; 0 reads between the steps.
+        workers: a rank's reading processes of a streaming feed; null is its share of the cores, at most 8; 0 reads
+            between the steps.
         worker_timeout_s: how long a batch may take them.
         augment: applied per example, in this order: ``random_resized_crop`` (a part of the image of random share and
             shape; Szegedy et al. 2015) or ``crop`` (reflect-pad by an eighth, random crop), ``flip`` (horizontal),

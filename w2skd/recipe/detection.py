@@ -42,7 +42,7 @@ class DetectionData(Section):
         train_examples: a random subset of that size; null takes all (``shapes``: 1,024).
         eval_examples: the same for the evaluation set; null takes all (``shapes``: 256).
         split_seed: draws the subsets, whatever the run's seed.
-        workers: reading processes; null is one a core, at most 8; 0 reads between the steps.
+        workers: reading processes of a rank; null is its share of the cores, at most 8; 0 reads between the steps.
         worker_timeout_s: how long a batch may take them.
         augment: applied per image, in this order: ``crop`` (a random part of at least half of either side), ``scale``
             (its sizes by a random factor out of `scale_range`), ``flip`` (horizontal).

@@ -12,6 +12,7 @@ from torch.nn import functional
 from w2skd.checkpoint import Weights, load_into, number_of_classes
 from w2skd.data.batch import LabelledImages
 from w2skd.data.feeds import ImageFeeds
+from w2skd.data.normalize import to_bytes
 from w2skd.distill import distillation_kl
 from w2skd.distributed import Ranks
 from w2skd.errors import CheckpointError, RecipeError
@@ -83,8 +84,6 @@ class ClassificationTask:
     def preview(self) -> Preview:
         """The first training batch, as models see it but for its normalisation."""
         batch = next(self.train_batches(0))
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in _mean_and_std(self._normalization))
-        pixels = (batch.images.cpu() * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)
         labels = [self.classes[label] for label in batch.labels.tolist()]
         if batch.partner_labels is not None:
             partners = [self.classes[label] for label in batch.partner_labels.tolist()]
@@ -92,7 +91,7 @@ class ClassificationTask:
                 labels, partners = partners, labels
             larger = max(batch.share, 1 - batch.share)
             labels = [f"{larger:.0%} {a}, {b}" for a, b in zip(labels, partners, strict=True)]
-        return Preview(pixels, tuple(labels))
+        return Preview(to_bytes(batch.images, self._feeds.normalization), tuple(labels))
 
     def describe_model(self) -> dict[str, list[Any]]:
         """The classes, in the order of the outputs, and mean and deviation by which its images are normalised."""
@@ -180,7 +179,10 @@ class ClassificationTask:
         if with_predictions:
             found = [prediction for part in self._ranks.gather(found) for prediction in part]
         per_class = [{**row, "class": name} for name, row in zip(self.classes, accuracy.per_class(), strict=True)]
-        files = {"predictions": partial(_write, found), "confusion": partial(self._draw_confusion, found)}
+        files = {
+            "predictions": partial(write_predictions, predictions=found),
+            "confusion": partial(self._draw_confusion, found),
+        }
         return Evaluation(accuracy.result(), {"classes": per_class}, files=files if with_predictions else {})
 
     def _draw_confusion(self, predictions: list[Prediction], path: Path) -> None:
@@ -236,10 +238,6 @@ class ClassificationTask:
             return [*told.mean, *told.std], None
         where = ": teacher.normalization can tell" if role is Role.TEACHER else ""
         return self._normalization, f"how its images were normalised is not on record: taken for the data's own{where}"
-
-
-def _write(predictions: list[Prediction], path: Path) -> None:
-    write_predictions(path, predictions)
 
 
 def _mean_and_std(normalization: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:

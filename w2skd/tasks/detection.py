@@ -13,6 +13,7 @@ from w2skd.data.detection_batch import ImagesWithBoxes
 from w2skd.data.detection_feed import DetectionFeed, detection_evaluation_batches
 from w2skd.data.detection_sources import list_detection_data
 from w2skd.data.detection_transforms import DetectionTransform
+from w2skd.data.normalize import to_bytes
 from w2skd.data.workers import default_workers
 from w2skd.distill import dense_distillation, proposal_distillation
 from w2skd.distributed import Ranks
@@ -156,11 +157,8 @@ class DetectionTask:
     def preview(self) -> Preview:
         """The first training batch, as models see it but for its normalisation, with its boxes counted."""
         batch = next(self.train_batches(0))
-        normalization = self._listing.normalization
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normalization.mean, normalization.std))
-        pixels = (batch.images.cpu() * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)
         captions = [f"{len(target)} box{'es' if len(target) != 1 else ''}" for target in batch.targets]
-        return Preview(pixels, tuple(captions))
+        return Preview(to_bytes(batch.images, self._listing.normalization), tuple(captions))
 
     def train_batches(self, first_step: int) -> Iterator[ImagesWithBoxes]:
         """Augmented micro-batches of this rank."""
@@ -211,7 +209,6 @@ class DetectionTask:
         listing = self._listing.evaluation
         chosen = listing.select(torch.arange(min(count, len(listing))))
         normalization = self._listing.normalization
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normalization.mean, normalization.std))
         paths = []
         batches = detection_evaluation_batches(
             chosen, normalization, transform=self._transform, device=self._device, batch_size=1, workers=0
@@ -220,11 +217,11 @@ class DetectionTask:
             with torch.inference_mode():
                 (found,) = model(batch.images, batch.sizes).detections
             height, width = batch.sizes[0]
-            image = (batch.images[0, :, :height, :width].cpu() * std + mean).clamp(0, 1).mul(255).round()
+            image = to_bytes(batch.images[0, :, :height, :width], normalization)
             truth, name = batch.targets[0], chosen.examples.name(index)
             path = folder / f"{index + 1:03d}_{Path(name).stem}.png"  # several folders may have images of one name
             draw_boxes(
-                [image.to(torch.uint8)],
+                [image],
                 [found],
                 [(truth.boxes, truth.labels)],
                 [name],
