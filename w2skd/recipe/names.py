@@ -40,6 +40,36 @@ DETECTORS = (
 )
 """Family, underscore, body; detectors of one family can teach one another."""
 
+DENOISERS = (
+    "unet_nc64_rb2",
+    "unet_nc128_rb3",
+    "unet_nc160_rb3",
+    "unet_mini_nc16_rb1",
+    "unet_mini_nc32_rb1",
+    "unet_mini_nc32_rb2",
+    "unet_mini_nc64_rb2",
+)
+"""nc: channels of the first resolution; rb: residual blocks per resolution; mini: two resolutions instead of four."""
+
+FEATURE_EXTRACTORS = (
+    "inception-v3-compat",
+    "vgg16",
+    "clip-rn50",
+    "clip-rn101",
+    "clip-rn50x4",
+    "clip-rn50x16",
+    "clip-rn50x64",
+    "clip-vit-b-32",
+    "clip-vit-b-16",
+    "clip-vit-l-14",
+    "clip-vit-l-14-336px",
+    "dinov2-vit-s-14",
+    "dinov2-vit-b-14",
+    "dinov2-vit-l-14",
+    "dinov2-vit-g-14",
+)
+"""torch-fidelity's."""
+
 CLASSIFICATION_SOURCES = ("cifar10", "cifar100", "fashion_mnist", "image_folder", "shapes")
 
 
@@ -68,6 +98,7 @@ METRICS = {
             *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
         )
     },
+    "diffusion": {name: MetricFacts(higher_is_better=False, is_share=False) for name in ("fid", "kid")},
 }
 """Task -> metric -> facts. A name means the same in every task that has it."""
 
@@ -106,5 +137,33 @@ def unknown_classifier(name: str) -> str:
     return f"unknown model {name!r}{hint}; known: {', '.join(CLASSIFIERS)}, {elsewhere}"
 
 
-EVALUATION_LEAVES = {"classification": ("predictions", "confusion"), "detection": ("results", "pictures")}
+def is_denoiser(name: str) -> bool:
+    """Whether a recipe may name this U-Net: one of ours, or ``diffusers:`` and a folder."""
+    prefix, colon, folder = name.partition(":")
+    return name in DENOISERS or (prefix == "diffusers" and bool(colon) and bool(folder.strip()))
+
+
+def unknown_denoiser(name: str) -> str:
+    """What to say about a name that is no U-Net."""
+    known = f"{', '.join(DENOISERS)}, diffusers:<folder>"
+    return f"unknown model {name!r}{suggest(name, DENOISERS)}; known: {known}"
+
+
+def is_extractor(name: str) -> bool:
+    """Whether a recipe may name this network to compare images by: torch-fidelity's, or ``checkpoint:`` and a run."""
+    prefix, colon, run = name.partition(":")
+    return name in FEATURE_EXTRACTORS or (prefix == "checkpoint" and bool(colon) and bool(run.strip()))
+
+
+def unknown_extractor(name: str) -> str:
+    """What to say about a name that is no feature extractor."""
+    known = f"{', '.join(FEATURE_EXTRACTORS)}, checkpoint:<run>"
+    return f"unknown extractor {name!r}{suggest(name, FEATURE_EXTRACTORS)}; known: {known}"
+
+
+EVALUATION_LEAVES = {
+    "classification": ("predictions", "confusion"),
+    "detection": ("results", "pictures"),
+    "diffusion": ("samples", "pictures"),
+}
 """Task -> what an evaluation of it can leave besides its numbers."""
