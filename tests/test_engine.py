@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from w2skd.errors import TrainingError
 from w2skd.recipe.schema import TrainSection
 from w2skd.records import EvalRow, EventRow, StepRow
 from w2skd.schedule import DistillSchedule
-from w2skd.tasks.base import Evaluation, Losses, Metric, Role
+from w2skd.tasks.base import Evaluation, Losses, Metric, Remark, Role, Snapshot
 from w2skd.teacher import FrozenTeacher
 
 CPU = torch.device("cpu")
@@ -464,6 +465,24 @@ def test_ema_is_what_is_validated() -> None:
     list(trained.train())
     assert trained.evaluated_model is not trained.student
     assert not torch.equal(trained.evaluated_model.weight, trained.student.weight)
+
+
+def test_remarks_and_a_snapshot_follow_their_validation_and_precede_its_checkpoint() -> None:
+    def draw(path: Path) -> None:
+        raise AssertionError(f"the engine draws {path} itself")
+
+    class Drawing(ToyTask):
+        def evaluate(self, model: nn.Module, *, with_predictions: bool = False) -> Evaluation:
+            plain = super().evaluate(model)
+            return replace(plain, account=("one", "two"), snapshot=draw if self.evaluations == 2 else None)
+
+    rows = list(engine(Drawing(), train_section(steps=10, log_every=100)).train())
+    assert [type(row) for row in rows] == [
+        *(StepRow, EvalRow, Remark, Remark, SaveDue),
+        *(StepRow, EvalRow, Remark, Remark, Snapshot, SaveDue),
+    ]
+    assert rows[2:4] == [Remark(5, "one"), Remark(5, "two")]
+    assert rows[-2] == Snapshot(10, draw)
 
 
 def test_evaluation_restores_the_mode() -> None:

@@ -22,7 +22,7 @@ from w2skd.precision import LossScale, autocast
 from w2skd.recipe.schema import TrainSection
 from w2skd.records import EvalRow, EventRow, Row, StepRow
 from w2skd.schedule import DistillSchedule, SwitchedOff, lr_factor
-from w2skd.tasks.base import Batch, Evaluation, Losses, Task
+from w2skd.tasks.base import Batch, Evaluation, Losses, Remark, Snapshot, Task
 from w2skd.teacher import FrozenTeacher
 from w2skd.window import Window
 
@@ -106,7 +106,7 @@ class Engine:
         """The weights that validations, switch and the finished model use: the average where there is one."""
         return self.student if self.average is None else self.average.module
 
-    def train(self) -> Iterator[Row | SaveDue]:
+    def train(self) -> Iterator[Row | Remark | Snapshot | SaveDue]:
         """Train to the end, yielding what happens. The state is complete, and may be saved, at every `SaveDue`.
 
         Raises:
@@ -204,7 +204,7 @@ class Engine:
                 f"last at step {bad_steps[-1].step}, at learning rate {self.learning_rate:.3g}"
             )
 
-    def _validate(self) -> Iterator[Row]:
+    def _validate(self) -> Iterator[Row | Remark | Snapshot]:
         """Score the student, remember its best, and let the switch see the result."""
         with self.clock.segment("evaluate"):
             evaluation = evaluate(self.task, self.evaluated_model, self.device, self.train_section.precision)
@@ -212,6 +212,9 @@ class Engine:
         if not math.isnan(value) and (self.best is None or self.task.metric.is_better(value, self.best)):
             self.best, self.best_step = value, self.step
         yield EvalRow(self.step, self._epoch, self._examples, evaluation.metrics, self.clock.read())
+        yield from (Remark(self.step, line) for line in evaluation.account)
+        if evaluation.snapshot is not None:
+            yield Snapshot(self.step, evaluation.snapshot)
         if self.schedule is not None:
             yield from self._end_distillation(self.schedule.observe(self.step, value))
 

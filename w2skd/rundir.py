@@ -5,6 +5,7 @@ environment.json   versions, device, threads, commit, data fingerprint, model si
 status.json        arm, seed, state (running, finished, stopped, failed) and why
 metrics.jsonl      rows, see `w2skd.records`
 checkpoints/       last.pt, previous.pt, best.pt
+pictures/          what the model gave at its validations, for tasks that draw it; the teacher's beside them
 model.safetensors  the final model, with its recipe inside
 """
 
@@ -40,6 +41,7 @@ class RunDir:
         self.path = path
         self.metrics_path = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.pictures = path / "pictures"
         self.model_path = path / "model.safetensors"
         self._metrics: IO[bytes] | None = None
         self._lock: IO[str] | None = None
@@ -81,7 +83,7 @@ class RunDir:
         write_atomically(self.path / "recipe.yaml", dump_recipe(recipe).encode())
         with writing(self.checkpoints):
             self.checkpoints.mkdir(exist_ok=True)
-        for folder in (self.path, self.checkpoints):
+        for folder in (self.path, self.checkpoints, self.pictures):
             remove_unfinished(folder)
         write_json(self.path / "environment.json", environment)
 

@@ -15,7 +15,8 @@ from w2skd.clock import Clock
 from w2skd.device import describe_environment, open_device
 from w2skd.distributed import Ranks, process_group
 from w2skd.engine import Engine, SaveDue, evaluate
-from w2skd.errors import CheckpointError, Interrupted, Stopped, TrainingError, UserError
+from w2skd.errors import CheckpointError, Interrupted, OutputError, Stopped, TrainingError, UserError
+from w2skd.files import writing
 from w2skd.models.measure import count_parameters
 from w2skd.progress import ProgressView, progress_view
 from w2skd.recipe.schema import Recipe
@@ -27,6 +28,7 @@ from w2skd.run.setup import Setup, set_up
 from w2skd.rundir import Arm, RunDir, State, find_teacher, run_path
 from w2skd.schedule import DistillSchedule
 from w2skd.signals import StopRequest, stop_on_signals
+from w2skd.tasks.base import Evaluation, Remark, Snapshot
 from w2skd.teacher import FrozenTeacher, state_fingerprint
 
 
@@ -89,15 +91,19 @@ def _train(
         ranks.on_main(lambda: _write_start(run, setup, facts, start, view, ranks))
         teacher = teacher_facts = None
         if setup.arm == "w2s":
-            teacher, teacher_facts = _open_teacher(setup, checkpoint, clock)
+            teacher, teacher_facts, evaluation = _open_teacher(setup, checkpoint, clock)
             row = EventRow(0, "teacher", teacher_facts)
             if checkpoint is None:
                 ranks.on_main(partial(run.append, row))
             view.show(row)
             if ranks.is_main:
                 account = [f"teacher: {line}" for line in setup.teacher_account]
+                account += [f"teacher: {line}" for line in evaluation.account] if evaluation else []
                 for line in [*account, *teacher_gaps(options.out, recipe.report.thresholds)]:
                     view.note(line)
+                if evaluation and evaluation.snapshot:
+                    _draw(evaluation.snapshot, run.pictures / "teacher.png", clock, view)
+            del evaluation
         schedule = (
             None if teacher_facts is None else _plan_distillation(setup, facts["total_steps"], teacher_facts, view)
         )
@@ -134,26 +140,52 @@ def _train(
                 save_checkpoint(run.checkpoints, state, best=best)
             run.set_status(setup.arm, recipe.seed, "running", step=engine.step, total_steps=engine.total_steps)
 
-        _drain(engine, run, view, ranks, stop, save)
+        _drain(engine, run, clock, view, ranks, stop, save)
         ranks.on_main(lambda: _finish(run, setup, engine, view))
 
 
 def _drain(
-    engine: Engine, run: RunDir, view: ProgressView, ranks: Ranks, stop: StopRequest, save: Callable[[bool], None]
+    engine: Engine,
+    run: RunDir,
+    clock: Clock,
+    view: ProgressView,
+    ranks: Ranks,
+    stop: StopRequest,
+    save: Callable[[bool], None],
 ) -> None:
     """Write and show what the engine yields, and save when it asks."""
+    told = set[str]()
     try:
         for item in engine.train():
-            if isinstance(item, SaveDue):
-                ranks.on_main(partial(save, item.best))
-                if item.stopping:
-                    stop.agree(ranks.gather(stop.signal))
-                    raise stop.error(f"at step {engine.step} of {engine.total_steps}")
-            else:
-                ranks.on_main(partial(run.append, item))
-                view.show(item, phase=_phase(engine))
+            match item:
+                case SaveDue(best=best, stopping=stopping):
+                    ranks.on_main(partial(save, best))
+                    if stopping:
+                        stop.agree(ranks.gather(stop.signal))
+                        raise stop.error(f"at step {engine.step} of {engine.total_steps}")
+                case Snapshot(step=step, draw=draw):
+                    if ranks.is_main:
+                        _draw(draw, run.pictures / f"step_{step:08d}.png", clock, view)
+                case Remark(text=text):
+                    if text not in told:  # most are the same at every validation
+                        view.note(text)
+                        told.add(text)
+                case row:
+                    ranks.on_main(partial(run.append, row))
+                    view.show(row, phase=_phase(engine))
     except TrainingError as error:
         raise TrainingError(f"{error}; last good checkpoint: {_newest_checkpoint(run)}") from None
+
+
+def _draw(draw: Callable[[Path], None], path: Path, clock: Clock, view: ProgressView) -> None:
+    """Write a picture. One that cannot be written is told: it is not worth a run, which a full disk ends anyway."""
+    with clock.segment("evaluate"):
+        try:
+            with writing(path.parent):
+                path.parent.mkdir(exist_ok=True)
+            draw(path)
+        except OutputError as error:
+            view.note(f"no picture: {error}")
 
 
 def _finish(run: RunDir, setup: Setup, engine: Engine, view: ProgressView) -> None:
@@ -213,7 +245,7 @@ def _write_start(
 
 def _open_teacher(
     setup: Setup, checkpoint: dict[str, Any] | None, clock: Clock
-) -> tuple[FrozenTeacher, dict[str, Any]]:
+) -> tuple[FrozenTeacher, dict[str, Any], Evaluation | None]:
     """Freeze the teacher and measure it as the student will be measured; on a resume, hold it to what it was."""
     model, weights = setup.teacher_model, setup.teacher_weights
     assert model is not None
@@ -235,16 +267,17 @@ def _open_teacher(
                 f"{weights.path}: another teacher than the one that this run began with "
                 f"({known['checkpoint']}, sha256 {known['fingerprint'][:12]})"
             )
-        return teacher, known
+        return teacher, known, None
     with clock.segment("evaluate"):
         evaluation = evaluate(setup.task, teacher.model, setup.device, setup.train.precision)
-    return teacher, {
+    facts = {
         "metrics": evaluation.metrics,
         "checkpoint": str(weights.path),
         "fingerprint": fingerprint,
         "parameters": count_parameters(teacher.model),
         "data_fingerprint": weights.details.get("data_fingerprint"),
     }
+    return teacher, facts, evaluation
 
 
 def _plan_distillation(

@@ -76,6 +76,8 @@ class Evaluation:
         files: what else can be written, by name: each writes one file. Empty unless predictions were asked for.
         pictures: draws the first so many examples into a folder, and says which files it made; None where there is
             nothing to draw, or predictions were not asked for.
+        snapshot: draws one picture of what the model gives, a PNG file; None where that tells nothing. It is called
+            after the evaluation, on rank 0 alone, if at all.
     """
 
     metrics: dict[str, float]
@@ -83,6 +85,21 @@ class Evaluation:
     account: tuple[str, ...] = ()
     files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
     pictures: Callable[[Path, int], list[Path]] | None = None
+    snapshot: Callable[[Path], None] | None = None
+
+
+class Snapshot(NamedTuple):
+    """A picture of what the model gave at the validation after `step` steps, yet to be drawn into a PNG file."""
+
+    step: int
+    draw: Callable[[Path], None]
+
+
+class Remark(NamedTuple):
+    """A line that the validation after `step` steps has on its numbers."""
+
+    step: int
+    text: str
 
 
 class Preview(NamedTuple):
