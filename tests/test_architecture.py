@@ -21,6 +21,8 @@ FLOORS = {
     "precision": 1,
     "fit": 1,
     "files": 1,
+    "fetch": 1,
+    "unpickle": 1,
     "signals": 1,
     "recipe": 1,
     "rundir": 2,

@@ -3,11 +3,8 @@
 Nothing here ever unpickles code: ``.pt`` files are read with ``weights_only=True``, finished models are safetensors.
 """
 
-import argparse
 import json
 import os
-import pickle
-import re
 import shutil
 import zipfile
 from collections import OrderedDict
@@ -26,6 +23,7 @@ from w2skd.files import atomic_file, write_atomically, writing
 from w2skd.fit import describe_misfit, fit
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
+from w2skd.unpickle import load_pt
 
 FORMAT = 1
 
@@ -128,7 +126,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, cut off, carries code, or is not ours.
     """
-    values = _load_pt(path)
+    values = load_pt(path)
     if not _is_ours(values):
         raise CheckpointError(f"{path}: not a training checkpoint of w2skd")
     _check(path, values)
@@ -166,7 +164,7 @@ def load_weights(path: Path) -> Weights:
         raise CheckpointError(f"{file}: no such checkpoint")
     if file.suffix == ".safetensors":
         return _load_safetensors(file)
-    values = _load_pt(file)
+    values = load_pt(file)
     if _is_ours(values):
         _check(file, values)
         engine = values["engine"]
@@ -236,28 +234,6 @@ def _write(values: dict[str, Any], file: IO[bytes]) -> None:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-
-
-def _load_pt(path: Path) -> Any:
-    try:
-        # The options of other people's training, which their checkpoints keep, are a bare namespace: to create and to
-        # fill one runs no code, and nothing here looks into it.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
-    except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code:
-            raise CheckpointError(
-                f"{path}: refused, since it carries pickled code ({code[1]}) that loading could run"
-            ) from None
-        raise CheckpointError(f"{path}: damaged or not a checkpoint") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: damaged or cut off ({reason[:120]})") from None
-    except Exception:  # damaged input makes the unpickler raise about anything
-        raise CheckpointError(f"{path}: damaged or not a checkpoint") from None
 
 
 def _is_ours(values: Any) -> TypeGuard[dict[str, Any]]:

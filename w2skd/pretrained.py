@@ -12,25 +12,20 @@ What a library knows of its weights comes as `Weights.details`:
     assumed        true where nothing but the model's name speaks for all this
 """
 
-import fcntl
-import hashlib
 import logging
 import math
-import socket
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
 
 import torch
 
 from w2skd.checkpoint import Weights, load_weights
 from w2skd.errors import CheckpointError, RecipeError, suggest
+from w2skd.fetch import cached_or_fetched, file_name, hub_folder, one_line, sum_differs
 from w2skd.models.imagenet import imagenet_ids
 from w2skd.recipe.classification import PUBLISHERS
 from w2skd.recipe.schema import published_weights
@@ -38,8 +33,6 @@ from w2skd.recipe.schema import published_weights
 LIBRARIES = tuple(publisher.removesuffix(":") for publisher in PUBLISHERS)
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-_PATIENCE_S = 30.0
-"""How long a server may be silent: clusters often drop what goes out, rather than refuse it."""
 
 _INSTEAD = "or give a file of your own (teacher.checkpoint; evaluate: --checkpoint)"
 
@@ -186,7 +179,7 @@ def _tag_of_file(name: str, file: Path) -> str | None:
     from torchvision import models
 
     for weights in models.get_model_weights(name):
-        if _file_name(weights.url) == file.name and _sum_differs(file) is None:
+        if file_name(weights.url) == file.name and sum_differs(file) is None:
             return str(weights.name)
     return None
 
@@ -284,7 +277,7 @@ def _file_of_timm(published: _Published) -> Path:
         except hub.errors.RemoteEntryNotFoundError:  # the repository is there, the file isn't
             continue
         except Exception as error:  # the hub's own errors, those of its HTTP library, a full disk
-            reason = _one_line(error)
+            reason = one_line(error)
             break
     raise CheckpointError(
         f"{published.name}: {repository} of the Hugging Face Hub is not in {cache}, and fetching it failed ({reason}); "
@@ -294,50 +287,11 @@ def _file_of_timm(published: _Published) -> Path:
 
 
 def _cached_or_fetched(published: _Published) -> Path:
-    """The file of published weights' URL in torch's cache, with the sum that its name holds.
-
-    Raises:
-        CheckpointError: it is neither there nor to be had, or has another sum.
-    """
-    url = published.url
-    assert url is not None, published.name
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file = folder / _file_name(url)
-    if not file.exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with _alone(folder / f".{file.name}.lock"):
-                if not file.exists():  # another rank was faster
-                    _fetch(url, file)
-        except (OSError, RuntimeError) as error:
-            here = [
-                f"pretrained:{tag}" for tag, other in published.others.items() if (folder / _file_name(other)).exists()
-            ]
-            raise CheckpointError(
-                f"{published.name}: {file.name} is not in {folder}, and fetching it failed ({_one_line(error)}); on "
-                f"another machine fetch {url} and bring it into that folder (TORCH_HOME says where it is), {_INSTEAD}"
-                + (f"; of the same model, {' and '.join(here)} is there" if here else "")
-            ) from None
-    differing = _sum_differs(file)
-    if differing is not None:
-        raise CheckpointError(
-            f"{file}: damaged or another file: its SHA-256 begins with {differing}, not as its name says; remove it, "
-            f"and fetch it again from {url}"
-        )
-    return file
-
-
-def _file_name(url: str) -> str:
-    return Path(urlparse(url).path).name
-
-
-def _fetch(url: str, file: Path) -> None:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_PATIENCE_S)
-    try:
-        torch.hub.download_url_to_file(url, str(file), _promised_sum(file), progress=sys.stderr.isatty())
-    finally:
-        socket.setdefaulttimeout(before)
+    assert published.url is not None, published.name
+    folder = hub_folder()
+    here = [f"pretrained:{tag}" for tag, other in published.others.items() if (folder / file_name(other)).exists()]
+    instead = _INSTEAD + (f"; of the same model, {' and '.join(here)} is there" if here else "")
+    return cached_or_fetched(published.url, wanted=published.name, instead=instead)
 
 
 @contextmanager
@@ -350,36 +304,3 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Let the processes of this machine, and of others with this folder, enter one by one."""
-    with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _promised_sum(file: Path) -> str | None:
-    """The beginning of a file's SHA-256, in hex, that torch's hub expects in its name."""
-    found = torch.hub.HASH_REGEX.search(file.name)
-    return found[1] if found and found[1] else None
-
-
-def _sum_differs(file: Path) -> str | None:
-    """The beginning of a file's true SHA-256 where its name promises another one."""
-    promised = _promised_sum(file)
-    if promised is None:
-        return None
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        for block in iter(partial(content.read, 1 << 20), b""):
-            digest.update(block)
-    true = digest.hexdigest()[: len(promised)]
-    return None if true == promised else true
-
-
-def _one_line(error: Exception) -> str:
-    """The cause of an error rather than the library's advice about it."""
-    cause = error.__cause__ or getattr(error, "reason", None) or error
-    return str(cause).splitlines()[0][:150] if str(cause) else type(cause).__name__

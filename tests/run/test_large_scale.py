@@ -157,7 +157,7 @@ def test_published_weights_that_cannot_be_had_are_told_before_the_baseline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    monkeypatch.setattr("w2skd.pretrained._PATIENCE_S", 1.0)
+    monkeypatch.setattr("w2skd.fetch.PATIENCE_S", 1.0)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
     command = ("compare", "-r", recipe_file(tmp_path), "--out", tmp_path / "runs", "--teacher", "pretrained")
     line = refused(*command, *on_images(image_folder(tmp_path / "images")), code=1)
