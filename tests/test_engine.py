@@ -240,7 +240,15 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch() -> Non
 
 
 @pytest.mark.parametrize("optimizer", [{"name": "sgd", "lr": 0.01, "momentum": 0.9}, {"name": "adamw", "lr": 0.01}])
-@pytest.mark.parametrize(("ema", "precision"), [(None, "fp32"), ({"decay": 0.9}, "fp32"), ({"decay": 0.9}, "fp16")])
+@pytest.mark.parametrize(
+    ("ema", "precision"),
+    [
+        (None, "fp32"),
+        ({"decay": 0.9}, "fp32"),
+        ({"decay": 0.9}, "fp16"),
+        ({"half_life": "1ep", "ramp_up": 0.3}, "fp32"),
+    ],
+)
 @pytest.mark.parametrize("cut", [3, 8, 12, 15, 18])
 def test_a_resume_at_any_step_ends_bit_for_bit_the_same(
     optimizer: dict[str, Any], ema: Any, precision: str, cut: int, monkeypatch: pytest.MonkeyPatch
@@ -465,6 +473,16 @@ def test_ema_is_what_is_validated() -> None:
     list(trained.train())
     assert trained.evaluated_model is not trained.student
     assert not torch.equal(trained.evaluated_model.weight, trained.student.weight)
+
+
+def test_a_half_life_counts_the_tasks_epochs_and_the_runs_steps() -> None:
+    averages = []
+    for half_life in ("10step", "2ep", "0.5run"):
+        trained = engine(ToyTask(), train_section(ema={"half_life": half_life}))
+        list(trained.train())
+        averages.append(trained.evaluated_model.state_dict()["weight"])
+    assert torch.equal(averages[0], averages[1])
+    assert torch.equal(averages[0], averages[2])
 
 
 def test_remarks_and_a_snapshot_follow_their_validation_and_precede_its_checkpoint() -> None:

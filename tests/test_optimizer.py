@@ -5,6 +5,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from w2skd.finite import take_step
 from w2skd.optimizer import build_average, build_optimizer
+from w2skd.recipe.duration import Duration
 from w2skd.recipe.schema import EmaSection, TrainSection
 
 
@@ -132,6 +133,92 @@ def test_the_average_follows_weights_and_running_statistics() -> None:
         torch.testing.assert_close(averaged[name].double(), expected[name])
     assert averaged["0.weight"][0, 0] == 1 * 0.25 * 0.75**2 + 2 * 0.25 * 0.75 + 3 * 0.25
     assert averaged["0.weight"].data_ptr() != model[0].weight.data_ptr()
+
+
+def averaged_after(section: EmaSection, values: list[float], **lengths: int) -> float:
+    model = nn.Linear(1, 1, bias=False)
+    average = build_average(model, section, **lengths)
+    assert average is not None
+    for value in values:
+        nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+    return average.module.weight.item()
+
+
+def test_after_a_half_life_a_weight_counts_half() -> None:
+    # The first update is taken as it is, the next ten move towards 1.
+    values = [0.0, *[1.0] * 10]
+    assert averaged_after(EmaSection(half_life=Duration(10, "step")), values) == pytest.approx(0.5, abs=1e-6)
+    assert averaged_after(EmaSection(half_life=Duration(5, "step")), values) == pytest.approx(0.75, abs=1e-6)
+
+
+@pytest.mark.parametrize("written", ["10step", "2.5ep", "0.1run"])
+def test_a_half_life_can_be_told_as_any_duration(written: str) -> None:
+    section = EmaSection.model_validate({"half_life": written})
+    value = averaged_after(section, [0.0, *[1.0] * 10], steps_per_epoch=4, total_steps=100)
+    assert value == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_half_life_is_at_least_one_step() -> None:
+    assert averaged_after(EmaSection(half_life=Duration(0.1, "ep")), [0.0, 1.0], steps_per_epoch=2) == 0.5
+
+
+@pytest.mark.parametrize("ramp_up", [None, 0.05, 0.5])
+def test_the_half_life_follows_karras_et_al(ramp_up: float | None) -> None:
+    """Against their update (EDM, training loop), in float64, where ``seen`` counts images in batches of 64."""
+    values = torch.randn(300, generator=torch.Generator().manual_seed(1)).cumsum(0).tolist()
+    mean, seen = 0.0, 0
+    for value in values:
+        half_life_images = 100 * 64
+        if ramp_up is not None:
+            half_life_images = min(half_life_images, seen * ramp_up)
+        beta = 0.5 ** (64 / max(half_life_images, 1e-8)) if seen else 0.0  # the first update is a copy in any case
+        mean = value + (mean - value) * beta
+        seen += 64
+    ours = averaged_after(EmaSection(half_life=Duration(100, "step"), ramp_up=ramp_up), values)
+    assert ours == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_ramp_forgets_the_first_weights() -> None:
+    values = [1000.0, *[1.0] * 100]
+    slow, ramped = (
+        averaged_after(EmaSection(half_life=Duration(1000, "step"), ramp_up=ramp_up), values) for ramp_up in (None, 0.1)
+    )
+    assert slow > 900
+    assert ramped == pytest.approx(1.0, abs=0.01)
+
+
+def test_an_average_with_a_ramp_goes_on_where_it_was() -> None:
+    section = EmaSection(half_life=Duration(50, "step"), ramp_up=0.3)
+    weights = torch.randn(30, 2, 2, generator=torch.Generator().manual_seed(2))
+    model = nn.Linear(2, 2)
+    whole, first, second = (build_average(model, section) for _ in range(3))
+    assert whole is not None
+    assert first is not None
+    assert second is not None
+    for step, weight in enumerate(weights):
+        model.weight.data.copy_(weight)
+        whole.update_parameters(model)
+        if step < 13:
+            first.update_parameters(model)
+        if step == 13:
+            second.load_state_dict(first.state_dict())
+        if step >= 13:
+            second.update_parameters(model)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("section", [EmaSection(decay=0.9), EmaSection(half_life=Duration(9, "step"), ramp_up=0.1)])
+def test_an_update_asks_nothing_of_the_device(section: EmaSection) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).to("meta")  # whose tensors have no numbers to give
+    average = build_average(model, section)
+    assert average is not None
+    for _ in range(3):
+        average.update_parameters(model)
+    assert average.n_averaged == 3
+    with pytest.raises(RuntimeError, match="meta"):
+        model[0].weight.sum().item()
 
 
 def test_no_section_no_average() -> None:

@@ -85,7 +85,8 @@ class Engine:
         self.best_step = 0
 
         self.student = student
-        self.average = build_average(student, train.ema)
+        lengths = {"steps_per_epoch": task.steps_per_epoch, "total_steps": self.total_steps}
+        self.average = build_average(student, train.ema, **lengths)
         self.network = Network(student, ranks=ranks, compiled=train.compile)
         self._parameters = list(student.parameters())
         self.optimizer = build_optimizer(student, train)

@@ -1,10 +1,10 @@
 """From the recipe's words to torch's optimizers and weight averages."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from w2skd.recipe.schema import AdamWSection, EmaSection, SgdSection, TrainSection
@@ -53,9 +53,33 @@ class ExponentialAverage(AveragedModel):
         self.n_averaged += 1
 
 
-def build_average(model: nn.Module, section: EmaSection | None) -> AveragedModel | None:
-    """An exponential moving average of a model's weights and running statistics, or None without a section."""
+def build_average(
+    model: nn.Module, section: EmaSection | None, *, steps_per_epoch: int = 1, total_steps: int = 1
+) -> AveragedModel | None:
+    """An exponential moving average of a model's weights and running statistics, or None without a section.
+
+    Args:
+        model: that is averaged.
+        section: the recipe's words.
+        steps_per_epoch: optimizer steps per pass over the training set, for a half-life in epochs.
+        total_steps: length of the run, for a half-life that is a share of it.
+    """
     if section is None:
         return None
-    average = get_ema_multi_avg_fn(section.decay)  # type: ignore[no-untyped-call]
+    decay_at = _decay(section, steps_per_epoch, total_steps)
+
+    def average(means: Any, weights: Any, updates: Tensor | int) -> None:
+        get_ema_multi_avg_fn(decay_at(int(updates)))(means, weights, updates)  # type: ignore[no-untyped-call]
+
     return ExponentialAverage(model, multi_avg_fn=average, use_buffers=True)
+
+
+def _decay(section: EmaSection, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
+    """What an update keeps of the average, by the number of updates before it: 0.5 ** (1 / half-life)."""
+    if section.decay is not None:
+        decay = section.decay
+        return lambda _: decay
+    assert section.half_life is not None
+    half_life = max(1, section.half_life.steps(steps_per_epoch, total_steps))
+    ramp_up = section.ramp_up
+    return lambda updates: 0.5 ** (1 / (half_life if ramp_up is None else min(half_life, ramp_up * updates)))

@@ -5,8 +5,9 @@ import pytest
 from pydantic import ValidationError
 
 from w2skd.recipe.classification import ClassificationData, ClassificationRecipe, NormalizationSection
+from w2skd.recipe.duration import Duration
 from w2skd.recipe.load import load_recipe
-from w2skd.recipe.schema import AdamWSection, MultiStepSection, SgdSection, TrainSection, overlay
+from w2skd.recipe.schema import AdamWSection, EmaSection, MultiStepSection, SgdSection, TrainSection, overlay
 
 Write = Callable[..., str]
 
@@ -51,6 +52,31 @@ def test_the_teacher_trains_like_the_student_but_for_its_own_keys(recipe_file: W
         lr_schedule=recipe.train.lr_schedule,
     )
     assert load_recipe(recipe_file()).teacher_train() == recipe.train
+
+
+def test_an_average_is_told_by_its_decay_or_its_half_life() -> None:
+    assert EmaSection(decay=0.9) == EmaSection.model_validate({"decay": 0.9, "half_life": None, "ramp_up": None})
+    section = EmaSection.model_validate({"half_life": "500step", "ramp_up": 0.05})
+    assert section == EmaSection(half_life=Duration(500, "step"), ramp_up=0.05)
+    assert EmaSection.model_validate(section.model_dump(mode="json")) == section
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({}, "give either decay or half_life"),
+        ({"decay": 0.9, "half_life": "5ep"}, "give either decay or half_life"),
+        ({"ramp_up": 0.05}, "give either decay or half_life"),
+        ({"decay": 0.9, "ramp_up": 0.05}, "ramp_up: limits a half_life, not a decay"),
+        ({"half_life": "0step"}, "half_life: 0step would average nothing; leave ema out"),
+        ({"half_life": "5ep", "ramp_up": 0.0}, "greater than 0"),
+        ({"half_life": 500}, "write epochs as 5ep"),
+        ({"decay": 1.0}, "less than 1"),
+    ],
+)
+def test_an_average_that_cannot_be_is_refused(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        EmaSection.model_validate(values)
 
 
 def test_another_optimizer_for_the_teacher_drops_the_options_of_the_old_one(recipe_file: Write) -> None:

@@ -139,9 +139,28 @@ LrScheduleSection = Annotated[
 
 
 class EmaSection(Section):
-    """An exponential moving average of the weights, which validations, switch and the final model then use."""
+    """An exponential moving average of the weights, which validations, switch and the final model then use.
 
-    decay: Annotated[float, Field(gt=0, lt=1)]
+    Attributes:
+        decay: what a step keeps of the average; give this or `half_life`.
+        half_life: steps after which weights count half.
+        ramp_up: the half-life is at most this share of the steps so far, so that the average soon forgets the
+            untrained weights; 0.05 in Karras et al. (2022, EDM). Null is no such limit.
+    """
+
+    decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    half_life: Duration | None = None
+    ramp_up: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "EmaSection":
+        if (self.decay is None) == (self.half_life is None):
+            raise ValueError("give either decay or half_life")
+        if self.ramp_up is not None and self.half_life is None:
+            raise ValueError("ramp_up: limits a half_life, not a decay")
+        if self.half_life is not None and self.half_life.amount == 0:
+            raise ValueError(f"half_life: {self.half_life} would average nothing; leave ema out (ema: null)")
+        return self
 
 
 class TrainSection(Section):
