@@ -1,11 +1,14 @@
 """Counter randomness against the same hash in plain Python integers, and against crude statistics."""
 
+import math
+
 import pytest
 import torch
 
-from w2skd.data.counter import bits, permutation, randint, seed_from, uniform
+from w2skd.data.counter import bits, normal, permutation, randint, seed_from, uniform
 
 MASK = 2**64 - 1
+NEAR = {"rtol": 0, "atol": 5e-5}
 
 
 def splitmix64(value: int) -> int:
@@ -96,6 +99,44 @@ def test_neighbouring_counters_and_seeds_are_uncorrelated():
 def test_the_order_of_counters_matters():
     assert bits(0, 1, 2) != bits(0, 2, 1)
     assert bits(0, 1) != bits(1, 0)
+
+
+def test_normal_is_box_and_mullers_formula():
+    def expected(*counters):
+        value = reference(*counters)
+        high, low = value >> 32, value & (2**32 - 1)
+        return math.sqrt(-2 * math.log((high + 0.5) / 2**32)) * math.cos(2 * math.pi * low / 2**32)
+
+    values = normal(5, 1, torch.arange(100))
+    assert values.dtype is torch.float32
+    torch.testing.assert_close(values, torch.tensor([expected(5, 1, i) for i in range(100)]), rtol=1e-6, atol=1e-7)
+    # As recorded runs have it.
+    torch.testing.assert_close(normal(0, torch.arange(4)), torch.tensor([-0.2920, 0.5431, 0.5844, 0.4865]), **NEAR)
+    assert normal(5, 1, 3).shape == ()
+    assert normal(5, 1, 3) == values[3]
+    assert torch.equal(normal(5, torch.arange(3)[:, None], torch.arange(100))[1], values)
+
+
+def test_normal_has_the_moments_and_tails_of_the_normal_distribution():
+    values = normal(7, torch.arange(1_000_000)).double()
+    for power, moment, deviation in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs((values**power).mean().item() - moment) < 4 * math.sqrt(deviation / len(values))
+    for bound in (1.0, 2.0, 3.0, 4.0):
+        share = math.erfc(bound / math.sqrt(2))
+        for side in (values > bound, values < -bound):
+            assert abs(side.sum().item() - 5e5 * share) < 4 * math.sqrt(5e5 * share) + 1
+    neighbours = torch.corrcoef(torch.stack([values[:-1], values[1:]]))[0, 1].item()
+    assert abs(neighbours) < 0.004
+
+
+def test_normal_is_finite_at_the_ends_of_the_uniform_numbers(monkeypatch):
+    ends = torch.tensor([0, -1, 2**32 - 1, -(2**32), 2**63 - 1, -(2**63)])  # all zeros, all ones, half and half
+    monkeypatch.setattr("w2skd.data.counter.bits", lambda *_, **__: ends)
+    values = normal(0, 1)
+    assert values.isfinite().all()
+    assert values[0].item() == pytest.approx(math.sqrt(-2 * math.log(2.0**-33)))
+    assert values[0] > 6.7
+    assert ends[1] == -1, "the hash was changed in place"
 
 
 def test_randint_covers_its_range_evenly():
