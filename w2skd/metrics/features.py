@@ -101,6 +101,16 @@ class Extractor:
         return torch.cat(parts) if parts else torch.empty(0, self.dimensions)
 
 
+class BareInception(FeatureExtractorInceptionV3):  # type: ignore[misc]
+    """``inception-v3-compat`` with the weights that modules are born with: the layout of a file of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__("inception-v3-compat", ["2048"], feature_extractor_weights_path=_resaved({}))
+
+    def load_state_dict(self, *_: Any, **__: Any) -> None:
+        """Load nothing, although torch-fidelity's constructor asks for it."""
+
+
 def open_extractor(name: str, weights: Path | None, *, device: torch.device | str, batch_size: int) -> Extractor:
     """One of torch-fidelity's feature extractors, in the layer that it takes for FID.
 
@@ -208,13 +218,6 @@ def classifier_extractor(
 _URLS: Mapping[str, str] = {"inception-v3-compat": URL_INCEPTION_V3, "vgg16": VGG16_Weights.IMAGENET1K_V1.url}
 
 
-class _Hollow(FeatureExtractorInceptionV3):  # type: ignore[misc]
-    """Inception's layout: what is to be loaded is ignored."""
-
-    def load_state_dict(self, *_: Any, **__: Any) -> None:
-        pass
-
-
 def _checked_state(name: str, file: Path) -> dict[str, Tensor]:
     """A state dict that fits the network, read safely."""
     try:
@@ -224,8 +227,8 @@ def _checked_state(name: str, file: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise CheckpointError(f"{file}: not the weights of {name}: a state dict was expected")
     with torch.device("meta"):
-        hollow = _Hollow(name, ["2048"], feature_extractor_weights_path=_resaved({})) if name != "vgg16" else vgg16()
-    found = fit(hollow, state)
+        layout = vgg16() if name == "vgg16" else BareInception()
+    found = fit(layout, state)
     problem = None
     if found.other_shape:
         first = found.other_shape[0]
