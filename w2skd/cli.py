@@ -265,7 +265,7 @@ def evaluate(
     from w2skd.distributed import ranks_from_environment
     from w2skd.metrics.coco import check_results_path
     from w2skd.models.plugin import load_plugin
-    from w2skd.pictures import check_picture_path
+    from w2skd.pictures.sheet import check_picture_path
     from w2skd.predictions import check_predictions_path
     from w2skd.score import score_checkpoint
 
@@ -456,7 +456,7 @@ def _print_summary(path: Path, experiment: Path, as_json: bool) -> None:
 
 
 def _draw_first_batch(setup: "Setup", experiment: Path) -> Path:
-    from w2skd.pictures import draw_batch
+    from w2skd.pictures.batch import draw_batch
 
     preview = setup.task.preview()
     path = experiment / f"first_batch_{setup.arm}.png"

@@ -20,7 +20,7 @@ from w2skd.metrics.accuracy import TOP_K, Accuracy
 from w2skd.models.adapt import AdaptedClassifier, match_classes
 from w2skd.models.catalog import build_classifier
 from w2skd.models.image_size import require_logits
-from w2skd.pictures import draw_confusion
+from w2skd.pictures.confusion import draw_confusion
 from w2skd.predictions import Prediction, count_confusion, write_predictions
 from w2skd.recipe.classification import ClassificationRecipe
 from w2skd.recipe.names import METRICS

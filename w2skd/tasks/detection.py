@@ -23,7 +23,7 @@ from w2skd.metrics.coco import CocoScorer, choose_backend
 from w2skd.models.detection.catalog import Detector, backbone_classifier, build_detector, check_same_grid, load_backbone
 from w2skd.models.detection.output import Detections, DetectorOutput
 from w2skd.models.detection.retinanet import RetinaNet
-from w2skd.pictures import draw_boxes
+from w2skd.pictures.boxes import draw_boxes
 from w2skd.pretrained import open_weights
 from w2skd.recipe.detection import DetectionRecipe, DetectorStudent, DetectorTeacher
 from w2skd.recipe.names import METRICS

@@ -1,0 +1,51 @@
+"""What all pictures have in common: where they may go, and what is left when they cannot."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from paper import noise
+
+from w2skd.errors import OutputError, UsageError
+from w2skd.pictures.batch import draw_batch
+from w2skd.pictures.boxes import draw_boxes
+from w2skd.pictures.confusion import draw_confusion
+from w2skd.pictures.samples import draw_samples
+from w2skd.pictures.sheet import check_picture_path
+
+
+@pytest.mark.parametrize("name", ["c.jpg", "c", "c.png.gz"])
+def test_another_ending_is_refused_in_one_line(tmp_path: Path, name: str):
+    path = tmp_path / name
+    for call in (
+        lambda: check_picture_path(path),
+        lambda: draw_confusion(torch.eye(2, dtype=torch.int64), ["a", "b"], path, title=""),
+        lambda: draw_batch(noise(1, 8, 8), [""], path, title=""),
+        lambda: draw_boxes([], [], [], [], path, classes=[], title=""),
+        lambda: draw_samples(noise(1, 8, 8), path, title=""),
+    ):
+        with pytest.raises(UsageError, match=r"^cannot draw .*: pictures are PNG files; name it .*\.png$"):
+            call()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_missing_folder_is_told_beforehand(tmp_path):
+    with pytest.raises(OutputError, match=r"^cannot write .*nowhere/c\.png: No such file or directory$"):
+        check_picture_path(tmp_path / "nowhere" / "c.png")
+    check_picture_path(tmp_path / "c.PNG")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "c.png"
+    path.write_text("old")
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OutputError, match=rf"^cannot write {path}: No space left on device$"):
+        draw_batch(noise(1, 8, 8), [""], path, title="")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["c.png"]
