@@ -12,6 +12,7 @@ Legend: n images, H and W px, D features.
 
 import hashlib
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class Extractor:
         self._network = network.to(device).eval().requires_grad_(False)
         self._device = torch.device(device)
         self._batch_size = batch_size
-        self.dimensions = dimensions or self(network.get_dummy_input_for_compile()).shape[1]
+        self.dimensions = dimensions or self(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)).shape[1]
 
     @property
     def registered_name(self) -> str:
@@ -98,7 +99,7 @@ class Extractor:
             for first in range(0, len(images), self._batch_size):
                 (features,) = self._network(images[first : first + self._batch_size].to(self._device))
                 parts.append(features.float().cpu())
-        return torch.cat(parts) if parts else torch.empty(0, self.dimensions)
+            return torch.cat(parts) if parts else torch.empty(0, self.dimensions)
 
 
 class BareInception(FeatureExtractorInceptionV3):  # type: ignore[misc]
@@ -107,8 +108,9 @@ class BareInception(FeatureExtractorInceptionV3):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__("inception-v3-compat", ["2048"], feature_extractor_weights_path=_resaved({}))
 
-    def load_state_dict(self, *_: Any, **__: Any) -> None:
-        """Load nothing, although torch-fidelity's constructor asks for it."""
+    def load_state_dict(self, state: Mapping[str, Any], *options: Any, **more: Any) -> Any:
+        """As every module's, but for the empty state that torch-fidelity's constructor was given above."""
+        return super().load_state_dict(state, *options, **more) if state else None
 
 
 def open_extractor(name: str, weights: Path | None, *, device: torch.device | str, batch_size: int) -> Extractor:
@@ -237,7 +239,7 @@ def _checked_state(name: str, file: Path) -> dict[str, Tensor]:
         problem = f"{found.missing[0]} is missing" if found.missing else f"{found.unexpected[0]} is unknown"
     if problem is not None:
         wrong = len(found.missing) + len(found.unexpected) + len(found.other_shape)
-        more = f", and {wrong - 1} more of its {len(state)} tensors differ" if wrong > 1 else ""
+        more = f", and {wrong - 1} more names or shapes differ" if wrong > 1 else ""
         raise CheckpointError(f"{file}: not the weights of {name}: {problem}{more}")
     broken = [key for key, tensor in found.state.items() if not tensor.is_meta and not tensor.isfinite().all()]
     if broken:
@@ -273,7 +275,9 @@ def _created(name: str, origin: Path, hint: str = "", **options: Any) -> Feature
     """torch-fidelity's network, in the layer that it takes for FID."""
     layer = FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric("fid")
     try:
-        with torch.random.fork_rng(devices=[]):  # what it is initialised with must not disturb the caller's draws
+        # What it is initialised with must not disturb the caller's draws.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of TorchScript, which is torch-fidelity's choice
             return create_feature_extractor(name, [layer], cuda=False, verbose=False, **options)
     except Exception as error:  # fetched code, or TorchScript: about anything
         said = f"{origin}: {name} cannot be made of it ({one_line(error)})"

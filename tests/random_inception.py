@@ -1,0 +1,20 @@
+"""Weights in Inception's layout that nobody trained, but with which its features differ from image to image."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from w2skd.metrics.features import BareInception
+
+
+def write_random_inception(path: Path) -> Path:
+    """Write the state dict to a ``.pth`` file, as torch-fidelity's own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = BareInception()
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    torch.save(network.state_dict(), path)
+    return path
