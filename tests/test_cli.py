@@ -150,6 +150,15 @@ def test_of_a_long_table_the_terminal_gets_the_lowest_rows(capsys: pytest.Captur
     assert "the lowest 40 of 60; --json has all" in said
 
 
+def test_numbers_have_the_digits_that_they_carry(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"fid": 41.25, "kid": 0.0012345, "top1": 0.0312, "loss": 2.5, "ap": math.nan}
+    evaluation = SimpleNamespace(metrics=metrics, tables={})
+    scored = SimpleNamespace(checkpoint=Path("a.pt"), model="m", metric="fid", account=(), evaluation=evaluation)
+    cli._print_score(scored, as_json=False)  # type: ignore[arg-type]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert lines == [["fid", "41.2500"], ["kid", "0.001234"], ["top1", "0.0312"], ["loss", "2.5000"], ["ap", "nan"]]
+
+
 def test_published_weights_only_teach(recipe: Path) -> None:
     line = refused("distill", "-r", recipe, "--baseline", "--init-from", "pretrained:IMAGENET1K_V1", code=2)
     assert line.startswith("--init-from pretrained:IMAGENET1K_V1: takes a finished run or a file with weights")

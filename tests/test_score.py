@@ -1,6 +1,8 @@
 """The same model gives the same score, whatever file it comes from."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,11 @@ from w2skd.checkpoint import Weights, load_checkpoint, load_weights
 from w2skd.data import shapes
 from w2skd.distributed import Ranks
 from w2skd.models.small_cnn import SmallCnn
+from w2skd.pictures.samples import write_samples
+from w2skd.recipe.names import EVALUATION_LEAVES
 from w2skd.score import score_checkpoint
+from w2skd.tasks.base import Evaluation
+from w2skd.tasks.classification import ClassificationTask
 
 
 @pytest.fixture
@@ -86,6 +92,37 @@ def test_what_people_see_has_every_metric_and_every_class(run: Path) -> None:
 def test_what_was_written_is_said(run: Path, tmp_path: Path) -> None:
     said = done("evaluate", "-c", run, "--predictions", tmp_path / "p.csv", "--confusion", tmp_path / "c.png").out
     assert said.splitlines()[-2:] == [f"saved {tmp_path}/p.csv", f"saved {tmp_path}/c.png"]
+
+
+def test_samples_are_for_tasks_that_have_some(run: Path, tmp_path: Path) -> None:
+    line = refused("evaluate", "-c", run, "--samples", tmp_path / "new", code=2)
+    assert line == "--samples is not for classification, which has --predictions, --confusion"
+    assert contents(tmp_path) == {}
+
+
+def test_a_folder_in_which_samples_would_mix_with_other_files_is_refused_before_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "mine.png").touch()
+    (tmp_path / "model.pt").write_text("no model")
+    line = refused("evaluate", "-c", tmp_path / "model.pt", "--samples", tmp_path, code=2)
+    assert line == f"{tmp_path}: not empty; samples go into a new or an empty folder"
+    line = refused("evaluate", "-c", tmp_path / "model.pt", "--samples", tmp_path / "mine.png" / "new", code=1)
+    assert line == f"cannot write {tmp_path}/mine.png/new: Not a directory"
+
+
+def test_samples_go_where_they_are_wanted(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = ClassificationTask.evaluate
+    images = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8)
+
+    def evaluate(self: ClassificationTask, model: Any, *, with_predictions: bool = False) -> Evaluation:
+        assert with_predictions
+        files = {"samples": partial(write_samples, images)}
+        return replace(original(self, model, with_predictions=True), files=files)
+
+    monkeypatch.setattr(ClassificationTask, "evaluate", evaluate)
+    monkeypatch.setitem(EVALUATION_LEAVES, "classification", ("samples", "pictures"))
+    said = done("evaluate", "-c", run, "--samples", tmp_path / "new" / "samples").out
+    assert said.splitlines()[-1] == f"saved {tmp_path}/new/samples"
+    assert list(contents(tmp_path)) == [f"new/samples/00000{number}.png" for number in range(3)]
 
 
 def test_a_bare_state_dict_needs_a_recipe(run: Path, tmp_path: Path) -> None:

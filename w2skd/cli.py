@@ -236,8 +236,15 @@ def evaluate(
     results: Annotated[
         Path | None, typer.Option("--results", metavar="FILE", help="Write all detections as COCO's results: .json.")
     ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option("--samples", metavar="DIR", help="Write all generated images into this new or empty folder."),
+    ] = None,
     pictures: Annotated[
-        int, typer.Option("--pictures", metavar="N", min=0, help="Draw the first N images with their boxes.")
+        int,
+        typer.Option(
+            "--pictures", metavar="N", min=0, help="Draw the first N images with their boxes, or N generated ones."
+        ),
     ] = 0,
     pictures_to: Annotated[Path, typer.Option("--pictures-to", metavar="DIR", help="Where these go.")] = Path(
         "pictures"
@@ -265,6 +272,7 @@ def evaluate(
     from w2skd.distributed import ranks_from_environment
     from w2skd.metrics.coco import check_results_path
     from w2skd.models.plugin import load_plugin
+    from w2skd.pictures.samples import check_samples_folder
     from w2skd.pictures.sheet import check_picture_path
     from w2skd.predictions import check_predictions_path
     from w2skd.score import score_checkpoint
@@ -273,6 +281,7 @@ def evaluate(
         "predictions": (predictions, check_predictions_path),
         "confusion": (confusion, check_picture_path),
         "results": (results, check_results_path),
+        "samples": (samples, check_samples_folder),
     }
     asked = {name: (path, check) for name, (path, check) in files.items() if path is not None}
     for path, check in asked.values():
@@ -310,7 +319,7 @@ def evaluate(
             raise UsageError(f"--require {name}: no such metric{suggest(name, evaluation.metrics)}; known: {known}")
         value = evaluation.metrics[name]
         if not (value >= level if sign == ">=" else value <= level):
-            raise TargetNotReached(f"{name} is {value:.4f}, required was {sign}{level:g}")
+            raise TargetNotReached(f"{name} is {_measured(name, value)}, required was {sign}{level:g}")
 
 
 @app.command("speedup-report", epilog="Example:  w2skd speedup-report runs/demo --require 1.2")
@@ -516,11 +525,19 @@ def _print_score(scored: "ScoredModel", as_json: bool) -> None:
     for line in scored.account:
         _out.print(Text(f"  {line}", "dim"), soft_wrap=True)
     for name, value in metrics.items():
-        _out.print(f"  {name:<6} {value:.4f}", style="bold" if name == scored.metric else None, highlight=False)
+        style = "bold" if name == scored.metric else None
+        _out.print(f"  {name:<6} {_measured(name, value)}", style=style, highlight=False)
     for name, rows in tables.items():
         _out.print(_table(name, rows))
         if len(rows) > _MOST_ROWS:
             _out.print(Text(f"the lowest {_MOST_ROWS} of {len(rows):,}; --json has all", "dim"))
+
+
+def _measured(name: str, value: float) -> str:
+    """Four decimals; of what is small and no share, such as KID, four digits."""
+    from w2skd.report.units import PERCENT
+
+    return f"{value:.4f}" if name in PERCENT or not 0 < abs(value) < 0.1 else f"{value:.4g}"
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
