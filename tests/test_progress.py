@@ -161,6 +161,26 @@ def test_why_distillation_went_off(details: dict[str, object], expected: str, ep
     assert output.getvalue().splitlines()[-1] == f"distillation {expected}"
 
 
+def test_a_run_whose_length_is_told_in_steps_tells_its_places_in_steps() -> None:
+    view, output = make(unit="step", metric="fid", higher_is_better=False, total_steps=30_000)
+    with view:
+        view.show(teacher_row(60.125, "fid"))
+        view.show(eval_row(2000, 151.75, metric="fid"), phase="hold")
+        view.show(eval_row(16_000, 41.25, metric="fid"), phase="hold")
+        details = {"reason": "surpassed", "student": 41.25, "teacher": 60.125, "patience": 2, "epoch": 160.0}
+        view.show(EventRow(16_000, "distillation_off", details), phase="off")
+        view.show(EventRow(30_000, "finished", {"best": 12.3456, "best_step": 28_000}))
+    said = output.getvalue().splitlines()
+    assert said[1:5] == [
+        "teacher's fid 60.12",
+        "step  2,000  fid 151.8  teacher 60.12  best 151.8",
+        "step 16,000  fid 41.25  teacher 60.12  best 41.25",
+        "distillation off since step 16,000: 41.25 < 60.12 twice",
+    ]
+    assert said[5].startswith("finished: best fid 12.35 at step 28,000, ")
+    assert panel(view)[-1].split() == ["fid", "now", "41.25,", "best", "41.25,", "teacher", "60.12"]
+
+
 def test_a_lower_metric_surpasses_from_below() -> None:
     view, output = make(metric="loss", higher_is_better=False)
     with view:

@@ -6,7 +6,7 @@ Everything goes to standard error, so that a command may own standard output.
 import math
 from collections import deque
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -41,6 +41,7 @@ class ProgressView:
         metric: str,
         higher_is_better: bool,
         quiet: bool,
+        unit: Literal["epoch", "step"],
         console: Console,
     ):
         self._title = title
@@ -49,6 +50,7 @@ class ProgressView:
         self._metric = metric
         self._higher_is_better = higher_is_better
         self._quiet = quiet
+        self._unit = unit
         self._console = console
         self._pace = _Pace(total_steps)
         self._step, self._epoch = 0, 0.0
@@ -124,8 +126,7 @@ class ProgressView:
         if not math.isnan(value) and (self._best is None or self._is_better(value, self._best)):
             self._best = value
         if not self._quiet:
-            epoch = self._epochs(row.epoch).rjust(len(self._epochs(self._total_epochs)))
-            words = [f"epoch {epoch}", f"{self._metric} {self._level(value)}"]
+            words = [self._place(row.step, row.epoch, aligned=True), f"{self._metric} {self._level(value)}"]
             words += [f"teacher {self._level(self._teacher)}"] if self._teacher is not None else []
             words += [f"best {self._level(self._best)}"] if self._best is not None else []
             self._print("  ".join(words))
@@ -168,8 +169,7 @@ class ProgressView:
         best, best_step = row.details.get("best"), row.details.get("best_step")
         words = []
         if best is not None and best_step is not None:
-            epoch = self._total_epochs * best_step / self._total_steps
-            words.append(f"best {self._metric} {self._level(best)} at epoch {self._epochs(epoch)}")
+            words.append(f"best {self._metric} {self._level(best)} at {self._place(best_step)}")
         if self._pace.seconds > 0:
             shares = f"{self._pace.validation_share:.0%} in validation"
             if self._pace.warming_up_s >= _LONG_S:
@@ -180,7 +180,6 @@ class ProgressView:
     def _why_off(self, row: EventRow) -> str:
         """``off since epoch 7.0: 71.2% > 70.9% twice``, ``off since epoch 12.0: schedule ended``."""
         details = row.details
-        epoch = details.get("epoch", self._total_epochs * row.step / self._total_steps)
         student, teacher, patience = details.get("student"), details.get("teacher"), details.get("patience")
         if details.get("reason") == "ended":
             why = "schedule ended"
@@ -189,7 +188,7 @@ class ProgressView:
         else:
             why = f"{self._level(student)} {'>' if self._higher_is_better else '<'} {self._level(teacher)}"
             why += {None: "", 1: "", 2: " twice"}.get(patience, f" {patience} times")
-        return f"off since epoch {self._epochs(epoch)}: {why}"
+        return f"off since {self._place(row.step, details.get('epoch'))}: {why}"
 
     def _phase_and_weight(self, row: StepRow) -> str:
         return "off" if self._phase == "off" else f"{self._phase}, lambda {row.lambda_:.3g}"
@@ -208,6 +207,15 @@ class ProgressView:
 
     def _level(self, value: float | None) -> str:
         return units.level(value, self._metric)
+
+    def _place(self, step: int, epoch: float | None = None, *, aligned: bool = False) -> str:
+        """``epoch 3.0``, or ``step 6,000`` where the run's length is told in steps."""
+        if self._unit == "step":
+            here, end = f"{step:,}", f"{self._total_steps:,}"
+        else:
+            here = self._epochs(self._total_epochs * step / self._total_steps if epoch is None else epoch)
+            end = self._epochs(self._total_epochs)
+        return f"{self._unit} {here.rjust(len(end)) if aligned else here}"
 
     def _epochs(self, epoch: float) -> str:
         """``3.0``, and ``3.25`` where a digit more is there to be told."""
@@ -316,6 +324,7 @@ def progress_view(
     metric: str,
     higher_is_better: bool,
     quiet: bool,
+    unit: Literal["epoch", "step"] = "epoch",
     console: Console | None = None,
 ) -> ProgressView:
     """Make the view of one run.
@@ -327,6 +336,7 @@ def progress_view(
         metric: the one of a validation's metrics to show.
         higher_is_better: its direction.
         quiet: show events only, the end among them.
+        unit: in which places of the run are told.
         console: where to; None is standard error.
     """
     return ProgressView(
@@ -336,5 +346,6 @@ def progress_view(
         metric=metric,
         higher_is_better=higher_is_better,
         quiet=quiet,
+        unit=unit,
         console=console or Console(stderr=True, highlight=False),
     )

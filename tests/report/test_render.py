@@ -169,6 +169,13 @@ def test_numbers_carry_units_and_no_needless_digits() -> None:
         "-",
     ]
     assert (units.level(0.7094, "top1"), units.level(1.23456, "loss")) == ("70.9%", "1.235")
+    assert [units.level(value, "fid") for value in (412.3456, 12345.6, 9999.6, 2e8)] == [
+        "412.3",
+        "12,346",
+        "10,000",
+        "2e+08",
+    ]
+    assert units.level(0.00123456, "kid") == "0.001235"
     assert units.threshold("teacher", 0.709, "top1") == "teacher (70.9%)"
     assert units.threshold("0.9", 0.9, "top1") == "top1 90.0%"
     assert units.threshold("0.98*baseline", None, "top1") == "0.98*baseline (unknown)"

@@ -12,10 +12,12 @@ NONE = "-"
 
 
 def level(value: float | None, metric: str) -> str:
-    """``70.9%``, or four significant digits of a metric that is not a share."""
+    """``70.9%``, or four significant digits of a metric that is not a share: ``41.25``, ``0.001234``, ``12,345``."""
     if value is None:
         return NONE
-    return f"{100 * value:.1f}%" if metric in PERCENT else f"{value:.4g}"
+    if metric in PERCENT:
+        return f"{100 * value:.1f}%"
+    return f"{value:,.0f}" if 9999.5 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def threshold(name: str, value: float | None, metric: str) -> str:

@@ -83,6 +83,7 @@ def _train(
         metric=task.metric.name,
         higher_is_better=task.metric.higher_is_better,
         quiet=options.quiet,
+        unit="epoch" if setup.train.steps is None else "step",
         console=Console(stderr=True, quiet=not ranks.is_main),
     )
     with view:
