@@ -57,6 +57,7 @@ def test_the_originals_size_has_the_settings_that_its_port_has(monkeypatch):
         ("unet_nc128_rb3", 47_217_027),
         ("unet_nc160_rb3", 73_751_523),
         ("unet_mini_nc16_rb1", 177_427),
+        ("unet_mini_nc24_rb1", 396_507),
         ("unet_mini_nc32_rb1", 702_499),
         ("unet_mini_nc32_rb2", 1_002_883),
         ("unet_mini_nc64_rb2", 3_992_323),

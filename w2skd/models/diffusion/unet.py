@@ -67,6 +67,7 @@ DENOISERS: dict[str, UNetSize] = {
     "unet_nc128_rb3": UNetSize(128, 3),
     "unet_nc160_rb3": UNetSize(160, 3),
     "unet_mini_nc16_rb1": UNetSize(16, 1, *_MINI),
+    "unet_mini_nc24_rb1": UNetSize(24, 1, *_MINI),
     "unet_mini_nc32_rb1": UNetSize(32, 1, *_MINI),
     "unet_mini_nc32_rb2": UNetSize(32, 2, *_MINI),
     "unet_mini_nc64_rb2": UNetSize(64, 2, *_MINI),
