@@ -45,6 +45,7 @@ DENOISERS = (
     "unet_nc128_rb3",
     "unet_nc160_rb3",
     "unet_mini_nc16_rb1",
+    "unet_mini_nc24_rb1",
     "unet_mini_nc32_rb1",
     "unet_mini_nc32_rb2",
     "unet_mini_nc64_rb2",

@@ -7,6 +7,7 @@ import torch
 from w2skd.distributed import Ranks
 from w2skd.recipe.classification import ClassificationRecipe
 from w2skd.recipe.detection import DetectionRecipe
+from w2skd.recipe.diffusion import DiffusionRecipe
 from w2skd.recipe.schema import Recipe, TrainSection
 from w2skd.tasks.base import Task
 from w2skd.tasks.classification import ClassificationTask
@@ -25,5 +26,9 @@ def build_task(recipe: Recipe, *, train: TrainSection, seed: int, device: torch.
             return ClassificationTask(recipe, train=train, seed=seed, device=device, ranks=ranks)
         case DetectionRecipe():
             return DetectionTask(recipe, train=train, seed=seed, device=device, ranks=ranks)
+        case DiffusionRecipe():
+            from w2skd.tasks.diffusion import DiffusionTask  # diffusers and torch-fidelity take seconds to import
+
+            return DiffusionTask(recipe, train=train, seed=seed, device=device, ranks=ranks)
         case _:
             raise AssertionError(f"no task for {type(recipe).__name__}")
