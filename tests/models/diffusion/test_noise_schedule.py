@@ -166,3 +166,14 @@ def test_a_converted_network_takes_its_tables_along_and_leaves_the_callers():
     noisy = torch.empty(1, 3, 8, 8, device="meta")
     assert converted(noisy, torch.zeros(1, dtype=torch.int64, device="meta")).is_meta
     assert not made.weights(torch.tensor([1]), "min_snr").is_meta
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_no_method_waits_for_the_device(prediction):
+    """Tensors of the meta device have no values: reading one is an error there, as it is a wait on a GPU."""
+    made = NoiseSchedule(DiffusionSection(prediction=prediction), "meta")
+    images, steps = torch.empty(2, 3, 8, 8, device="meta"), torch.empty(2, dtype=torch.int64, device="meta")
+    for method in (made.add_noise, made.target, made.to_epsilon, made.to_v):
+        assert method(images, images, steps).is_meta
+    for weighting in ("uniform", "min_snr"):
+        assert made.weights(steps, weighting).is_meta

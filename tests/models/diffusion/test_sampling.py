@@ -165,3 +165,12 @@ def test_neither_gradients_nor_the_noise_that_was_given_are_touched():
     images = generate(model, noise, schedule=made, sampler=SamplerSection(steps=2))
     assert not images.requires_grad
     assert torch.equal(noise, starting_noise(0, torch.arange(2), 8))
+
+
+def test_nothing_waits_for_the_device():
+    """Tensors of the meta device have no values: reading one is an error there, as it is a wait on a GPU."""
+    made = NoiseSchedule(DiffusionSection(), "meta")
+    with torch.device("meta"):
+        model = build_unet("unet_mini_nc16_rb1", size_px=8, classes=2)
+        noise, labels = torch.empty(2, 3, 8, 8), torch.empty(2, dtype=torch.int64)
+    assert generate(model, noise, schedule=made, sampler=SamplerSection(steps=2), labels=labels).is_meta

@@ -1,0 +1,72 @@
+"""Generating images against a bare DDIM loop of the same network, written as diffusers' documentation has it.
+
+Both start from the same noise, made beforehand; the bare loop's scheduler is made beforehand too. Target: at most 1.05.
+
+    python benchmarks/diffusion_sampling.py [--model unet_mini_nc16_rb1] [--size 16] [--batch-size 16] [--json]
+"""
+
+from collections.abc import Callable
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from timing.alternating import parser, report, take_turns
+
+from w2skd.data.noise import starting_noise
+from w2skd.models.diffusion.noise import NoiseSchedule
+from w2skd.models.diffusion.sampling import generate
+from w2skd.models.diffusion.unet import DenoisingUNet, build_unet
+from w2skd.recipe.diffusion import DiffusionSection, SamplerSection
+
+
+def network(options) -> DenoisingUNet:
+    torch.manual_seed(0)
+    return build_unet(options.model, size_px=options.size, classes=None).eval().to(options.device)
+
+
+def bare_loop(options) -> Callable[[], None]:
+    model = network(options)
+    noise = starting_noise(0, torch.arange(options.batch_size), options.size).to(options.device)
+    scheduler = DDIMScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(options.steps)
+
+    @torch.no_grad()
+    def block() -> None:
+        images = noise
+        for step in scheduler.timesteps:
+            answer = model(images, step.to(options.device).expand(len(images)))
+            images = scheduler.step(answer, step, images).prev_sample
+        images.cpu()
+
+    return block
+
+
+def ours(options) -> Callable[[], None]:
+    model = network(options)
+    noise = starting_noise(0, torch.arange(options.batch_size), options.size).to(options.device)
+    schedule = NoiseSchedule(DiffusionSection(), options.device)
+    sampler = SamplerSection(steps=options.steps)
+    return lambda: generate(model, noise, schedule=schedule, sampler=sampler).cpu()
+
+
+def main() -> None:
+    arguments = parser(__doc__, rounds=48)
+    arguments.add_argument("--model", default="unet_mini_nc16_rb1")
+    arguments.add_argument("--size", type=int, default=16, help="px of an image's sides [16]")
+    arguments.add_argument("--batch-size", type=int, default=16)
+    arguments.add_argument("--steps", type=int, default=20, help="of the sampler [20]")
+    arguments.add_argument("--device", default="cpu")
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+
+    turns = take_turns({"bare": lambda: bare_loop(options), "ours": lambda: ours(options)}, options.rounds)
+    ratio = turns.ratio("ours", "bare")
+    step_ms = {name: turns.seconds(name) / options.steps * 1e3 for name in turns.wall}
+    rows = [
+        ("generating / bare DDIM loop", f"{ratio}", "target at most 1.05"),
+        *((f"  {name}, a step", f"{milliseconds:.1f} ms", "") for name, milliseconds in step_ms.items()),
+    ]
+    report(options, rows, {"ratios": {"sampling": ratio.as_dict()}, "step_ms": step_ms})
+
+
+if __name__ == "__main__":
+    main()
