@@ -23,7 +23,7 @@ STEPS_PER_EPOCH = 100
 SAME_IN_EVERY_SMOKE = (
     *("task", "data.source", "data.augment", "teacher.model", "teacher.checkpoint", "student.model"),
     *("train.optimizer.name", "train.optimizer.decay_norms_and_biases", "train.precision", "train.compile"),
-    *("distill.temperature", "distill.final_temperature", "report.metric"),
+    "report.metric",
 )
 """What decides through which code an experiment passes, rather than how long that takes."""
 
@@ -31,13 +31,21 @@ SAME_IN_SMOKE = {
     "classification": (
         *(f"data.{key}" for key in ("train_folder", "eval_folder", "interpolation", "normalization", "feed")),
         *(f"data.{key}" for key in ("crop_scale", "erasing_probability", "mixup", "cutmix", "repeats")),
-        *("teacher.normalization", "loss.label_smoothing"),
+        *("teacher.normalization", "loss.label_smoothing", "distill.temperature", "distill.final_temperature"),
     ),
     # Not the backbones' weights, nor what hangs on them: a smoke recipe does without network.
     "detection": (
         *(f"data.{key}" for key in ("train_images", "train_annotations", "eval_images", "eval_annotations")),
         *(f"distill.{key}_weight" for key in ("class", "box", "objectness", "rpn_box")),
+        *("distill.temperature", "distill.final_temperature"),
         "eval.backend",
+    ),
+    # Not the run in whose features images are compared: each has its own.
+    "diffusion": (
+        *(f"data.{key}" for key in ("train_folder", "eval_folder", "feed")),
+        *(f"diffusion.{key}" for key in ("timesteps", "beta_schedule", "prediction", "class_conditional")),
+        *("sampler.spacing", "sampler.clip", "fid.reference"),
+        *("loss.timestep_weighting", "distill.timestep_weighting"),
     ),
 }
 """Task -> the same of that task."""
@@ -209,6 +217,11 @@ def test_the_two_detectors_of_coco_differ_in_what_their_names_say() -> None:
     one, other = plain("coco_retinanet_r50"), plain("coco_fasterrcnn_r50")
     allowed = {"name", "teacher.model", "student.model", "train.optimizer.lr"}
     assert {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} == allowed
+
+
+def test_the_two_networks_of_cifar10_differ_in_what_their_names_say() -> None:
+    one, other = plain("cifar10_ddpm_nc128"), plain("cifar10_ddpm_nc160")
+    assert {key for key in one if one[key] != other[key]} == {"name", "student.model"}
 
 
 @each_of("detection")
