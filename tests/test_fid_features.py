@@ -306,7 +306,7 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, suffix: str) -> None:
         open_extractor(INCEPTION, file, device="cpu", batch_size=4)
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(1)], {"fc.bias": 3}, torch.zeros(1)])
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {"fc.bias": 3}, {3: torch.zeros(1)}, torch.zeros(1)])
 def test_a_file_of_something_else_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="not the weights of inception-v3-compat: a state dict was expected"):
@@ -444,6 +444,7 @@ def test_dinov2_without_network_tells_what_its_cache_needs(offline: Path) -> Non
     assert said.startswith(f"{offline.parent}: dinov2-vit-s-14 cannot be made of it (")
     assert "facebookresearch_dinov2_main" in said
     assert "fid.extractor: checkpoint:RUN" in said
+    assert "fid.weights" not in said  # it takes none
     assert "\n" not in said
 
 

@@ -39,10 +39,11 @@ OURS = "w2skd-"
 
 _LAYER = "penultimate"
 
-_INSTEAD = (
-    "or give the file (fid.weights), or compare in the features of a classifier trained with w2skd (fid.extractor: "
-    "checkpoint:RUN), which needs nothing from the network"
+_WITHOUT = (
+    "or compare in the features of a classifier trained with w2skd (fid.extractor: checkpoint:RUN), which needs nothing "
+    "from the network"
 )
+_INSTEAD = f"or give the file (fid.weights), {_WITHOUT}"
 
 
 class Extractor:
@@ -226,7 +227,8 @@ def _checked_state(name: str, file: Path) -> dict[str, Tensor]:
         state = load_file(file) if file.suffix == ".safetensors" else load_pt(file)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: damaged or cut off ({one_line(error)})") from None
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    pairs = state.items() if isinstance(state, Mapping) else [(None, None)]
+    if not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in pairs):
         raise CheckpointError(f"{file}: not the weights of {name}: a state dict was expected")
     with torch.device("meta"):
         layout = vgg16() if name == "vgg16" else BareInception()
@@ -281,7 +283,7 @@ def _created(name: str, origin: Path, hint: str = "", **options: Any) -> Feature
             return create_feature_extractor(name, [layer], cuda=False, verbose=False, **options)
     except Exception as error:  # fetched code, or TorchScript: about anything
         said = f"{origin}: {name} cannot be made of it ({one_line(error)})"
-        raise CheckpointError(f"{said}; {hint}, {_INSTEAD}" if hint else said) from None
+        raise CheckpointError(f"{said}; {hint}, {_WITHOUT}" if hint else said) from None
 
 
 def _resaved(state: Mapping[str, Tensor]) -> io.BytesIO:
