@@ -40,8 +40,8 @@ OURS = "w2skd-"
 _LAYER = "penultimate"
 
 _WITHOUT = (
-    "or compare in the features of a classifier trained with w2skd (fid.extractor: checkpoint:RUN), which needs nothing "
-    "from the network"
+    "or compare in the features of a classifier trained with w2skd (fid.extractor: checkpoint:RUN), which needs "
+    "nothing from the network"
 )
 _INSTEAD = f"or give the file (fid.weights), {_WITHOUT}"
 
