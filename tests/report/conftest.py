@@ -29,6 +29,7 @@ def make_run(experiment: Path, tmp_path: Path) -> MakeRun:
         seed: int,
         values: Sequence[float],
         *,
+        recipe: str = RECIPE,
         metric: str = "top1",
         thresholds: str = "[teacher, 0.7, 0.98*baseline]",
         teacher: float | None = 0.65,
@@ -40,14 +41,14 @@ def make_run(experiment: Path, tmp_path: Path) -> MakeRun:
     ) -> Path:
         path = experiment / "teacher" if arm == "teacher" else experiment / arm / f"seed{seed}"
         path.mkdir(parents=True)
-        (tmp_path / "recipe.yaml").write_text(RECIPE)
+        (tmp_path / "recipe.yaml").write_text(recipe)
         settings = [f"seed={seed}", f"report.metric={metric}", f"report.thresholds={thresholds}", *overrides]
-        recipe = load_recipe(str(tmp_path / "recipe.yaml"), settings)
+        resolved = load_recipe(str(tmp_path / "recipe.yaml"), settings)
         rows: list[Row] = []
         if arm == "w2s":
             rows.append(EventRow(0, "teacher", {"metrics": {metric: teacher}, "checkpoint": "teacher"}))
         for epoch, value in enumerate(values, start=1):
-            rows += epoch_rows(epoch, value, metric, arm, off_epoch)
+            rows += epoch_rows(epoch, value, metric, arm, off_epoch, teacher)
         status = {"arm": arm, "seed": seed, "state": state, "step": 10 * len(values), "total_steps": 140}
         facts = {
             "w2skd": "0.1.0",
@@ -58,7 +59,7 @@ def make_run(experiment: Path, tmp_path: Path) -> MakeRun:
             "data_fingerprint": "f00d",
             "forward_flops": forward_flops(arm),
         }
-        (path / "recipe.yaml").write_text(dump_recipe(recipe))
+        (path / "recipe.yaml").write_text(dump_recipe(resolved))
         (path / "status.json").write_text(json.dumps(status))
         (path / "environment.json").write_text(json.dumps({**facts, **(environment or {})}))
         (path / "metrics.jsonl").write_text("".join(encode(row) + "\n" for row in [*rows, *extra]))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_runs import FAST, SLOW, MakeRun, mentions, threshold, two_arms
+from synthetic_runs import FAST, SLOW, MakeRun, mentions, threshold, two_arms, two_arms_of_generated_images
 
 from w2skd.errors import RunDirError
 from w2skd.recipe.load import RECIPE_TYPES
@@ -51,6 +51,18 @@ def test_shares_of_a_metric_where_lower_is_better_lie_on_the_worse_side(make_run
     levels = {found.name: found.value for found in report.thresholds}
     assert levels == pytest.approx({"teacher": 1.9, "0.95*teacher": 2.0, "0.8*baseline": 2.0})
     assert threshold(report, "teacher").speedup["epochs"] == {0: 2.0}
+
+
+def test_levels_of_a_distance_lie_on_the_worse_side_and_are_crossed_from_above(
+    make_run: MakeRun, experiment: Path
+) -> None:
+    two_arms_of_generated_images(make_run)
+    report = build_report(experiment)
+    assert (report.higher_is_better, report.unit) == (False, "step")
+    levels = {found.name: found.value for found in report.thresholds}
+    assert levels == pytest.approx({"teacher": 65.0, "60": 60.0, "0.98*baseline": 53.5 / 0.98})
+    assert threshold(report, "60").speedup["steps"] == {0: 1.6}
+    assert threshold(report, "60").teacher_gap == pytest.approx(-5 / 60, abs=1e-6)
 
 
 def test_a_threshold_without_a_level_says_why(make_run: MakeRun, experiment: Path) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from synthetic_runs import FAST, SLOW, MakeRun, mentions, threshold, two_arms
+from synthetic_runs import FAST, FID_FAST, FID_SLOW, GENERATED, SLOW, MakeRun, mentions, threshold, two_arms
 
 from w2skd.records import EventRow
 from w2skd.report.speedup import build_report
@@ -116,3 +116,12 @@ def test_a_run_that_moved_to_another_machine_is_told(make_run: MakeRun, experime
     moved = EventRow(20, "resumed", {"lost_steps": 3, "changed": {"threads": 8, "total_steps": 7}})
     make_run("w2s", 0, FAST, extra=[moved])
     assert mentions(build_report(experiment), "w2s/seed0 went on with another threads:")
+
+
+def test_warnings_about_the_noising_process_and_the_loss(make_run: MakeRun, experiment: Path) -> None:
+    given = {"recipe": GENERATED, "metric": "fid", "thresholds": "[60.0]"}
+    make_run("baseline", 0, FID_SLOW, **given, overrides=["diffusion.prediction=v"])
+    make_run("w2s", 0, FID_FAST, **given, overrides=["loss.timestep_weighting=min_snr"])
+    report = build_report(experiment)
+    assert mentions(report, "not trained alike", "diffusion.prediction is v in baseline/seed0, epsilon in w2s/seed0")
+    assert mentions(report, "not trained alike", "loss.timestep_weighting is uniform in baseline/seed0, min_snr in")

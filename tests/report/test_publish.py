@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from synthetic_runs import MakeRun, two_arms
+from synthetic_runs import FID_FAST, FID_SLOW, GENERATED, MakeRun, two_arms
 
 from w2skd.errors import OutputError, RunDirError
 from w2skd.report.publish import RECORDS, publish
@@ -48,6 +48,19 @@ def test_where_things_lay_is_not_published(trained: Path, tmp_path: Path) -> Non
     assert rest == metrics
     assert "checkpoint: runs/old/teacher\n" in (published / "recipe.yaml").read_text()
     assert "secret" not in "".join(path.read_text() for path in published.iterdir())
+
+
+def test_where_the_network_of_a_score_lay_is_not_published(make_run: MakeRun, experiment: Path, tmp_path: Path) -> None:
+    places = ["fid.weights=/home/me/secret/inception.pth", "fid.cache=/home/me/secret/stats"]
+    make_run("baseline", 0, FID_SLOW, recipe=GENERATED, metric="fid", thresholds="[60.0]", overrides=places)
+    of_run = ["fid.extractor=checkpoint:/home/me/secret/cifar/baseline/seed0"]
+    make_run("w2s", 0, FID_FAST, recipe=GENERATED, metric="fid", thresholds="[60.0]", overrides=of_run)
+    publish(experiment, tmp_path / "docs")
+    first, second = (tmp_path / "docs" / arm / "seed0" / "recipe.yaml" for arm in ("baseline", "w2s"))
+    assert "weights: runs/secret/inception.pth" in first.read_text()
+    assert "cache: cache/stats" in first.read_text()
+    assert "checkpoint:runs/baseline/seed0" in second.read_text()
+    assert "/home" not in first.read_text() + second.read_text()
 
 
 def test_published_again_it_takes_the_place_of_what_was_there(trained: Path, tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console, RenderableType
-from synthetic_runs import MakeRun
+from synthetic_runs import GENERATED, MakeRun, two_arms_of_generated_images
 
 from w2skd.errors import OutputError
-from w2skd.report import units
+from w2skd.report import curves, units
 from w2skd.report.crossing import Position
 from w2skd.report.render import as_json, as_markdown, as_terminal, draw_curves, summary_as_terminal, write_report
 from w2skd.report.speedup import build_report
@@ -49,6 +49,42 @@ def test_the_terminal_shows_thresholds_seeds_runs_warnings_and_results(compared:
     assert ["epochs", "6", "3", "2.00x", "2.00x", "to", "2.00x"] in cells
     assert ["2", "epoch", "6", "not", "reached", "by", "epoch", "10", "-", "-", "-"] in cells
     assert ["0", "epoch", "6", "epoch", "3", "2.00x", "1.67x", "1.82x"] in cells
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_an_experiment_whose_length_is_told_in_steps_is_told_in_steps(
+    make_run: MakeRun, experiment: Path, width: int
+) -> None:
+    two_arms_of_generated_images(make_run, seeds=3)
+    text = shown(as_terminal(build_report(experiment)), width)
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert max(len(line) for line in lines) <= width
+    for words in ("fid, lower is better; teacher 65", "0.98*baseline (55.61)", "fid 60: 1.80x in steps (1.60x to"):
+        assert words in text
+    cells = [line.split() for line in lines]
+    assert cells.count(["seed", "baseline", "w2s", "steps", "time", "FLOPs"]) == 3
+    steps, epochs = (cells.index([name, *rest]) for name, rest in STEPS_AND_EPOCHS.items())
+    assert epochs == steps + 1
+    assert ["0", "step", "80", "step", "50", "1.60x", "1.33x", "1.45x"] in cells
+    summary = crossing_summary(read_run(experiment / "w2s" / "seed0"), experiment)
+    text = shown(summary_as_terminal(summary), width)
+    assert "w2s/seed0: best fid 50 at step 100" in text
+    cells = [line.split() for line in text.splitlines()]
+    assert ["threshold", "reached", "epoch", "time", "baseline", "speed-up"] in cells
+    assert ["fid", "60", "step", "50", "5", "30", "s", "step", "80", "(40", "s)", "1.60x"] in cells
+
+
+STEPS_AND_EPOCHS = {
+    "steps": ["70", "40", "1.75x", "1.75x", "to", "2.00x"],
+    "epochs": ["7", "4", "1.75x", "1.75x", "to", "2.00x"],
+}
+
+
+def test_runs_that_were_left_out_of_a_summary_are_told(make_run: MakeRun, experiment: Path) -> None:
+    two_arms_of_generated_images(make_run)
+    run = read_run(make_run("w2s", 1, [50.0], recipe=GENERATED, metric="fid", thresholds="[60.0]", teacher=65.0))
+    text = shown(summary_as_terminal(crossing_summary(run, experiment)), 200)
+    assert "not compared with baseline/seed0, which is scored in another way: extractor is not on record in" in text
 
 
 def test_names_are_not_taken_for_markup(make_run: MakeRun, experiment: Path) -> None:
@@ -124,6 +160,51 @@ def test_curves_of_thin_experiments_are_drawn(make_run: MakeRun, experiment: Pat
     picture = tmp_path / "curves.png"
     draw_curves(build_report(experiment), picture)
     assert png_size(picture) == (1800, 750)
+
+
+@pytest.mark.parametrize(
+    ("values", "by_logarithm"),
+    [
+        ([312.0, 60.0], True),
+        ([312.0, 70.0], False),
+        ([3.0, 0.0], False),
+        ([0.5, -0.001], False),
+        ([math.nan, 400.0, 4.0], True),
+        ([], False),
+    ],
+)
+def test_a_wide_range_that_is_no_share_is_drawn_by_its_logarithm(
+    make_run: MakeRun, experiment: Path, tmp_path: Path, values: list[float], by_logarithm: bool
+) -> None:
+    make_run("teacher", 0, [1e6, 1e-6], recipe=GENERATED, metric="fid", thresholds="[60.0]")  # it is not drawn
+    make_run("baseline", 0, values, recipe=GENERATED, metric="fid", thresholds="[60.0, 0, -1]")
+    report = build_report(experiment)
+    assert curves._Heights.of_report(report).by_logarithm is by_logarithm
+    draw_curves(report, tmp_path / "curves.png")
+    assert png_size(tmp_path / "curves.png") == (1800, 750)
+
+
+def test_a_share_is_drawn_as_it_is_however_wide_its_range(compared: Path) -> None:
+    assert curves._Heights.of_report(build_report(compared)) == curves._Heights("top1", by_logarithm=False)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (50, 312, ["50", "70", "100", "200", "300"]),
+        (4, 400, ["10", "30", "100", "300"]),
+        (0.9, 20_000, ["1", "10", "100", "1000", "10,000"]),
+        (51, 62, ["60"]),
+    ],
+)
+def test_ticks_are_round_and_at_their_logarithms(low: float, high: float, expected: list[str]) -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    axes.set_ylim(math.log10(low), math.log10(high))
+    curves._Heights("fid", by_logarithm=True).mark(axes)
+    assert [label.get_text() for label in axes.get_yticklabels()] == expected
+    assert axes.get_yticks() == pytest.approx([math.log10(float(text.replace(",", ""))) for text in expected])
 
 
 def test_curves_of_an_experiment_without_any_validation(make_run: MakeRun, experiment: Path, tmp_path: Path) -> None:

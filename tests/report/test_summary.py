@@ -21,9 +21,9 @@ from w2skd.rundir import read_run
     ],
 )
 def test_the_teachers_gap_to_the_target_is_told(make_run, experiment: Path, target: float, expected: str) -> None:
-    make_run("w2s", 0, [0.1, 0.2], teacher=0.61)
+    run = read_run(make_run("w2s", 0, [0.1, 0.2], teacher=0.61))
     [line] = teacher_gaps(
-        experiment, [Threshold.parse(target), Threshold.parse("teacher"), Threshold.parse("0.9*baseline")]
+        run, experiment, [Threshold.parse(target), Threshold.parse("teacher"), Threshold.parse("0.9*baseline")]
     )
     assert line.startswith(f"target top1 {target:.1%}")
     assert expected in line

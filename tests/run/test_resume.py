@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tiny import (
     Crash,
@@ -30,8 +31,11 @@ from tiny import (
 from w2skd.checkpoint import load_checkpoint
 from w2skd.clock import Clock
 from w2skd.data import shapes
+from w2skd.recipe.load import validate_recipe, with_overrides
 from w2skd.records import decode
 from w2skd.run import arm as arm_module
+from w2skd.run.resume import differing_keys
+from w2skd.tasks.classification import ClassificationTask
 
 
 def test_a_finished_run_started_again_does_nothing(recipe: Path, copied: Path) -> None:
@@ -63,6 +67,55 @@ def test_where_a_run_went_on_is_noted(distill: Any, out: Path, monkeypatch: pyte
     [resumed] = events(run_in(out), "resumed")
     assert resumed.details["changed"] == {"threads": 7}
     assert json.loads((run_in(out) / "environment.json").read_text()) == before
+
+
+def test_a_run_goes_on_only_where_it_is_scored_as_it_was(
+    distill: Any, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = ClassificationTask.describe_data
+
+    def scored_by(**scoring: object) -> None:
+        monkeypatch.setattr(ClassificationTask, "describe_data", lambda self: original(self) | {"scoring": scoring})
+
+    scored_by(extractor="vgg16", sizes=(8, 16))
+    crashed_at(14, *distill)
+    before = contents(out)
+    scored_by(extractor="vgg19", sizes=(8, 16))
+    line = refused(*distill, code=2)
+    assert line == (
+        f"{run_in(out)} holds a run that was scored in another way: extractor is vgg16 in its records, vgg19 in this "
+        "call; choose another --out, or discard it (--overwrite)"
+    )
+    assert contents(out) == before
+    scored_by(extractor="vgg16", sizes=(8, 16))
+    assert "resumed at step 12" in done(*distill).err
+    scored_by(extractor="vgg19", sizes=(8, 16))
+    done(*distill, "--overwrite", "--set", "train.steps=6", "--set", "distill.decay=6step")
+
+
+def test_what_makes_samples_and_scores_changes_a_run_and_what_speeds_them_up_does_not() -> None:
+    recipe = validate_recipe(yaml.safe_load(GENERATED), "here")
+
+    def told(*overrides: str) -> list[str]:
+        return differing_keys(recipe, with_overrides(recipe, overrides), "w2s")
+
+    assert told("diffusion.prediction=v") == ["diffusion.prediction: epsilon -> v"]
+    assert told("sampler.steps=20") == ["sampler.steps: 50 -> 20"]
+    assert told("fid.samples=500") == ["fid.samples: 10000 -> 500"]
+    assert told("fid.extractor=vgg16") == ["fid.extractor: inception-v3-compat -> vgg16"]
+    speed = ("sampler.batch_size=8", "fid.batch_size=8", "fid.cache=elsewhere", "fid.weights=moved.pth")
+    assert told(*speed) == []
+
+
+GENERATED = """
+name: generated
+task: diffusion
+data: {source: shapes}
+teacher: {model: unet_mini_nc16_rb1}
+student: {model: unet_mini_nc32_rb1}
+train: {steps: 10, batch_size: 8, optimizer: {name: adamw, lr: 0.001}, lr_schedule: {name: constant}}
+report: {metric: fid, thresholds: [60]}
+"""
 
 
 def test_the_clock_counts_kept_work_only(distill: Any, out: Path, recipe: Path) -> None:

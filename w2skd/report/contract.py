@@ -136,7 +136,12 @@ class TeacherReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All that an experiment shows."""
+    """All that an experiment shows.
+
+    Attributes:
+        scoring: how all scores came about, where that is a choice of the recipe or of what lay on the machine, such as
+            the network of an FID; empty elsewhere.
+    """
 
     schema: int
     name: str
@@ -148,6 +153,7 @@ class Report:
     teacher: TeacherReport | None
     runs: tuple[RunReport, ...]
     warnings: tuple[str, ...]
+    scoring: Mapping[str, Any]
 
 
 def pair(seed: int, first: Crossings) -> tuple[Position, Position]:

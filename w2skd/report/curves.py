@@ -1,6 +1,7 @@
 """The picture of an experiment: its metric over epochs and over training time."""
 
 import io
+import math
 import statistics
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,52 @@ _ROW = 0.05  # height of a label, as a share of the panel's
 _BOLD_PT, _PLAIN_PT = 8, 6  # width of a letter, on average
 _NEAR = 0.25  # of the values' range: how far off a level that nobody reached is still shown
 _WORST_LEFT_OUT = 0.1  # share of the values: the first validations are far off and would squeeze the rest
+_WIDE = 5.0  # the largest value over the smallest from which on a metric that is no share is drawn by its logarithm
+_MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9))
+_LEAST_TICKS = 4
+
+
+@dataclass(frozen=True)
+class _Heights:
+    """From a metric's values to heights in a panel: in percent, as they are, or by their logarithm.
+
+    An FID begins at hundreds and ends at a few; on a plain axis, all that matters would happen at the bottom.
+    """
+
+    metric: str
+    by_logarithm: bool
+
+    @classmethod
+    def of_report(cls, report: Report) -> "_Heights":
+        values = [value for run in report.runs if run.arm in COLOURS for value in run.curve.value if value is not None]
+        is_share = report.metric in units.PERCENT
+        wide = bool(values) and min(values) > 0 and max(values) >= _WIDE * min(values)
+        return cls(report.metric, not is_share and wide)
+
+    def of(self, value: float) -> float:
+        if self.by_logarithm:
+            return math.log10(value) if value > 0 else -math.inf
+        return 100 * value if self.metric in units.PERCENT else value
+
+    @property
+    def name(self) -> str:
+        if self.by_logarithm:
+            return f"{self.metric} (logarithmic)"
+        return f"{self.metric} (%)" if self.metric in units.PERCENT else self.metric
+
+    def mark(self, axes: "Axes") -> None:
+        """Round values as ticks of a logarithmic axis, which is none to matplotlib: lines and labels stay straight."""
+        if not self.by_logarithm:
+            return
+        low, high = axes.get_ylim()
+        ticks: list[float] = []
+        for mantissas in _MANTISSAS:
+            powers = range(math.floor(low), math.ceil(high) + 1)
+            ticks = [mantissa * 10.0**power for power in powers for mantissa in mantissas]
+            ticks = [tick for tick in ticks if low <= math.log10(tick) <= high]
+            if len(ticks) >= _LEAST_TICKS:
+                break
+        axes.set_yticks([math.log10(tick) for tick in ticks], [units.level(tick, self.metric) for tick in ticks])
 
 
 @dataclass(frozen=True)
@@ -74,9 +121,10 @@ def draw_curves(report: Report, path: Path) -> None:
         figure = Figure(figsize=_SIZE_IN, layout="constrained")
         FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2, sharey=True)
-        _panel(left, report, report.unit)
-        _panel(right, report, "seconds")
-        left.set_ylabel(f"{report.metric} (%)" if report.metric in units.PERCENT else report.metric)
+        heights = _Heights.of_report(report)
+        _panel(left, report, report.unit, heights)
+        _panel(right, report, "seconds", heights)
+        left.set_ylabel(heights.name)
         right.tick_params(labelleft=False)
         _head(figure, report)
         content = io.BytesIO()
@@ -85,7 +133,7 @@ def draw_curves(report: Report, path: Path) -> None:
     write_atomically(path, content.getvalue())
 
 
-def _panel(axes: "Axes", report: Report, against: str) -> None:
+def _panel(axes: "Axes", report: Report, against: str, heights: _Heights) -> None:
     from matplotlib.ticker import MaxNLocator
 
     scale, unit = _time_unit(report) if against == "seconds" else (1.0, against)
@@ -93,15 +141,16 @@ def _panel(axes: "Axes", report: Report, against: str) -> None:
     drawn: list[_Line] = []
     for arm, colour in COLOURS.items():
         runs = [run for run in report.runs if run.arm == arm]
-        lines = {run.run: _line(run, against, scale, report.metric) for run in runs}
+        lines = {run.run: _line(run, against, scale, heights) for run in runs}
         for line in lines.values() if len(lines) > 1 else ():
             axes.plot(line.x, line.y, color=colour, linewidth=0.9, alpha=0.4, zorder=2)
         middle = _median(list(lines.values()))
         axes.plot(middle.x, middle.y, color=colour, linewidth=2.6, zorder=3, solid_capstyle="round")
         _mark_switches(axes, runs, lines)
         drawn += lines.values()
-    labels = _labels(report, against, scale)
-    _limit(axes, report, drawn, labels)
+    labels = _labels(report, against, scale, heights)
+    _limit(axes, report, drawn, labels, all_values=heights.by_logarithm)
+    heights.mark(axes)
     # Both panels share their heights, so the names stand once.
     _mark_levels(axes, labels, named=against == "seconds")
     axes.spines[["top", "right"]].set_visible(False)
@@ -112,9 +161,9 @@ def _panel(axes: "Axes", report: Report, against: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _line(run: RunReport, against: str, scale: float, metric: str) -> _Line:
+def _line(run: RunReport, against: str, scale: float, heights: _Heights) -> _Line:
     points = [
-        (step, x / scale, _shown(y, metric))
+        (step, x / scale, heights.of(y))
         for step, x, y in zip(run.curve.step, getattr(run.curve, against), run.curve.value, strict=True)
         if x is not None and y is not None
     ]
@@ -137,11 +186,11 @@ def _mark_switches(axes: "Axes", runs: Sequence[RunReport], lines: Mapping[str, 
             axes.plot(*point, marker="o", markersize=7, markerfacecolor="white", color=COLOURS["w2s"], zorder=5)
 
 
-def _labels(report: Report, against: str, scale: float) -> list[_Label]:
+def _labels(report: Report, against: str, scale: float, heights: _Heights) -> list[_Label]:
     """All levels of the report; the teacher's own too, if no threshold is just there."""
     labels = [
         _Label(
-            _shown(threshold.value, report.metric),
+            heights.of(threshold.value),
             units.threshold(threshold.name, threshold.value, report.metric),
             _ratio(threshold, against),
             _ends(threshold, against, scale),
@@ -152,7 +201,7 @@ def _labels(report: Report, against: str, scale: float) -> list[_Label]:
     level = report.teacher.level if report.teacher else None
     if level is not None and all(threshold.value != level for threshold in report.thresholds):
         text = f"teacher ({units.level(level, report.metric)})"
-        labels.append(_Label(_shown(level, report.metric), text, "", None))
+        labels.append(_Label(heights.of(level), text, "", None))
     return sorted(labels, key=lambda label: label.level)
 
 
@@ -175,13 +224,13 @@ def _ends(threshold: ThresholdReport, against: str, scale: float) -> tuple[float
     return ends[0], ends[1]
 
 
-def _limit(axes: "Axes", report: Report, lines: Sequence[_Line], labels: Sequence[_Label]) -> None:
-    """Show everything that is reached, but not how bad the very first validations are."""
+def _limit(axes: "Axes", report: Report, lines: Sequence[_Line], labels: Sequence[_Label], *, all_values: bool) -> None:
+    """Show everything that is reached, but, unless all values are to be seen, not how bad the very first ones are."""
     axes.set_xlim(0, 1.02 * max([x for line in lines for x in line.x], default=1.0))
     values = sorted(y for line in lines for y in line.y)
     if not values:
         return
-    skipped = int(_WORST_LEFT_OUT * len(values))
+    skipped = 0 if all_values else int(_WORST_LEFT_OUT * len(values))
     shown = values[skipped:] if report.higher_is_better else values[: len(values) - skipped]
     reach = _NEAR * (values[-1] - values[0])
     levels = [label.level for label in labels if values[0] - reach <= label.level <= values[-1] + reach]
@@ -237,10 +286,6 @@ def _head(figure: "Figure", report: Report) -> None:
     handles.append(Line2D([], [], color=_INK, label="from one crossing to the other", **look))
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=10.5)
     figure.suptitle(report.name, x=0.012, ha="left", size=13, weight="bold")
-
-
-def _shown(value: float, metric: str) -> float:
-    return 100 * value if metric in units.PERCENT else value
 
 
 def _time_unit(report: Report) -> tuple[float, str]:

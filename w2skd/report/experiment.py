@@ -2,17 +2,18 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from w2skd.errors import RunDirError
 from w2skd.recipe.names import METRICS
 from w2skd.recipe.schema import Recipe
 from w2skd.recipe.threshold import Threshold
 from w2skd.report.crossing import best, events, teacher_level
+from w2skd.report.scoring import difference, scoring_of
 from w2skd.rundir import RunRecord, find_runs, read_run
 
 ARMS: tuple[str, ...] = ("baseline", "w2s")
@@ -59,6 +60,11 @@ class Experiment:
         """How this experiment tells the time: by steps when its length is given in steps."""
         return "epoch" if self.recipe.train.steps is None else "step"
 
+    @property
+    def scoring(self) -> Mapping[str, Any]:
+        """How the scores of all runs came about; empty where the task leaves no choice."""
+        return scoring_of(self.runs[0])
+
     def arm(self, name: str) -> dict[int, RunRecord]:
         """Seed -> run."""
         return {run.seed: run for run in self.runs if run.arm == name}
@@ -82,7 +88,8 @@ def read_experiment(path: Path) -> Experiment:
     """Read all runs of an experiment, finished or not.
 
     Raises:
-        RunDirError: `path` is missing, a single run, or holds no baseline and no w2s run; or a run is damaged.
+        RunDirError: `path` is missing, a single run, or holds no baseline and no w2s run; a run is damaged; or two runs
+            were scored in different ways.
     """
     if not path.is_dir():
         raise RunDirError(f"{path}: no such folder; looked for an experiment, with {_EXPECTED}")
@@ -91,12 +98,22 @@ def read_experiment(path: Path) -> Experiment:
         raise RunDirError(f"{path}: a single run; give the experiment, the folder above: {above}")
     runs = tuple(read_run(run) for run in find_runs(path))
     if any(run.arm != "teacher" for run in runs):
+        _check_scored_alike(path, runs)
         return Experiment(runs)
     if runs:
         raise RunDirError(f"{path}: holds a teacher, but no run to report on yet; looked for {_EXPECTED}")
     if any(path.glob("seed*/status.json")):
         raise RunDirError(f"{path}: one arm of an experiment; give the folder above: {path.resolve().parent}")
     raise RunDirError(f"{path}: holds no runs; looked for {_EXPECTED}")
+
+
+def _check_scored_alike(path: Path, runs: Sequence[RunRecord]) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        found = difference(scoring_of(first), scoring_of(run))
+        if found is not None:
+            what = found.between(label(first), label(run))
+            raise RunDirError(f"{path}: nothing was compared, since runs are scored in different ways: {what}")
 
 
 def resolve(threshold: Threshold, experiment: Experiment) -> Level:

@@ -10,7 +10,8 @@ from w2skd.report.crossing import events
 from w2skd.report.experiment import ARMS, Experiment, label, teacher_is_ours, teacher_levels
 from w2skd.rundir import RunRecord
 
-_COMPARED = ("task", "train", "data", "student", "loss")
+_COMPARED = ("task", "train", "data", "student", "loss", "diffusion")
+"""Sections of a recipe. How it scores is not among them: runs that differ there are not even read together."""
 _HARDWARE = ("device", "device_name", "threads", "ranks")
 _SOFTWARE = ("w2skd", "commit", "torch")
 _ENOUGH_SEEDS = 3

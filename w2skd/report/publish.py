@@ -4,6 +4,7 @@ from pathlib import Path
 
 from w2skd.errors import RunDirError
 from w2skd.files import writing
+from w2skd.recipe.flat import flatten
 from w2skd.report.contract import Report
 from w2skd.report.experiment import read_experiment
 from w2skd.report.render import write_report
@@ -15,8 +16,8 @@ RECORDS = ("recipe.yaml", "environment.json", "status.json", "metrics.jsonl")
 def publish(experiment: Path, target: Path) -> Report:
     """Copy every run's records to `target`, which must be new, empty or an earlier publication, and report there.
 
-    Where on a machine the experiment, a teacher from elsewhere and the data lay is nobody's business: of absolute paths
-    to them only ``runs/<name>`` and ``data/<name>`` is left.
+    Where on a machine the experiment, a teacher from elsewhere, the data and what scored them lay is nobody's business:
+    of absolute paths to them only ``runs/<name>``, ``data/<name>`` and the like is left.
 
     Raises:
         RunDirError: `experiment` holds no runs, or `target` is the experiment itself or holds weights.
@@ -37,12 +38,16 @@ def publish(experiment: Path, target: Path) -> Report:
 
 def _without_places(text: str, run: RunRecord, experiment: Path) -> str:
     places = {str(experiment.resolve()): f"runs/{experiment.resolve().name}"}
-    root = Path(run.recipe.model_dump(mode="json").get("data", {}).get("root") or ".")
-    if root.is_absolute():
-        places[str(root)] = f"data/{root.name}"
-    teacher = run.recipe.teacher.checkpoint
-    if teacher is not None and teacher.is_absolute():
-        places[str(teacher.parent)] = f"runs/{teacher.parent.name}"
+    values = flatten(run.recipe.model_dump(mode="json"))
+    for key, kind in (("data.root", "data"), ("fid.cache", "cache")):
+        path = Path(values.get(key) or ".")
+        if path.is_absolute():
+            places[str(path)] = f"{kind}/{path.name}"
+    extractor = str(values.get("fid.extractor", "")).partition(":")[2]
+    models = (values["teacher.checkpoint"], extractor, values.get("fid.weights"))
+    for path in (Path(model) for model in models if model):
+        if path.is_absolute() and path.parent.name:
+            places[str(path.parent)] = f"runs/{path.parent.name}"
     for place, name in places.items():
         text = text.replace(place, name)
     return text

@@ -17,9 +17,10 @@ from w2skd.clock import SEGMENTS
 from w2skd.files import write_atomically, writing
 from w2skd.recipe.threshold import Threshold
 from w2skd.report import units
-from w2skd.report.contract import QUANTITIES, Report, RunReport, Spread, TeacherReport, ThresholdReport
+from w2skd.report.contract import QUANTITIES, Report, RunReport, Spread, ThresholdReport
 from w2skd.report.crossing import SwitchOff
 from w2skd.report.curves import draw_curves as draw_curves
+from w2skd.report.scoring import in_one_line
 from w2skd.report.speedup import build_report
 from w2skd.report.summary import CrossingSummary, SummaryLine
 from w2skd.report.verdict import not_reached_text
@@ -35,9 +36,7 @@ _TITLES = {"epochs": "epochs", "steps": "steps", "examples": "examples", "second
 _WITH_TEACHER = "  with teacher"
 
 _MEDIAN_HEAD = ("median", "baseline", "w2s", "speed-up", "over seeds")
-_SEED_HEAD = ("seed", "baseline", "w2s", "epochs", "time", "FLOPs")
 _RUN_HEAD = ("run", "best", "final", "state", "time", "teacher", "distilled until")
-_SUMMARY_HEAD = ("threshold", "reached", "step", "time", "baseline", "speed-up")
 _WORDS = frozenset({"median", "seed", "run", "threshold", "reached", "state", "over seeds", "distilled until"})
 """Columns that read from the left."""
 
@@ -64,15 +63,17 @@ def as_json(report: Report) -> str:
 def as_terminal(report: Report) -> RenderableType:
     """The report for a terminal of 80 columns or more."""
     parts: list[RenderableType] = [_line(report.name, "bold"), _line(_about(report), "dim")]
+    if report.scoring:
+        parts.append(_line(_scored(report), "dim"))
     if any(len(threshold.pairs) > 1 for threshold in report.thresholds):
         parts.append(_line(_RATIOS, "dim"))
     for threshold in report.thresholds:
         parts += ["", _line(_title(threshold, report), "bold")]
         if threshold.pairs:
-            parts.append(_table(_MEDIAN_HEAD, _median_rows(threshold, report.teacher)))
+            parts.append(_table(_MEDIAN_HEAD, _median_rows(threshold, report)))
         if threshold.value is not None and (len(threshold.seeds) > 1 or not threshold.pairs):
             parts += [""] if threshold.pairs else []
-            parts.append(_table(_SEED_HEAD, _seed_rows(threshold, report.unit)))
+            parts.append(_table(_seed_head(report.unit), _seed_rows(threshold, report.unit)))
     parts += ["", _line("Runs", "bold"), _table(_RUN_HEAD, _run_rows(report))]
     if report.warnings:
         parts += ["", _line("Before believing this", "bold yellow")]
@@ -96,9 +97,15 @@ def summary_as_terminal(summary: CrossingSummary) -> RenderableType:
             _switched_off(summary.distillation_off, summary.metric, summary.unit) or f"on to the end, teacher {teacher}"
         )
         parts.append(_line(f"distillation {off}"))
+    parts += [_line(f"not compared with {line}", "yellow") for line in summary.left_out]
     if summary.lines:
-        head = _SUMMARY_HEAD if summary.baseline_run else _SUMMARY_HEAD[:4]
-        parts.append(_table(head, [_summary_cells(line, summary) for line in summary.lines]))
+        other = "step" if summary.unit == "epoch" else "epoch"
+        head = ("threshold", "reached", other, "time", "baseline", "speed-up")
+        parts.append(
+            _table(
+                head if summary.baseline_run else head[:4], [_summary_cells(line, summary) for line in summary.lines]
+            )
+        )
     return Group(*parts)
 
 
@@ -125,6 +132,8 @@ def write_report(experiment: Path, thresholds: Sequence[Threshold] | None = None
 
 def _markdown_lines(report: Report) -> Iterator[str]:
     yield from (f"# {_escape(report.name)}: baseline against w2s", "", f"{_escape(_about(report))}.", "")
+    if report.scoring:
+        yield from (f"{_escape(_scored(report))}.", "")
     yield from (f"![{report.metric} of every run](curves.png)", "")
     for threshold in report.thresholds:
         yield from (f"- **{_escape(_title(threshold, report))}**: {_escape(threshold.verdict)}",)
@@ -142,8 +151,9 @@ def _threshold_markdown(threshold: ThresholdReport, report: Report) -> Iterator[
         yield f"Unknown: {_escape(threshold.reason or '')}."
         return
     if threshold.pairs:
-        yield from (*_markdown_table(_MEDIAN_HEAD, _median_rows(threshold, report.teacher)), "")
-    yield from _markdown_table((*_SEED_HEAD, "between validations"), _seed_rows(threshold, report.unit, interval=True))
+        yield from (*_markdown_table(_MEDIAN_HEAD, _median_rows(threshold, report)), "")
+    head = (*_seed_head(report.unit), "between validations")
+    yield from _markdown_table(head, _seed_rows(threshold, report.unit, interval=True))
     if threshold.note:
         yield from ("", f"Note: {_escape(threshold.note)}.")
 
@@ -164,6 +174,10 @@ def _about(report: Report) -> str:
     return "; ".join([*parts, *sorted(devices)])
 
 
+def _scored(report: Report) -> str:
+    return f"scored alike: {in_one_line(report.scoring)}"
+
+
 def _device(run: RunReport) -> str:
     known = run.environment
     text = str(known.get("device_name") or known.get("device") or "")
@@ -178,9 +192,11 @@ def _title(threshold: ThresholdReport, report: Report) -> str:
     return units.threshold(threshold.name, threshold.value, report.metric)
 
 
-def _median_rows(threshold: ThresholdReport, teacher: TeacherReport | None) -> Iterator[Cells]:
-    """Medians over the seeds with which both arms reached the level."""
-    for quantity, attribute in QUANTITIES.items():
+def _median_rows(threshold: ThresholdReport, report: Report) -> Iterator[Cells]:
+    """Medians over the seeds with which both arms reached the level; the experiment's own unit comes first."""
+    teacher = report.teacher
+    for quantity in sorted(QUANTITIES, key=lambda name: name != f"{report.unit}s"):
+        attribute = QUANTITIES[quantity]
         baseline, w2s = (_medians(threshold, arm, attribute) for arm in ("baseline", "w2s"))
         if baseline is None and w2s is None:
             continue
@@ -205,11 +221,15 @@ def _spread_cells(spread: Spread | None) -> Cells:
     return (units.ratio(spread.median), over)
 
 
+def _seed_head(unit: str) -> Cells:
+    return ("seed", "baseline", "w2s", f"{unit}s", "time", "FLOPs")
+
+
 def _seed_rows(threshold: ThresholdReport, unit: str, interval: bool = False) -> Iterator[Cells]:
     """One row a seed of either arm: where it crossed, or by when it had not."""
     for seed in sorted(set(threshold.first["baseline"]) | set(threshold.first["w2s"])):
         crossings = [_crossing_cell(threshold, arm, seed, unit) for arm in ("baseline", "w2s")]
-        ratios = [units.ratio(threshold.speedup[name].get(seed)) for name in ("epochs", "seconds", "flops")]
+        ratios = [units.ratio(threshold.speedup[name].get(seed)) for name in (f"{unit}s", "seconds", "flops")]
         cells = (str(seed), *crossings, *ratios)
         yield (*cells, _interval_cell(threshold.speedup_interval.get(seed))) if interval else cells
 
@@ -281,8 +301,11 @@ def _summary_cells(line: SummaryLine, summary: CrossingSummary) -> Cells:
     title, place, unit = units.threshold(line.name, line.value, summary.metric), line.reached, summary.unit
     if line.value is None:
         return (title, line.reason or "")
-    step, time = (f"{place.step:,}", units.duration(place.seconds)) if place else ("", "")
-    cells = (title, units.place(place, unit) if place else not_reached_text(summary.last, unit), step, time)
+    other, time = "", ""
+    if place:
+        other = f"{place.step:,}" if unit == "epoch" else units.epochs(place.epoch)
+        time = units.duration(place.seconds)
+    cells = (title, units.place(place, unit) if place else not_reached_text(summary.last, unit), other, time)
     if summary.baseline_run is None:
         return cells
     theirs = not_reached_text(summary.baseline_last, unit)

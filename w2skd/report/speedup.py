@@ -66,7 +66,7 @@ def build_report(experiment: Path, thresholds: Sequence[Threshold] | None = None
         thresholds: instead of the recipe's own.
 
     Raises:
-        RunDirError: `experiment` is missing, a single run, or holds no run to report on; or a run is damaged.
+        RunDirError: see `read_experiment`.
     """
     found = read_experiment(experiment)
     teacher = _teacher(found)
@@ -84,6 +84,7 @@ def build_report(experiment: Path, thresholds: Sequence[Threshold] | None = None
         teacher=teacher,
         runs=tuple(_run(run, found) for run in found.runs),
         warnings=tuple(dict.fromkeys(lines)),
+        scoring=found.scoring,
     )
 
 
@@ -176,7 +177,7 @@ def _threshold(level: Level, experiment: Experiment, teacher: TeacherReport | No
         teacher_gap=distance,
         note=note(distance),
         reason=level.reason,
-        verdict=verdict(level, over_seeds, _spread(with_teacher["seconds"]), seeds, missing),
+        verdict=verdict(level, over_seeds, _spread(with_teacher["seconds"]), seeds, missing, experiment.unit),
     )
 
 

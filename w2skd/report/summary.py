@@ -21,6 +21,7 @@ from w2skd.report.crossing import (
     teacher_level,
 )
 from w2skd.report.experiment import Experiment, Level, gap, label, median_range, resolve_all, teacher_levels
+from w2skd.report.scoring import scored_alike
 from w2skd.report.verdict import note
 from w2skd.rundir import Arm, RunRecord, find_runs, read_run
 
@@ -34,7 +35,7 @@ class SummaryLine:
         value: the level; None when it could not be resolved, for the `reason` given.
         reached: the run's first crossing; None: not reached.
         baseline: the crossing of the baseline with the same seed; None: not reached, or no such run.
-        speedup: baseline / run in epochs, where both crossed.
+        speedup: baseline / run in epochs, or in steps where the run's length is told in them, where both crossed.
     """
 
     name: str
@@ -55,6 +56,7 @@ class CrossingSummary:
         baseline_run: the baseline of the same seed, where there is one beside a w2s run.
         baseline_last: the last validation of that baseline.
         lines: one a threshold; none for a teacher.
+        left_out: its siblings that are scored in another way, and in which.
     """
 
     run: str
@@ -70,6 +72,7 @@ class CrossingSummary:
     baseline_run: str | None
     baseline_last: Position | None
     lines: tuple[SummaryLine, ...]
+    left_out: tuple[str, ...]
 
 
 def crossing_summary(run: RunRecord, experiment: Path | None) -> CrossingSummary:
@@ -77,9 +80,10 @@ def crossing_summary(run: RunRecord, experiment: Path | None) -> CrossingSummary
 
     Args:
         run: as read after its end, however it ended.
-        experiment: where its siblings are; those that cannot be read are left out. None looks at the run alone.
+        experiment: where its siblings are; those that cannot be read, or compared, are left out. None looks at the run
+            alone.
     """
-    siblings = [] if experiment is None else _readable(experiment)
+    siblings, others = scored_alike(run, [] if experiment is None else _readable(experiment))
     family = Experiment((run, *(other for other in siblings if label(other) != label(run))))
     baseline = family.arm("baseline").get(run.seed) if run.arm == "w2s" else None
     levels = [] if run.arm == "teacher" else resolve_all(run.recipe.report.thresholds, family)
@@ -98,12 +102,14 @@ def crossing_summary(run: RunRecord, experiment: Path | None) -> CrossingSummary
         baseline_run=label(baseline) if baseline else None,
         baseline_last=position(baseline_last) if baseline_last else None,
         lines=tuple(_line(level, run, baseline, family) for level in levels),
+        left_out=tuple(f"{label(other)}, which is scored in another way: {what}" for other, what in others),
     )
 
 
-def teacher_gaps(experiment: Path, thresholds: Sequence[Threshold]) -> list[str]:
-    """How far the teacher is from each target, as far as both are known yet, and what that lets one expect."""
-    family = Experiment(tuple(_readable(experiment)))
+def teacher_gaps(run: RunRecord, experiment: Path, thresholds: Sequence[Threshold]) -> list[str]:
+    """How far a run's teacher is from each target, as far as both are known yet, and what that lets one expect."""
+    siblings, _ = scored_alike(run, _readable(experiment))
+    family = Experiment((run, *(other for other in siblings if label(other) != label(run))))
     levels = teacher_levels(family)
     lines = []
     for level in resolve_all(thresholds, family):
@@ -121,7 +127,10 @@ def teacher_gaps(experiment: Path, thresholds: Sequence[Threshold]) -> list[str]
 
 def _line(level: Level, run: RunRecord, baseline: RunRecord | None, family: Experiment) -> SummaryLine:
     reached, theirs = (_crossing(level, record, family) for record in (run, baseline))
-    speedup = round(theirs.epoch / reached.epoch, 6) if reached and theirs and reached.epoch > 0 else None
+    speedup = None
+    if reached and theirs:
+        baselines, ours = (getattr(place, family.unit) for place in (theirs, reached))
+        speedup = round(baselines / ours, 6) if ours > 0 else None
     return SummaryLine(level.threshold.name, level.value, level.reason, reached, theirs, speedup)
 
 

@@ -1,6 +1,7 @@
 """What the numbers of a threshold mean, in words that hide nothing."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from w2skd.report import units
 from w2skd.report.contract import Crossings, Spread, ThresholdReport, pair
@@ -36,6 +37,7 @@ def verdict(
     with_teacher: Spread | None,
     seeds: Sequence[int],
     missing: Sequence[str],
+    unit: Literal["epoch", "step"],
 ) -> str:
     """The result in one line that hides neither who did not get there nor what the teacher cost."""
     if level.value is None:
@@ -43,20 +45,20 @@ def verdict(
     if not seeds:
         return "no speed-up: no seed is in both arms"
     left_out = f"; {'; '.join(missing)}" if missing else ""
-    epochs, seconds = over_seeds["epochs"], over_seeds["seconds"]
-    if epochs is None:
+    length, seconds = over_seeds[f"{unit}s"], over_seeds["seconds"]
+    if length is None:
         return f"no speed-up can be given{left_out}"
-    parts = [f"{units.ratio(epochs.median)} in epochs"]
-    if epochs.seeds > 1:
-        parts[0] += f" ({units.ratio(epochs.min)} to {units.ratio(epochs.max)})"
+    parts = [f"{units.ratio(length.median)} in {unit}s"]
+    if length.seeds > 1:
+        parts[0] += f" ({units.ratio(length.min)} to {units.ratio(length.max)})"
     if seconds:
         parts.append(f"{units.ratio(seconds.median)} in training time")
     if with_teacher:
         parts.append(f"{units.ratio(with_teacher.median)} with the teacher's training")
-    if epochs.median < 1:
+    if length.median < 1:
         parts.append("slower than the baseline")
-    count = f"; median of {epochs.seeds} of {len(seeds)} seeds"
-    if epochs.seeds == 1:
+    count = f"; median of {length.seeds} of {len(seeds)} seeds"
+    if length.seeds == 1:
         count = "; on one seed" if len(seeds) == 1 else f"; on 1 of {len(seeds)} seeds"
     return f"{', '.join(parts)}{count}{left_out}{', which the figures leave out' if missing else ''}"
 

@@ -23,9 +23,9 @@ from w2skd.recipe.schema import Recipe
 from w2skd.records import EventRow
 from w2skd.report.summary import teacher_gaps
 from w2skd.run.options import RunOptions
-from w2skd.run.resume import Start, open_run
+from w2skd.run.resume import Start, check_scored_alike, open_run
 from w2skd.run.setup import Setup, set_up
-from w2skd.rundir import Arm, RunDir, State, find_teacher, run_path
+from w2skd.rundir import Arm, RunDir, State, find_teacher, read_run, run_path
 from w2skd.schedule import DistillSchedule
 from w2skd.signals import StopRequest, stop_on_signals
 from w2skd.tasks.base import Evaluation, Remark, Snapshot
@@ -57,6 +57,7 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
                     # What cannot begin leaves what is there as it is, its status too.
                     setup = ranks.on_all(lambda: set_up(recipe, arm, options, ranks))
                     facts = ranks.on_all(setup.describe)  # reads what a feed keeps in memory
+                    ranks.on_main(partial(check_scored_alike, run, start, facts))
                     with _failure_noted(run, recipe, arm, ranks):
                         _train(run, setup, facts, start, options, ranks, stop)
         finally:
@@ -100,7 +101,7 @@ def _train(
             if ranks.is_main:
                 account = [f"teacher: {line}" for line in setup.teacher_account]
                 account += [f"teacher: {line}" for line in evaluation.account] if evaluation else []
-                for line in [*account, *teacher_gaps(options.out, recipe.report.thresholds)]:
+                for line in [*account, *teacher_gaps(read_run(run.path), options.out, recipe.report.thresholds)]:
                     view.note(line)
                 if evaluation and evaluation.snapshot:
                     _draw(evaluation.snapshot, run.pictures / "teacher.png", clock, view)

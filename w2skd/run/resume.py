@@ -1,5 +1,7 @@
 """How a run begins: afresh, from a checkpoint, not at all, or with a refusal that says why."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from w2skd.recipe.flat import WHEREABOUTS, flatten, select
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
 from w2skd.records import EventRow
+from w2skd.report.scoring import difference
 from w2skd.run.options import RunOptions
 from w2skd.run.setup import describe_init
 from w2skd.rundir import Arm, RunDir, find_teacher, read_recipe, read_run
@@ -20,6 +23,7 @@ from w2skd.teacher import state_fingerprint
 _IGNORED_ON_RESUME = (
     *(*WHEREABOUTS, "data.workers", "data.worker_timeout_s"),
     *("train.log_every", "train.checkpoint_every"),
+    *("sampler.batch_size", "fid.batch_size", "fid.cache", "fid.weights"),  # which weights these are, the scoring tells
 )
 """Keys that may differ between a run and its resume: they do not change what is learned."""
 
@@ -84,6 +88,22 @@ def open_run(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> Star
     return Start(checkpoint, f"{problem}; going on from the one before" if problem else None)
 
 
+def check_scored_alike(run: RunDir, start: Start, facts: Mapping[str, Any]) -> None:
+    """A run that goes on is scored as it was: a switch, a best and a curve over two kinds of scores mean nothing.
+
+    Raises:
+        RunDirError: it would be scored in another way.
+    """
+    before = run.environment() if start.checkpoint is not None else {}
+    if "scoring" in before and "scoring" in facts:
+        found = difference(before["scoring"], json.loads(json.dumps(facts["scoring"])))
+        if found is not None:
+            raise RunDirError(
+                f"{run.path} holds a run that was scored in another way: {found.between('its records', 'this call')}; "
+                "choose another --out, or discard it (--overwrite)"
+            )
+
+
 def _check_teacher_of(run: RunDir, path: Path) -> None:
     """A finished run answers for the teacher that it had, and for no other."""
     known = next((row for row in read_run(run.path).rows if isinstance(row, EventRow) and row.name == "teacher"), None)
@@ -122,5 +142,5 @@ def _what_is_learned(recipe: Recipe, arm: Arm) -> dict[str, Any]:
     values = recipe.model_dump(mode="json") | {"train": recipe.train_of(arm).model_dump(mode="json")}
     taught = ("teacher.model", "teacher.image_size", "teacher.normalization", "distill")
     sections = {"teacher": ("teacher.model",), "baseline": ("student",), "w2s": ("student", *taught)}
-    common = ("task", "seed", "data", "loss", "train", "report.metric")
+    common = ("task", "seed", "data", "loss", "train", "diffusion", "sampler", "fid", "report.metric")
     return select(flatten(values), (*common, *sections[arm]), _IGNORED_ON_RESUME)
