@@ -45,6 +45,10 @@ def test_other_sizes_can_be_had(examples: Examples) -> None:
     assert examples.read(torch.tensor([1, 5]), 8).shape == (2, 3, 8, 8)
 
 
+def test_colours_are_told_without_decoding(examples: Examples) -> None:
+    assert [examples.mode(index) for index in range(6)] == ["RGB"] * 6
+
+
 def test_they_travel_to_workers(examples: Examples) -> None:
     there = pickle.loads(pickle.dumps(examples))
     assert len(there) == len(examples) == 6

@@ -11,7 +11,14 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from w2skd.data.folder import EXTENSIONS, check_same_classes, list_class_folders, open_image, read_images
+from w2skd.data.folder import (
+    EXTENSIONS,
+    check_same_classes,
+    colour_mode,
+    list_class_folders,
+    open_image,
+    read_images,
+)
 from w2skd.errors import DataError
 
 
@@ -158,6 +165,26 @@ def test_grey_palette_alpha_and_wide_pixels_become_rgb(tmp_path: Path):
     values = read_images(paths, 8).float().flatten(1)
     assert values.mean(1).tolist() == pytest.approx([90, 90, 90, 90, 90, 255, 90], abs=1)
     assert values.std(1).max() < 1.5
+
+
+def test_how_colours_are_stored_is_told_by_the_header(tmp_path: Path):
+    palette = Image.new("RGB", (8, 8), (90, 90, 90)).quantize(4)
+    images = {
+        "grey.png": (Image.new("L", (8, 8)), {}, "L"),
+        "alpha.png": (Image.new("RGBA", (8, 8)), {}, "RGBA"),
+        "grey_alpha.png": (Image.new("LA", (8, 8)), {}, "LA"),
+        "palette.png": (palette, {}, "P"),
+        "clear.png": (palette, {"transparency": b"\x00\xff"}, "RGBA"),
+        "wide.png": (Image.new("I;16", (8, 8)), {}, "I;16"),
+    }
+    for name, (image, options, _) in images.items():
+        image.save(tmp_path / name, **options)
+    assert {name: colour_mode(tmp_path / name) for name in images} == {
+        name: told for name, (*_, told) in images.items()
+    }
+    (tmp_path / "grey.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"grey\.png: not an image"):
+        colour_mode(tmp_path / "grey.png")
 
 
 def test_cmyk_becomes_rgb(tmp_path: Path):

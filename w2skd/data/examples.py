@@ -24,6 +24,14 @@ class Examples(Protocol):
         """
         ...
 
+    def mode(self, index: int) -> str:
+        """How the colours of one image are stored, as Pillow names it: RGB, L, RGBA and others.
+
+        Raises:
+            DataError: as for `open`.
+        """
+        ...
+
     def read(self, indices: Tensor, size_px: int) -> Tensor:
         """Several images brought to squares: uint8 [n, 3, size_px, size_px].
 
@@ -53,6 +61,10 @@ class PixelExamples:
     def open(self, index: int) -> Image.Image:
         """The image of this index."""
         return Image.fromarray(self.pixels[index].numpy())
+
+    def mode(self, index: int) -> str:
+        """RGB."""
+        return "RGB"
 
     def read(self, indices: Tensor, size_px: int) -> Tensor:
         """The pixels as they are where they have that size."""
@@ -84,6 +96,10 @@ class ChosenExamples:
     def open(self, index: int) -> Image.Image:
         """The image behind this index."""
         return self.examples.open(int(self.indices[index]))
+
+    def mode(self, index: int) -> str:
+        """That of the image behind this index."""
+        return self.examples.mode(int(self.indices[index]))
 
     def read(self, indices: Tensor, size_px: int) -> Tensor:
         """The images behind these indices."""

@@ -1,8 +1,9 @@
 """Images in one folder a class: listed first, decoded when needed, brought to one size and to RGB."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,10 @@ class FileExamples:
     def open(self, index: int) -> Image.Image:
         """See `open_image`."""
         return open_image(self.paths[index])
+
+    def mode(self, index: int) -> str:
+        """See `colour_mode`."""
+        return colour_mode(self.paths[index])
 
     def read(self, indices: Tensor, size_px: int) -> Tensor:
         """See `read_images`."""
@@ -148,10 +153,31 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
         DataError: the file cannot be read or decoded, its header claims more pixels than are safe, or it has another
             size, turned or not.
     """
+    with _opened(path) as image:
+        rgb = _to_rgb(_upright(image, size), path)
+        rgb.load()
+    if size not in (None, rgb.size):
+        here, said = (f"{width} x {height}" for width, height in (rgb.size, size))
+        raise DataError(f"{path}: has {here} px (width x height), but its annotations are of an image of {said} px")
+    return rgb
+
+
+def colour_mode(path: Path) -> str:
+    """How an image's colours are stored, by its header: Pillow's name, RGBA where a colour means transparency.
+
+    Raises:
+        DataError: as for `open_image`.
+    """
+    with _opened(path) as image:
+        return "RGBA" if "transparency" in image.info else image.mode
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image that is decoded in the block; what goes wrong there becomes a `DataError` that names the file."""
     try:
         with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
-            rgb = _to_rgb(_upright(image, size), path)
-            rgb.load()
+            yield image
     except Image.DecompressionBombError:
         raise DataError(f"{path}: refused, its header claims more than {2 * _pixel_limit():,} pixels") from None
     except UnidentifiedImageError:
@@ -162,10 +188,6 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
         if (reason := getattr(error, "strerror", None)) is not None:  # the system's: nothing is wrong with the image
             raise DataError(f"{path}: {reason}") from error
         raise DataError(f"{path}: damaged, replace or remove it: {error}") from error
-    if size not in (None, rgb.size):
-        here, said = (f"{width} x {height}" for width, height in (rgb.size, size))
-        raise DataError(f"{path}: has {here} px (width x height), but its annotations are of an image of {said} px")
-    return rgb
 
 
 def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:

@@ -90,6 +90,10 @@ class ShapeExamples:
         pixels = render(self.seed, torch.tensor([index]), self.size_px).images[0]
         return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
+    def mode(self, index: int) -> str:
+        """RGB."""
+        return "RGB"
+
     def read(self, indices: Tensor, size_px: int) -> Tensor:
         """Draw several, at any size."""
         return render(self.seed, indices, size_px).images
