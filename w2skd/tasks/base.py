@@ -126,7 +126,7 @@ class Task(Protocol[BatchT]):
         """What the examples are, for the run's records: data_fingerprint, train_examples, eval_examples, and more."""
         ...
 
-    def describe_model(self) -> dict[str, list[Any]]:
+    def describe_model(self) -> dict[str, Any]:
         """What a model file must say besides the recipe, so that `fit_model` can make use of it elsewhere."""
         ...
 
