@@ -123,16 +123,21 @@ class FidScorer:
         return self._parts[0]
 
     def _account(self, samples: int, real: int, subset_size: int) -> tuple[str, ...]:
-        account = []
-        needed = self._extractor.dimensions + 1
-        few = [f"{count:,} {what}" for count, what in ((samples, "samples"), (real, "real images")) if count < needed]
-        if few:
-            account.append(
-                f"fid of {' and '.join(few)} in {needed - 1:,} features is too high: a covariance needs at least "
-                f"{needed:,} of each to have full rank; kid has no such bias (report.metric: kid)"
-            )
+        account = list(too_few(samples, real, self._extractor.dimensions))
         if subset_size < self._kid_subset_size:
             account.append(
                 f"kid is over subsets of {subset_size:,} images, not {self._kid_subset_size:,}: no more are there"
             )
         return tuple(account)
+
+
+def too_few(samples: int, real: int, dimensions: int) -> tuple[str, ...]:
+    """What to know of a FID of so many images in so many features, which can be told beforehand; a line or none."""
+    needed = dimensions + 1
+    few = [f"{count:,} {what}" for count, what in ((samples, "samples"), (real, "real images")) if count < needed]
+    if not few:
+        return ()
+    return (
+        f"fid of {' and '.join(few)} in {dimensions:,} features is too high: a covariance needs at least {needed:,} of "
+        "each to have full rank; kid has no such bias (report.metric: kid)",
+    )
