@@ -18,6 +18,7 @@ from tiny import contents, done, refused, w2skd
 
 from w2skd import __version__, cli
 from w2skd.recipe.load import load_recipe, shipped_recipes
+from w2skd.tasks.classification import ClassificationTask
 
 COMMANDS = ("train-teacher", "distill", "evaluate", "speedup-report", "compare", "recipes")
 
@@ -173,6 +174,14 @@ def test_flags_take_no_value() -> None:
 def test_what_to_score_must_be_said() -> None:
     line = refused("evaluate", code=2)
     assert line == "say what to score: --checkpoint CKPT, or --model NAME for published weights"
+
+
+def test_a_dry_run_tells_how_scores_come_about(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = ClassificationTask.describe_data
+    scoring = {"extractor": "vgg16", "samples": 2000}
+    monkeypatch.setattr(ClassificationTask, "describe_data", lambda self: original(self) | {"scoring": scoring})
+    said = done("distill", "-r", recipe, "--out", tmp_path, "--dry-run", "--baseline").out
+    assert re.search(r"scores +extractor vgg16; samples 2,000", said)
 
 
 def test_a_dry_run_tells_the_costs_and_writes_a_picture_only(recipe: Path, copied: Path, tmp_path: Path) -> None:

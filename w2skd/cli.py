@@ -497,6 +497,10 @@ def _print_setup(facts: dict[str, Any], recipe: Recipe, arm: str, as_json: bool)
         )
     for line in facts.get("data_account", ()):
         table.add_row("", line)
+    if "scoring" in facts:
+        from w2skd.report.scoring import in_one_line
+
+        table.add_row("scores", in_one_line(facts["scoring"]))
     memory = {name: size for name, size in facts["memory_bytes"].items() if size}
     parts = ", ".join(f"{name} {_size(size)}" for name, size in memory.items())
     table.add_row("memory", f"about {_size(sum(memory.values()))} for training: {parts}")
