@@ -21,9 +21,10 @@ class ImagesToNoise:
     ids: Tensor
 
     @property
-    def model_inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What a network's forward takes: images, timesteps, and classes or None."""
-        return self.images, torch.zeros_like(self.ids), self.labels
+    def model_inputs(self) -> tuple[Tensor, ...]:
+        """What a network's forward takes: images, timesteps, and the classes if it is told of any."""
+        told = () if self.labels is None else (self.labels,)
+        return (self.images, torch.zeros_like(self.ids), *told)
 
     def __len__(self) -> int:
         return len(self.ids)

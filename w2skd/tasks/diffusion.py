@@ -17,6 +17,7 @@ from w2skd.data.normalize import to_bytes
 from w2skd.distill import weighted_squared_error
 from w2skd.distributed import Ranks
 from w2skd.errors import CheckpointError
+from w2skd.models.diffusion.from_diffusers import build_from_folder
 from w2skd.models.diffusion.noise import Converted, NoiseSchedule
 from w2skd.models.diffusion.sampling import generate
 from w2skd.models.diffusion.unet import DenoisingUNet, build_unet
@@ -27,6 +28,17 @@ from w2skd.recipe.schema import TrainSection
 from w2skd.tasks.base import Evaluation, FittedModel, Losses, Metric, Preview, Role
 from w2skd.tasks.sample_scoring import SampleScoring
 from w2skd.teacher import FrozenTeacher
+
+_FOLDER = "diffusers:"
+"""What the names of networks begin with whose architecture a folder tells."""
+
+_MUST_AGREE = {
+    "timesteps": "another diffusion.timesteps",
+    "beta_schedule": "another diffusion.beta_schedule",
+    "image_size": "another data.image_size",
+    "classes": "other classes (diffusion.class_conditional)",
+}
+"""In what details a network's training must have been the recipe's, and how to say that it was not."""
 
 _SHOWN = 64
 """Samples in the picture that every validation leaves."""
@@ -84,7 +96,7 @@ class DiffusionTask:
             "eval_examples": len(self._feeds.evaluation_listing),
             "feed": self._feeds.kind,
             "scoring": self._scoring.describe(),
-            "data_account": self._scoring.account,
+            "data_account": list(self._scoring.account),
         }
 
     def describe_model(self) -> dict[str, Any]:
@@ -107,7 +119,10 @@ class DiffusionTask:
         Raises:
             RecipeError: it does not take images of the data's size, or its folder is not one of diffusers'.
         """
-        return build_unet(self._recipe.model_of(role), size_px=self._feeds.size_px, classes=len(self.classes) or None)
+        name, size_px, classes = self._recipe.model_of(role), self._feeds.size_px, len(self.classes) or None
+        if name.startswith(_FOLDER):
+            return build_from_folder(Path(name.removeprefix(_FOLDER)), size_px=size_px, classes=classes)
+        return build_unet(name, size_px=size_px, classes=classes)
 
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
         """The recipe's U-Net of that role with these weights, answering in the recipe's terms.
@@ -118,29 +133,31 @@ class DiffusionTask:
             CheckpointError: the weights are another architecture's, or were trained on another noising process, size
                 of images, or other classes.
         """
-        model = self.build_model(role)
-        load_into(model, weights, expected=self._recipe.model_of(role))
-        ours, theirs, account = self.describe_model(), weights.details, []
-        for key, what in (
-            ("timesteps", "the noising process's length"),
-            ("beta_schedule", "the noise's variance"),
-            ("image_size", "the side of its images in px"),
-            ("classes", "what it is told of an image"),
-        ):
-            if key not in theirs:
-                account.append(f"{weights.path.name} does not tell {what}: taken for the recipe's")
-            elif theirs[key] != ours[key]:
-                raise CheckpointError(
-                    f"{weights.path}: was trained with another {key}: {_plain(theirs[key])}, the recipe has "
-                    f"{_plain(ours[key])}"
-                )
-        prediction = theirs.get("prediction")
-        if prediction is None:
-            account.append(f"{weights.path.name} does not tell what it predicts: taken for {ours['prediction']}")
-        elif prediction != ours["prediction"]:
-            account.append(f"its prediction, {prediction}, is converted to {ours['prediction']}")
-            return FittedModel(Converted(model, self._schedule), tuple(account))
-        return FittedModel(model, tuple(account))
+        name, model = self._recipe.model_of(role), self.build_model(role)
+        ours = self.describe_model()
+        # Weights of another number of classes do not fit, nor does a folder's network take images of another size.
+        implied = ["classes"] * (not ours["classes"]) + ["image_size"] * name.startswith(_FOLDER)
+        theirs = {**{key: ours[key] for key in implied}, **weights.details}
+        if weights.recipe is None or weights.recipe.task == self._recipe.task:
+            for key, what in _MUST_AGREE.items():
+                if key in theirs and theirs[key] != ours[key]:
+                    here, there = _difference(ours[key], theirs[key])
+                    raise CheckpointError(f"{weights.path}: was trained with {what}: {there}, not {here}")
+        load_into(model, weights, expected=name)
+        account = []
+        if untold := [key for key in ours if key not in theirs]:
+            source = theirs.get("source", weights.path.name)
+            account.append(f"{source} does not tell its {', '.join(untold)}: taken to be the recipe's")
+        prediction = theirs.get("prediction", self._schedule.prediction)
+        if prediction == self._schedule.prediction:
+            return FittedModel(model, tuple(account))
+        account.append(f"its prediction, {prediction}, is converted to {self._schedule.prediction}")
+        if prediction == "epsilon":
+            largest = self._schedule.alpha_bars[-1].item() ** -0.5
+            account[-1] += f", which multiplies its errors by up to {largest:,.0f} where there is most noise"
+            if role is Role.TEACHER and self._recipe.distill.timestep_weighting == "uniform":
+                account[-1] += ": distill.timestep_weighting=min_snr gives these the less weight"
+        return FittedModel(Converted(model, self._schedule), tuple(account))
 
     def example_batch(self) -> ImagesToNoise:
         """One training image."""
@@ -169,20 +186,19 @@ class DiffusionTask:
 
     def evaluate(self, model: nn.Module, *, with_predictions: bool = False) -> Evaluation:
         """FID and KID of generated images; the same starting noise for every model."""
-        scorer, kept = self._scoring.scorer(), []
+        scorer, scoring = self._scoring.scorer(), self._scoring
+        wanted = self._recipe.fid.samples if with_predictions else _SHOWN
+        kept = [torch.empty(0, 3, self._feeds.size_px, self._feeds.size_px, dtype=torch.uint8)]
         for ids in self._sample_ids():
             pixels, finite = self._generate(model, ids)
             scorer.add(ids, pixels, finite)
-            if with_predictions or int(ids[0]) < _SHOWN:
-                kept.append(pixels)
+            kept.append(pixels[ids < wanted])
         scorer.merge(self._ranks)
+        samples = torch.cat(self._ranks.gather(torch.cat(kept)))
         result = self._ranks.on_main(scorer.result)
-        samples = torch.cat(kept) if kept else torch.empty(0, 3, self._feeds.size_px, self._feeds.size_px).byte()
-        if with_predictions:
-            samples = torch.cat(self._ranks.gather(samples))
         return Evaluation(
             {"fid": result.fid, "kid": result.kid},
-            account=(self._scoring.told, *self._scoring.notes, *result.account),
+            account=tuple(dict.fromkeys([scoring.told, *scoring.account, *scoring.notes, *result.account])),
             files={"samples": partial(write_samples, samples)} if with_predictions else {},
             pictures=partial(self._draw, samples) if with_predictions else None,
             snapshot=partial(self._draw_grid, samples[:_SHOWN]),
@@ -219,7 +235,11 @@ class DiffusionTask:
         return {"rank": self._ranks.rank, "ranks": self._ranks.world, "accumulate": self._train.accumulate}
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return f"{len(value)} classes" if value else "no classes"
-    return str(value)
+def _difference(ours: Any, theirs: Any) -> tuple[str, str]:
+    """Two unequal values in words; lists of classes by how many they are, else by the first that differs."""
+    if not (isinstance(ours, list) and isinstance(theirs, list)):
+        return str(ours), str(theirs)
+    if len(ours) != len(theirs):
+        return str(len(ours) or "none"), str(len(theirs) or "none")
+    number = next(place for place, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+    return repr(ours[number]), f"number {number} is {theirs[number]!r}"

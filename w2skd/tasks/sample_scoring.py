@@ -1,7 +1,6 @@
 """What generated images are compared by: one network, one set of real images, the same for teacher and student."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from w2skd.data.sources import Listing, load_image_data
 from w2skd.distributed import Ranks
 from w2skd.errors import CheckpointError
 from w2skd.metrics.features import Extractor, classifier_extractor, open_extractor
-from w2skd.metrics.fid import FidScorer
+from w2skd.metrics.fid import FidScorer, too_few
 from w2skd.metrics.reference import Reference, open_reference
 from w2skd.models.catalog import build_classifier
 from w2skd.recipe.classification import ClassificationRecipe
@@ -30,7 +29,11 @@ _READ_AT_ONCE = 512
 """Real images that are in memory together where a feed does not keep them all."""
 
 _LOOKED_AT = 64
-"""Real images by which a set is known whose pixels are not in memory."""
+"""Images by which a set is known whose pixels are not in memory, and by which its mixture is judged."""
+
+_GREY = ("1", "L", "I;16")
+_WITH_ALPHA = ("RGBA", "LA", "PA")
+"""What Pillow's names of modes begin with."""
 
 
 class SampleScoring:
@@ -84,10 +87,12 @@ class SampleScoring:
             f"in features of {about['extractor']} ({about['weights']})"
         )
 
-    @property
+    @cached_property
     def account(self) -> tuple[str, ...]:
-        """What a reader must know of the real images; a line each."""
-        return _mixture(self._listing)
+        """What a reader must know before anything is trained; a line each."""
+        few = too_few(self._recipe.fid.samples, len(self._listing), self._extractor.dimensions)
+        listings = dict.fromkeys([self._feeds.train_listing, self._listing])
+        return (*few, *(line for listing in listings for line in _mixture(listing, self._feeds.size_px)))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -165,13 +170,21 @@ def _of_classifier(run: Path, size_px: int, device: torch.device, batch_size: in
     )
 
 
-def _mixture(listing: Listing) -> tuple[str, ...]:
-    """A line where images differ in size, judged by some of them: all are brought to one."""
-    places = _spread(listing)
-    sizes = Counter(listing.examples.open(place).size for place in places.tolist())
-    if len(sizes) == 1:
+def _mixture(listing: Listing, size_px: int) -> tuple[str, ...]:
+    """A line where images differ in size, are grey, or have transparency, judged by some of them; or none."""
+    places, examples = _spread(listing).tolist(), listing.examples
+    sizes = {examples.open(place).size for place in places}
+    modes = [examples.mode(place) for place in places]
+    grey, clear = (sum(mode.startswith(kinds) for mode in modes) for kinds in (_GREY, _WITH_ALPHA))
+    found = [f"{len(sizes)} sizes"] if len(sizes) > 1 else []
+    found += [f"{grey} without colours"] if grey else []
+    found += [f"{clear} with transparency, which is dropped"] if clear else []
+    if not found:
         return ()
-    return (f"{listing.name}: images of {len(sizes)} sizes among {len(places)}: their middle squares are resized",)
+    return (
+        f"{listing.name}: among {len(places)} images looked at {'; '.join(found)}: the middle of each becomes an RGB "
+        f"square of {size_px} px",
+    )
 
 
 def _spread(listing: Listing) -> Tensor:
