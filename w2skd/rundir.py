@@ -144,7 +144,11 @@ class RunDir:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The reading side: all that a report knows of a run."""
+    """The reading side: all that a report knows of a run.
+
+    Attributes:
+        picture: of its last validation, a file below `path`; None where none is kept.
+    """
 
     path: Path
     arm: Arm
@@ -153,6 +157,7 @@ class RunRecord:
     environment: dict[str, Any]
     status: dict[str, Any]
     rows: Sequence[Row]
+    picture: str | None = None
 
 
 def read_run(path: Path) -> RunRecord:
@@ -166,7 +171,17 @@ def read_run(path: Path) -> RunRecord:
         status = json.loads((path / "status.json").read_text())
         environment = json.loads((path / "environment.json").read_text())
         metrics = (path / "metrics.jsonl").read_bytes() if (path / "metrics.jsonl").exists() else b""
-        return RunRecord(path, status["arm"], status["seed"], recipe, environment, status, list(_decode_lines(metrics)))
+        pictures = sorted(picture.relative_to(path).as_posix() for picture in path.glob("pictures/step_*.png"))
+        return RunRecord(
+            path,
+            status["arm"],
+            status["seed"],
+            recipe,
+            environment,
+            status,
+            list(_decode_lines(metrics)),
+            pictures[-1] if pictures else None,
+        )
     except FileNotFoundError as error:
         raise RunDirError(f"{path}: not a run directory, {Path(error.filename).name} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, RecipeError) as error:

@@ -29,6 +29,25 @@ def test_records_and_report_are_copied_and_weights_are_not(trained: Path, tmp_pa
     assert (target / "report" / "report.md").read_bytes() == (trained / "report" / "report.md").read_bytes()
 
 
+def test_the_last_pictures_come_along_and_the_report_shows_the_arms_beside_each_other(
+    trained: Path, tmp_path: Path
+) -> None:
+    for run in ("baseline", "w2s"):
+        pictures = trained / run / "seed0" / "pictures"
+        pictures.mkdir()
+        for name in ("step_00000100.png", "step_00000200.png", "teacher.png"):
+            (pictures / name).write_bytes(f"{run} {name}".encode())
+    target = tmp_path / "tiny"
+    report = publish(trained, target)
+    last = "pictures/step_00000200.png"
+    assert [run.picture for run in report.runs] == [f"{run}/seed0/{last}" for run in ("baseline", "w2s")]
+    for run in ("baseline/seed0", "w2s/seed0"):
+        assert [path.name for path in (target / run / "pictures").iterdir()] == [Path(last).name]
+        assert (target / run / last).read_bytes() == (trained / run / last).read_bytes()
+    text = (target / "report" / "report.md").read_text()
+    assert f"| ![baseline/seed0](../baseline/seed0/{last}) | ![w2s/seed0](../w2s/seed0/{last}) |" in text
+
+
 def test_where_things_lay_is_not_published(trained: Path, tmp_path: Path) -> None:
     run = trained / "w2s" / "seed0"
     recipe = (run / "recipe.yaml").read_text()

@@ -96,6 +96,7 @@ class RunReport:
         clock: cumulative seconds of each segment.
         teacher_share: the teacher's forward passes as a share of the training time.
         teacher_level: the metric of the teacher it was distilled from.
+        picture: what the model gave at its last validation, a file below the experiment; None where none is kept.
     """
 
     run: str
@@ -115,6 +116,7 @@ class RunReport:
     non_finite_steps: int
     environment: Mapping[str, Any]
     curve: Curve
+    picture: str | None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The records of an experiment, without its weights: small enough to be kept, enough to make every table again."""
 
+import shutil
 from pathlib import Path
 
 from w2skd.errors import RunDirError
@@ -14,10 +15,11 @@ RECORDS = ("recipe.yaml", "environment.json", "status.json", "metrics.jsonl")
 
 
 def publish(experiment: Path, target: Path) -> Report:
-    """Copy every run's records to `target`, which must be new, empty or an earlier publication, and report there.
+    """Copy every run's records, and its last picture, to `target`, and report there.
 
-    Where on a machine the experiment, a teacher from elsewhere, the data and what scored them lay is nobody's business:
-    of absolute paths to them only ``runs/<name>``, ``data/<name>`` and the like is left.
+    `target` must be new, empty or an earlier publication. Where on a machine the experiment, a teacher from elsewhere,
+    the data and what scored them lay is nobody's business: of absolute paths to them only ``runs/<name>``,
+    ``data/<name>`` and the like is left.
 
     Raises:
         RunDirError: `experiment` holds no runs, or `target` is the experiment itself or holds weights.
@@ -33,6 +35,9 @@ def publish(experiment: Path, target: Path) -> Report:
             for name in RECORDS:
                 text = (run.path / name).read_text(encoding="utf-8")
                 (folder / name).write_text(_without_places(text, run, experiment), encoding="utf-8")
+            if run.picture is not None:
+                (folder / run.picture).parent.mkdir(exist_ok=True)
+                shutil.copyfile(run.path / run.picture, folder / run.picture)
     return write_report(target)
 
 

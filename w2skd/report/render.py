@@ -141,6 +141,7 @@ def _markdown_lines(report: Report) -> Iterator[str]:
         yield from ("", "## Before believing this", "", *(f"- {_escape(warning)}" for warning in report.warnings))
     for threshold in report.thresholds:
         yield from ("", f"## {_escape(_title(threshold, report))}", "", *_threshold_markdown(threshold, report))
+    yield from _pictures(report)
     yield from ("", "## Runs", "", *_markdown_table(_RUN_HEAD, _run_rows(report)))
     yield from ("", "Where the time went:", "", *_markdown_table(("run", *SEGMENTS), _clock_rows(report)))
     yield from ("", "## How this is measured", "", _MEASURED)
@@ -156,6 +157,18 @@ def _threshold_markdown(threshold: ThresholdReport, report: Report) -> Iterator[
     yield from _markdown_table(head, _seed_rows(threshold, report.unit, interval=True))
     if threshold.note:
         yield from ("", f"Note: {_escape(threshold.note)}.")
+
+
+def _pictures(report: Report) -> Iterator[str]:
+    """What the models gave at the end, the arms beside each other, for the first seed that has pictures of both."""
+    pictures = {(run.arm, run.seed): run for run in report.runs if run.picture is not None}
+    for (arm, seed), baseline in pictures.items():
+        w2s = pictures.get(("w2s", seed))
+        if arm == "baseline" and w2s is not None:
+            head = [run.run for run in (baseline, w2s)]
+            shown = [f"![{run.run}](../{run.picture})" for run in (baseline, w2s)]
+            yield from ("", "## What the models give", "", *_markdown_table(head, iter([shown])))
+            return
 
 
 def _about(report: Report) -> str:

@@ -112,6 +112,7 @@ def _run(run: RunRecord, experiment: Experiment) -> RunReport:
         non_finite_steps=sum(len(event.details.get("steps") or ()) for event in events(run.rows, "non_finite")),
         environment=run.environment,
         curve=_curve(run, experiment.metric),
+        picture=None if run.picture is None else f"{label(run)}/{run.picture}",
     )
 
 
