@@ -37,7 +37,7 @@ def test_the_last_pictures_come_along_and_the_report_shows_the_arms_beside_each_
         pictures.mkdir()
         for name in ("step_00000100.png", "step_00000200.png", "teacher.png"):
             (pictures / name).write_bytes(f"{run} {name}".encode())
-    target = tmp_path / "tiny"
+    target = tmp_path / "docs" / "tiny"
     report = publish(trained, target)
     last = "pictures/step_00000200.png"
     assert [run.picture for run in report.runs] == [f"{run}/seed0/{last}" for run in ("baseline", "w2s")]
