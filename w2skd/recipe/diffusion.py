@@ -189,8 +189,8 @@ class DiffusionDistill(DistillSection):
     """How the teacher's prediction at the same noised image, timestep and class helps.
 
     Attributes:
-        timestep_weighting: ``uniform``, or ``min_snr``, which gives timesteps of little noise less weight (Hang et al.
-            2023, gamma 5).
+        timestep_weighting: ``uniform``, or ``min_snr`` (Hang et al. 2023, gamma 5), which gives timesteps of little
+            noise less weight; of v also those of the most noise.
     """
 
     timestep_weighting: TimestepWeighting = "uniform"
