@@ -110,8 +110,8 @@ class BareInception(FeatureExtractorInceptionV3):  # type: ignore[misc]
         super().__init__("inception-v3-compat", ["2048"], feature_extractor_weights_path=_resaved({}))
 
     def load_state_dict(self, state: Mapping[str, Any], *options: Any, **more: Any) -> Any:
-        """As every module's, but for the empty state that torch-fidelity's constructor was given above."""
-        return super().load_state_dict(state, *options, **more) if state else None
+        """As every module's, but for the empty state that torch-fidelity's constructor has above, and loads by default."""
+        return super().load_state_dict(state, *options, **more) if state or more else None
 
 
 def open_extractor(name: str, weights: Path | None, *, device: torch.device | str, batch_size: int) -> Extractor:
