@@ -27,7 +27,6 @@ train:
   lr_schedule: {name: constant, warmup: 2step}
   ema: {half_life: 2step}
   validate_every: 3step
-  checkpoint_every: 1step
   log_every: 1
   deterministic: true
 distill: {warmup: 2step, hold: 3step, decay: 3step, switch: {patience: 2}}

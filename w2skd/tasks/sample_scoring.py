@@ -91,6 +91,8 @@ class SampleScoring:
     def account(self) -> tuple[str, ...]:
         """What a reader must know before anything is trained; a line each."""
         few = too_few(self._recipe.fid.samples, len(self._listing), self._extractor.dimensions)
+        if self._recipe.data.source != "image_folder":  # the others' images are all alike
+            return few
         listings = dict.fromkeys([self._feeds.train_listing, self._listing])
         return (*few, *(line for listing in listings for line in _mixture(listing, self._feeds.size_px)))
 
