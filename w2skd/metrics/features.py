@@ -14,6 +14,7 @@ import hashlib
 import io
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from torch_fidelity.utils import create_feature_extractor
 from torchvision.models import VGG16_Weights, vgg16
 
 from w2skd.errors import CheckpointError, RecipeError
-from w2skd.fetch import cached_or_fetched, file_sum, one_line, patience
+from w2skd.fetch import alone, cached_or_fetched, file_sum, one_line, patience
 from w2skd.fit import fit
 from w2skd.unpickle import load_pt
 
@@ -110,7 +111,7 @@ class BareInception(FeatureExtractorInceptionV3):  # type: ignore[misc]
         super().__init__("inception-v3-compat", ["2048"], feature_extractor_weights_path=_resaved({}))
 
     def load_state_dict(self, state: Mapping[str, Any], *options: Any, **more: Any) -> Any:
-        """As every module's, but for the empty state that torch-fidelity's constructor has above, and loads by default."""
+        """As every module's, but for the empty state that torch-fidelity's constructor loads, see above."""
         return super().load_state_dict(state, *options, **more) if state or more else None
 
 
@@ -266,7 +267,10 @@ def _open_dinov2(name: str, weights: Path | None, device: torch.device | str, ba
             f"fid.weights: {name} takes none: torch-fidelity has its network and weights from torch's hub; leave it out"
         )
     cache = Path(torch.hub.get_dir())
-    with patience():
+    with ExitStack() as stack, patience():
+        with suppress(OSError):  # into a folder that cannot be written, no other rank fetches either
+            cache.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone(cache / ".facebookresearch_dinov2_main.lock"))
         network = _created(
             name, cache, f"it needs facebookresearch_dinov2_main in {cache} and its weights in {cache}/checkpoints"
         )
