@@ -88,7 +88,8 @@ def test_a_classifier_sees_images_normalised_and_sized_as_it_learned(size_px: in
 
 
 def test_what_is_no_classifier_of_ours_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"missing: no such checkpoint$"):
+    said = r"^fid.extractor: .*missing: no such checkpoint; it takes the run of a classifier"
+    with pytest.raises(CheckpointError, match=said):
         scoring(folder, f"fid.extractor='checkpoint:{tmp_path}/missing'")
     judge = load_weights(folder / "classifier.safetensors")
     foreign = tmp_path / "foreign.pt"
@@ -169,7 +170,8 @@ def test_a_feed_changes_no_feature_and_other_pixels_are_other_images(feed: str, 
     expected = features_by_hand(folder, pixels.view(70, 8, 8, 3).permute(0, 3, 1, 2), 8)
     torch.testing.assert_close(judge._reference.features, expected, rtol=1e-4, atol=1e-5)
     before = judge.describe()["reference_images"]
-    assert scoring(folder, source, f"data.feed={feed}").describe()["reference_images"] == before
+    for other in ("resident", "streaming"):
+        assert scoring(folder, source, f"data.feed={other}").describe()["reference_images"] == before
     pictures(1, seed=1)[0].save(tmp_path / "data" / "train" / "thing" / "00.png")
     list_image_data.cache_clear()
     load_image_data.cache_clear()

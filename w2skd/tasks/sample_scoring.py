@@ -71,7 +71,7 @@ class SampleScoring:
             "weights": self._extractor.weights[:16],
             "samples": fid.samples,
             "reference": f"{len(self._listing):,} images of {fid.reference}, {self._feeds.size_px} px",
-            "reference_images": self._reference_key["images"][:16],
+            "reference_images": self._identity[:16],
             "seed": sampler.seed,
             "sampler": f"DDIM, {sampler.steps} steps, {sampler.spacing}" + ("" if sampler.clip else ", not clipped"),
             "kid_subsets": fid.kid_subsets,
@@ -120,19 +120,20 @@ class SampleScoring:
     def _reference(self) -> Reference:
         return open_reference(self._extractor, self._real_images, key=self._reference_key, cache=self._recipe.fid.cache)
 
-    @cached_property
+    @property
     def _reference_key(self) -> dict[str, Any]:
-        """What the statistics of the real images depend on, but for the network."""
-        return {"images": self._fingerprint(), "count": len(self._listing), "size_px": self._feeds.size_px}
-
-    def _fingerprint(self) -> str:
-        """Of the pixels where they are in memory; else of all names and of some pixels spread over the set."""
+        """What the real images' features depend on, but for the network; all pixels where they are in memory."""
+        pixels = None
         if self._feeds.resident:
             data = load_image_data(self._recipe.data.images())
-            return (data.train if self._recipe.fid.reference == "train" else data.evaluation).fingerprint()
-        places = _spread(self._listing)
+            pixels = (data.train if self._recipe.fid.reference == "train" else data.evaluation).fingerprint()
+        return {"images": self._identity, "pixels": pixels, "size_px": self._feeds.size_px}
+
+    @cached_property
+    def _identity(self) -> str:
+        """Of all names and of some images spread over the set, in hex: the same whichever feed a device allows."""
         digest = hashlib.sha256(self._listing.fingerprint().encode())
-        digest.update(self._listing.examples.read(places, self._feeds.size_px).numpy().data)
+        digest.update(self._listing.examples.read(_spread(self._listing), self._feeds.size_px).numpy().data)
         return digest.hexdigest()
 
     def _real_images(self) -> Iterator[Tensor]:
@@ -146,7 +147,11 @@ def _of_classifier(run: Path, size_px: int, device: torch.device, batch_size: in
     Raises:
         CheckpointError: there is none, or it is no classifier of ours.
     """
-    weights = load_weights(run)
+    try:
+        weights = load_weights(run)
+    except CheckpointError as error:
+        wanted = "the run of a classifier in whose features images are compared, trained with w2skd"
+        raise CheckpointError(f"fid.extractor: {error}; it takes {wanted}") from None
     recipe = weights.recipe
     if not isinstance(recipe, ClassificationRecipe) or weights.model_name is None:
         raise CheckpointError(f"{weights.path}: fid.extractor: no classifier that w2skd trained")
