@@ -22,7 +22,7 @@ BEGIN, END = "<!-- results: made by docs/results/summarise.py -->\n", "<!-- /res
 def table() -> str:
     """One line for each target of each published experiment."""
     lines = [
-        "| experiment | target | reached at epoch | speed-up in epochs | in FLOPs | teacher's training added |",
+        "| experiment | target | reached at epoch or step | speed-up there | in FLOPs | teacher's training added |",
         "|---|---|---|---|---|---|",
     ]
     for folder in experiments():
@@ -39,8 +39,14 @@ def experiments() -> Iterator[Path]:
 def line(name: str, threshold: ThresholdReport, report: Report) -> str:
     """A row: medians over the seeds, the range of the ratio, and how many seeds it stands on."""
     pairs = [pair(seed, threshold.first) for seed in threshold.pairs]
-    reached = " → ".join(units.epochs(median(place.epoch for place in arm)) for arm in zip(*pairs, strict=True))
-    spread = threshold.speedup_over_seeds["epochs"]
+    in_epochs = report.unit == "epoch"
+    reached = " → ".join(
+        units.epochs(median(place.epoch for place in arm))
+        if in_epochs
+        else units.count(median(place.step for place in arm))
+        for arm in zip(*pairs, strict=True)
+    )
+    spread = threshold.speedup_over_seeds["epochs" if in_epochs else "steps"]
     flops, charged = threshold.speedup_over_seeds["flops"], threshold.speedup_with_teacher_over_seeds.get("flops")
     ratio = "-"
     if spread is not None:
@@ -50,7 +56,7 @@ def line(name: str, threshold: ThresholdReport, report: Report) -> str:
     cells = [
         f"[{name}](docs/results/{name}/report/report.md)",
         units.threshold(threshold.name, threshold.value, report.metric),
-        reached or "not by a pair",
+        f"{report.unit} {reached}" if reached else "not by a pair",
         ratio,
         units.ratio(flops.median) if flops else "-",
         units.ratio(charged.median) if charged else "-",
