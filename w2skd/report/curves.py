@@ -21,6 +21,7 @@ COLOURS = {"baseline": "#D55E00", "w2s": "#0072B2"}
 """Vermillion and blue of the palette of Okabe and Ito (2008), which colour-blind readers tell apart."""
 
 _INK, _MUTED, _FAINT = "#222222", "#666666", "#DDDDDD"
+_TEACHER: Any = {"color": "#999999", "linewidth": 1.6, "linestyle": (0, (1, 1.2))}
 _SIZE_IN, _DPI = (12.0, 5.0), 150
 _ROW = 0.05  # height of a label, as a share of the panel's
 _BOLD_PT, _PLAIN_PT = 8, 6  # width of a letter, on average
@@ -108,6 +109,8 @@ class _Label:
 def draw_curves(report: Report, path: Path) -> None:
     """Draw every run (thin) and the median over seeds (thick), the thresholds and the ends of distillation.
 
+    The teacher's own training is dotted, where it is a part of the experiment and was scored like the others.
+
     Raises:
         OutputError: the picture cannot be written.
     """
@@ -148,6 +151,9 @@ def _panel(axes: "Axes", report: Report, against: str, heights: _Heights) -> Non
         axes.plot(middle.x, middle.y, color=colour, linewidth=2.6, zorder=3, solid_capstyle="round")
         _mark_switches(axes, runs, lines)
         drawn += lines.values()
+    for run in _teachers(report):
+        line = _line(run, against, scale, heights)
+        axes.plot(line.x, line.y, zorder=1.5, **_TEACHER)
     labels = _labels(report, against, scale, heights)
     _limit(axes, report, drawn, labels, all_values=heights.by_logarithm)
     heights.mark(axes)
@@ -159,6 +165,14 @@ def _panel(axes: "Axes", report: Report, against: str, heights: _Heights) -> Non
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
     axes.grid(axis="y", color=_FAINT, linewidth=0.5)
     axes.set_axisbelow(True)
+
+
+def _teachers(report: Report) -> list[RunReport]:
+    return [
+        run
+        for run in report.runs
+        if run.arm == "teacher" and (run.environment.get("scoring") or {}) == report.scoring and run.curve.value
+    ]
 
 
 def _line(run: RunReport, against: str, scale: float, heights: _Heights) -> _Line:
@@ -277,13 +291,15 @@ def _head(figure: "Figure", report: Report) -> None:
     handles = []
     for arm, colour in COLOURS.items():
         seeds = sum(run.arm == arm for run in report.runs)
-        text = f"{arm}, {'median of ' if seeds > 1 else ''}{seeds} seed{'s' if seeds != 1 else ''}"
+        text = f"{arm}, median of {seeds}" if seeds > 1 else f"{arm}, {seeds} seed{'s' if seeds != 1 else ''}"
         handles.append(Line2D([], [], color=colour, linewidth=2.6, label=text))
+    if _teachers(report):
+        handles.append(Line2D([], [], label="the teacher itself", **_TEACHER))
     if any(run.distillation_off for run in report.runs):
         look: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 7, "markerfacecolor": "white"}
         handles.append(Line2D([], [], color=COLOURS["w2s"], label="distillation off", **look))
     look = {"marker": "o", "markersize": 5, "linewidth": 1.4, "markeredgecolor": "white"}
-    handles.append(Line2D([], [], color=_INK, label="from one crossing to the other", **look))
+    handles.append(Line2D([], [], color=_INK, label="between crossings", **look))
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=10.5)
     figure.suptitle(report.name, x=0.012, ha="left", size=13, weight="bold")
 
