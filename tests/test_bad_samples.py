@@ -90,7 +90,7 @@ def test_an_extractor_that_is_no_classifier_is_told(taught: Path, tmp_path: Path
     line = refused(*train(taught, tmp_path / "runs", f"fid.extractor='checkpoint:{taught}/runs/teacher'"), code=1)
     assert line == f"{taught}/runs/teacher/model.safetensors: fid.extractor: no classifier that w2skd trained"
     line = refused(*train(taught, tmp_path / "runs", f"fid.extractor='checkpoint:{taught}/runs'"), code=1)
-    assert line.startswith(f"fid.extractor: {taught}/runs: not a run directory, model.safetensors is missing; finished ")
+    assert line.startswith(f"fid.extractor: {taught}/runs: not a run directory, model.safetensors is missing; ")
     assert contents(tmp_path) == {}
 
 
