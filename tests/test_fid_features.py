@@ -1,5 +1,6 @@
 """Features: those of a classifier of ours, those of torch-fidelity's networks, and weights that are refused."""
 
+import fcntl
 import hashlib
 import os
 import pickle
@@ -448,10 +449,31 @@ def test_dinov2_without_network_tells_what_its_cache_needs(offline: Path) -> Non
     assert "\n" not in said
 
 
-def test_dinov2_comes_from_torchs_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dinov2_comes_from_torchs_hub(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
     monkeypatch.setattr(torch.hub, "load", lambda *_: network)
     extractor = open_extractor("dinov2-vit-s-14", None, device="cpu", batch_size=4)
     assert extractor.dimensions == 12
     assert len(extractor.weights) == 64
+
+
+def test_ranks_have_dinov2_from_the_hub_one_after_the_other(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> nn.Module:
+        """torch's hub unpacks into one folder, whoever else does so."""
+        (lock,) = offline.parent.glob(".*.lock")
+        with lock.open() as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return nn.Flatten()
+
+    monkeypatch.setattr(torch.hub, "load", load)
+    open_extractor("dinov2-vit-s-14", None, device="cpu", batch_size=4)
+    (lock,) = offline.parent.glob(".*.lock")
+    with lock.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it ends with the loading
+
+
+def test_dinov2_comes_from_a_hub_that_cannot_be_written_too(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offline.parents[1].write_text("in the way")
+    monkeypatch.setattr(torch.hub, "load", lambda *_: nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()))
+    assert open_extractor("dinov2-vit-s-14", None, device="cpu", batch_size=4).dimensions == 12

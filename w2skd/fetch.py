@@ -35,7 +35,7 @@ def cached_or_fetched(url: str, *, wanted: str, instead: str, name: str | None =
     if not file.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _alone(folder / f".{file.name}.lock"):
+            with alone(folder / f".{file.name}.lock"):
                 if not file.exists():  # another rank was faster
                     with patience():
                         torch.hub.download_url_to_file(
@@ -95,18 +95,25 @@ def patience() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Let the processes of this machine, and of others with this folder, enter one by one.
+
+    Args:
+        path: of a file that stands for the lock, made where it is missing.
+
+    Raises:
+        OSError: it can be neither opened nor made.
+    """
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def one_line(error: Exception) -> str:
     """The cause of an error rather than the library's advice about it."""
     cause = error.__cause__ or getattr(error, "reason", None) or error
     return str(cause).splitlines()[0][:150] if str(cause) else type(cause).__name__
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Let the processes of this machine, and of others with this folder, enter one by one."""
-    with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _promised_sum(file: Path) -> str | None:
