@@ -204,3 +204,18 @@ def test_the_cache_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     open_reference(extractor(), Images(), key=KEY)
     assert cached(tmp_path / "xdg" / "w2skd" / "fid").suffix == ".safetensors"
+
+
+def test_without_a_home_directory_there_is_no_cache_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert default_cache() is None
+    reference = open_reference(extractor(), Images(), key=KEY)
+    assert reference.count == 20
+    assert reference.note == (
+        "there is no home directory to keep a cache in (fid.cache names a folder): the features of the real images "
+        "will be computed again next time"
+    )

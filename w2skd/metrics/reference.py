@@ -65,7 +65,7 @@ def open_reference(
         extractor: its weights are a part of the key.
         batches: the images, uint8 [m, 3, H, W], called when they are needed only.
         key: plain values that tell these images from others: fingerprint, split, size.
-        cache: folder; None is ``w2skd/fid`` in the user's cache.
+        cache: folder; None is ``w2skd/fid`` in the user's cache, where there is one.
 
     Raises:
         DataError: there are fewer than two images.
@@ -80,9 +80,9 @@ def open_reference(
         "version": _VERSION,
     }
     told = json.dumps(identity, sort_keys=True)
-    path = folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
+    path = None if folder is None else folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
     note = None
-    if os.path.exists(path):  # pathlib's own would fail in a folder that may not be entered
+    if path is not None and os.path.exists(path):  # pathlib's own would fail in a folder that may not be entered
         try:
             return _read(path, told)
         except _Unusable as problem:
@@ -95,17 +95,28 @@ def open_reference(
         raise CheckpointError(f"{extractor.name}: the features of {lost} of {len(features)} real images are not finite")
     statistics = fid_features_to_statistics(features)
     made = Reference(statistics["mu"], statistics["sigma"], features, note)
-    try:
-        _write(path, made, told)
-    except OutputError as problem:
-        return replace(made, note=f"{problem}: the features of the real images will be computed again next time")
-    return made
+    not_kept = "there is no home directory to keep a cache in (fid.cache names a folder)"
+    if path is not None:
+        try:
+            _write(path, made, told)
+            return made
+        except OutputError as problem:
+            not_kept = str(problem)
+    return replace(made, note=f"{not_kept}: the features of the real images will be computed again next time")
 
 
-def default_cache() -> Path:
-    """``w2skd/fid`` in the user's cache, as the XDG base directory specification says where that is."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (home if home.is_absolute() else Path.home() / ".cache") / "w2skd" / "fid"
+def default_cache() -> Path | None:
+    """``w2skd/fid`` in the user's cache, as the XDG base directory specification says where that is.
+
+    None where the user has no home directory, as in containers with a user id that nobody entered.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not cache.is_absolute():
+        try:
+            cache = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return cache / "w2skd" / "fid"
 
 
 class _Unusable(Exception):
