@@ -152,14 +152,29 @@ class Idle(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "found"), [(Tokens, r"head, took \(10, 4, 4\)"), (Idle, r"auxiliary, was not called")]
+    ("model", "found"), [(Tokens, r"head, took \(1, 1, 4\)"), (Idle, r"auxiliary, was not called")]
 )
 def test_a_classifier_whose_features_are_not_one_row_an_image_is_refused(
     model: Callable[[], nn.Module], found: str
 ) -> None:
-    extractor = of_classifier(model())
     with pytest.raises(CheckpointError, match=f"checkpoint:runs/a: its last linear layer, {found}, not one row"):
-        extractor(IMAGES)
+        of_classifier(model())
+
+
+def test_a_classifier_whose_features_are_not_finite_is_refused_at_once() -> None:
+    model = small_cnn()
+    next(model.parameters()).data[0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"^checkpoint:runs/a: the features of an image of 8 px are not finite$"):
+        of_classifier(model)
+
+
+def test_a_classifier_is_tried_on_images_of_the_size_that_it_will_see() -> None:
+    def of_16_px() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
+
+    assert of_classifier(of_16_px(), size_px=16).dimensions == of_classifier(of_16_px()).dimensions == 768
+    with pytest.raises(CheckpointError, match=r"^checkpoint:runs/a: cannot take images of 8 px \(mat1 and mat2"):
+        of_classifier(of_16_px(), size_px=8)
 
 
 @pytest.mark.parametrize("extension", ["", "-other"])

@@ -40,6 +40,8 @@ OURS = "w2skd-"
 
 _LAYER = "penultimate"
 
+_USUAL_PX = (8, 16, 28, 32, 48, 64, 96, 128, 192, 224, 256, 384)
+
 _WITHOUT = (
     "or compare in the features of a classifier trained with w2skd (fid.extractor: checkpoint:RUN), which needs "
     "nothing from the network"
@@ -154,10 +156,12 @@ def classifier_extractor(
     prepare: Callable[[Tensor], Tensor],
     device: torch.device | str,
     batch_size: int,
+    size_px: int | None = None,
 ) -> Extractor:
     """The penultimate features of a classifier, known to torch-fidelity under the name ``w2skd-<fingerprint>``.
 
-    These are what its last linear layer, in the order of its modules, takes in.
+    These are what its last linear layer, in the order of its modules, takes in. It sees one image at once, so that what
+    is of no use is refused before anything is trained.
 
     Args:
         model: from prepared images to logits; it is moved to the device and frozen in place.
@@ -166,9 +170,10 @@ def classifier_extractor(
         prepare: from pixels, uint8 [n, 3, H, W] on the device, to what the model takes.
         device: where it runs.
         batch_size: images of one forward.
+        size_px: side of the images that it will see; None looks for a usual one that it takes.
 
     Raises:
-        CheckpointError: it has no linear layer.
+        CheckpointError: it has no linear layer; or, of an image of that size, no finite features of the right form.
     """
     linears = [(where, layer) for where, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     if not linears:
@@ -209,7 +214,7 @@ def classifier_extractor(
     told, registered = name, f"{OURS}{fingerprint}"
     FEATURE_EXTRACTORS_REGISTRY.pop(registered, None)
     register_feature_extractor(registered, ClassifierFeatures)
-    return Extractor(
+    extractor = Extractor(
         create_feature_extractor(registered, [_LAYER], cuda=False, verbose=False),
         name=name,
         weights=fingerprint,
@@ -217,6 +222,31 @@ def classifier_extractor(
         device=device,
         batch_size=batch_size,
     )
+    _look(extractor, size_px)
+    return extractor
+
+
+def _look(extractor: Extractor, size_px: int | None) -> None:
+    """Let a classifier see one image.
+
+    Raises:
+        CheckpointError: its features are of another form or not finite, or it takes no image of that size.
+    """
+    for side_px in _USUAL_PX if size_px is None else (size_px,):
+        # Not black all over: some networks scale each image by its spread.
+        image = (torch.arange(3 * side_px**2) % 256).to(torch.uint8).view(1, 3, side_px, side_px)
+        try:
+            features = extractor(image)
+        except CheckpointError:
+            raise
+        except Exception as error:  # libraries and plug-ins raise whatever they like
+            if size_px is None:
+                continue
+            said = f"{extractor.name}: cannot take images of {size_px} px ({one_line(error)})"
+            raise CheckpointError(said) from None
+        if not features.isfinite().all():
+            raise CheckpointError(f"{extractor.name}: the features of an image of {side_px} px are not finite")
+        return
 
 
 _URLS: Mapping[str, str] = {"inception-v3-compat": URL_INCEPTION_V3, "vgg16": VGG16_Weights.IMAGENET1K_V1.url}
