@@ -1,11 +1,12 @@
 """An experiment's runs, and thresholds turned into levels."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_runs import FAST, SLOW, MakeRun, mentions, threshold, two_arms, two_arms_of_generated_images
+from synthetic_runs import FAST, GENERATED, SLOW, MakeRun, mentions, threshold, two_arms, two_arms_of_generated_images
 
 from w2skd.errors import RunDirError
 from w2skd.recipe.load import RECIPE_TYPES
@@ -76,6 +77,30 @@ def test_a_threshold_without_a_level_says_why(make_run: MakeRun, experiment: Pat
     shutil.rmtree(experiment / "baseline")
     make_run("w2s", 0, FAST)
     assert threshold(build_report(experiment), "0.98*baseline").reason == "no baseline run yet with a validation"
+
+
+def test_a_level_that_was_measured_but_never_finite_says_so(make_run: MakeRun, experiment: Path) -> None:
+    make_run("baseline", 0, [math.nan, math.nan])
+    make_run("w2s", 0, FAST, teacher=math.nan)
+    report = build_report(experiment)
+    assert threshold(report, "teacher").reason == "the teacher was measured, but its top1 is not finite"
+    assert threshold(report, "0.98*baseline").reason == "the baseline was validated, but its top1 was never finite"
+
+
+@pytest.mark.parametrize("level", [-0.0004, 0.0])
+def test_a_share_of_what_is_not_above_0_is_no_level(make_run: MakeRun, experiment: Path, level: float) -> None:
+    """Divided by 0.9, a distance below 0 would be a better one."""
+    options = {"metric": "kid", "teacher": level, "thresholds": "[teacher, 0.9*teacher, 0.9*baseline]"}
+    make_run("baseline", 0, [0.2, 0.1], recipe=GENERATED, **options)
+    make_run("w2s", 0, [0.1, -0.001], recipe=GENERATED, **options)
+    report = build_report(experiment)
+    assert threshold(report, "teacher").value == level
+    assert threshold(report, "0.9*baseline").value == pytest.approx(0.1 / 0.9)
+    found = threshold(report, "0.9*teacher")
+    assert found.value is None
+    assert found.reason == (
+        f"the teacher's kid is {level:g}, and a share of what is not above 0 says nothing of better or worse"
+    )
 
 
 def test_errors_say_what_was_looked_for(make_run: MakeRun, experiment: Path) -> None:

@@ -12,7 +12,8 @@ from w2skd.errors import RunDirError
 from w2skd.recipe.names import METRICS
 from w2skd.recipe.schema import Recipe
 from w2skd.recipe.threshold import Threshold
-from w2skd.report.crossing import best, events, teacher_level
+from w2skd.report import units
+from w2skd.report.crossing import best, events, teacher_level, validations
 from w2skd.report.scoring import difference, scoring_of
 from w2skd.rundir import RunRecord, find_runs, read_run
 
@@ -126,18 +127,18 @@ def resolve(threshold: Threshold, experiment: Experiment) -> Level:
         return Level(threshold, threshold.share)
     if threshold.share <= 0:
         return Level(threshold, None, "a share has to be above 0")
-    if threshold.of == "teacher":
-        levels = teacher_levels(experiment)
-        missing = "no w2s run yet that measured its teacher"
-    else:
-        levels = baseline_bests(experiment)
-        missing = "no baseline run yet with a validation"
+    of_teacher = threshold.of == "teacher"
+    levels = teacher_levels(experiment) if of_teacher else baseline_bests(experiment)
     if not levels:
-        return Level(threshold, None, missing)
+        return Level(threshold, None, (_no_teacher_level if of_teacher else _no_baseline_best)(experiment))
     reference = statistics.median(levels.values())
     share = threshold.share
     return Level(threshold, reference * share if experiment.higher_is_better else reference / share)
 
+    if reference <= 0 and share != 1:  # a KID, an unbiased estimate, may be a little below 0
+        shown = units.level(reference, experiment.metric)
+        why = f"{experiment.metric} is {shown}, and a share of what is not above 0 says nothing of better or worse"
+        return Level(threshold, None, f"the {threshold.of}'s {why}")
 
 def resolve_all(thresholds: Iterable[Threshold], experiment: Experiment) -> list[Level]:
     """`resolve` each, those that the recipe names twice once."""
@@ -161,6 +162,18 @@ def baseline_bests(experiment: Experiment) -> dict[int, float]:
 
 def teacher_is_ours(experiment: Experiment) -> bool:
     """Whether the teacher of the w2s runs is the one that this experiment trained, as far as the records tell."""
+def _no_teacher_level(experiment: Experiment) -> str:
+    if any(events(run.rows, "teacher") for run in experiment.arm("w2s").values()):
+        return f"the teacher was measured, but its {experiment.metric} is not finite"
+    return "no w2s run yet that measured its teacher"
+
+
+def _no_baseline_best(experiment: Experiment) -> str:
+    if any(validations(run.rows) for run in experiment.arm("baseline").values()):
+        return f"the baseline was validated, but its {experiment.metric} was never finite"
+    return "no baseline run yet with a validation"
+
+
     if experiment.teacher is None:
         return False
     made = {event.details.get("fingerprint") for event in events(experiment.teacher.rows, "finished")}
