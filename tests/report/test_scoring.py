@@ -66,11 +66,34 @@ def test_runs_that_are_scored_in_different_ways_are_not_compared(
     assert not (tmp_path / "records").exists()
 
 
-def test_the_teachers_own_curve_is_compared_with_nothing_else_either(make_run: MakeRun, experiment: Path) -> None:
-    make_run("teacher", 0, [90.0, 65.0], recipe=GENERATED, metric="fid", **scored(seed=7))
+def test_how_the_teachers_own_run_was_scored_is_a_warning_since_its_curve_enters_no_number(
+    make_run: MakeRun, experiment: Path
+) -> None:
     two_arms_of_generated_images(make_run)
-    with pytest.raises(RunDirError, match=r"seed is 7 in teacher, 0 in baseline/seed0$"):
-        build_report(experiment)
+    expected = build_report(experiment).thresholds
+    make_run("teacher", 0, [90.0, 65.0], recipe=GENERATED, metric="fid", **scored(seed=7))
+    report = build_report(experiment)
+    assert report.scoring == SCORING
+    assert [line for line in report.warnings if "scored" in line] == [
+        "the teacher's own run was scored in another way, so its best and final compare with no other's: "
+        "seed is 7 in teacher, 0 in baseline/seed0"
+    ]
+    assert [(found.first, found.value) for found in report.thresholds] == [
+        (found.first, found.value) for found in expected
+    ]
+
+
+def test_a_teacher_that_was_scored_alike_is_no_warning(make_run: MakeRun, experiment: Path) -> None:
+    two_arms_of_generated_images(make_run)
+    make_run("teacher", 0, [90.0, 65.0], recipe=GENERATED, metric="fid", **scored())
+    assert not any("scored" in line for line in build_report(experiment).warnings)
+
+
+def test_at_the_end_of_a_run_the_teachers_own_scores_are_in_nobodys_way(make_run: MakeRun, experiment: Path) -> None:
+    two_arms_of_generated_images(make_run)
+    make_run("teacher", 0, [90.0, 65.0], recipe=GENERATED, metric="fid", **scored(seed=7))
+    for run in ("w2s/seed0", "baseline/seed0", "teacher"):
+        assert crossing_summary(read_run(experiment / run), experiment).left_out == ()
 
 
 def test_the_report_says_how_all_were_scored(make_run: MakeRun, experiment: Path) -> None:

@@ -63,8 +63,8 @@ class Experiment:
 
     @property
     def scoring(self) -> Mapping[str, Any]:
-        """How the scores of all runs came about; empty where the task leaves no choice."""
-        return scoring_of(self.runs[0])
+        """How the scores of all runs but the teacher's came about; empty where the task leaves no choice."""
+        return scoring_of((*self.students, *self.runs)[0])
 
     def arm(self, name: str) -> dict[int, RunRecord]:
         """Seed -> run."""
@@ -90,7 +90,8 @@ def read_experiment(path: Path) -> Experiment:
 
     Raises:
         RunDirError: `path` is missing, a single run, or holds no baseline and no w2s run; a run is damaged; or two runs
-            were scored in different ways.
+            were scored in different ways. The teacher's own may have been: its curve enters no number, since every w2s
+            run measures its teacher as it measures itself.
     """
     if not path.is_dir():
         raise RunDirError(f"{path}: no such folder; looked for an experiment, with {_EXPECTED}")
@@ -99,8 +100,9 @@ def read_experiment(path: Path) -> Experiment:
         raise RunDirError(f"{path}: a single run; give the experiment, the folder above: {above}")
     runs = tuple(read_run(run) for run in find_runs(path))
     if any(run.arm != "teacher" for run in runs):
-        _check_scored_alike(path, runs)
-        return Experiment(runs)
+        found = Experiment(runs)
+        _check_scored_alike(path, found.students)
+        return found
     if runs:
         raise RunDirError(f"{path}: holds a teacher, but no run to report on yet; looked for {_EXPECTED}")
     if any(path.glob("seed*/status.json")):
@@ -133,12 +135,12 @@ def resolve(threshold: Threshold, experiment: Experiment) -> Level:
         return Level(threshold, None, (_no_teacher_level if of_teacher else _no_baseline_best)(experiment))
     reference = statistics.median(levels.values())
     share = threshold.share
-    return Level(threshold, reference * share if experiment.higher_is_better else reference / share)
-
     if reference <= 0 and share != 1:  # a KID, an unbiased estimate, may be a little below 0
         shown = units.level(reference, experiment.metric)
         why = f"{experiment.metric} is {shown}, and a share of what is not above 0 says nothing of better or worse"
         return Level(threshold, None, f"the {threshold.of}'s {why}")
+    return Level(threshold, reference * share if experiment.higher_is_better else reference / share)
+
 
 def resolve_all(thresholds: Iterable[Threshold], experiment: Experiment) -> list[Level]:
     """`resolve` each, those that the recipe names twice once."""
@@ -160,8 +162,6 @@ def baseline_bests(experiment: Experiment) -> dict[int, float]:
     return {seed: score.value for seed, score in scores.items() if score is not None}
 
 
-def teacher_is_ours(experiment: Experiment) -> bool:
-    """Whether the teacher of the w2s runs is the one that this experiment trained, as far as the records tell."""
 def _no_teacher_level(experiment: Experiment) -> str:
     if any(events(run.rows, "teacher") for run in experiment.arm("w2s").values()):
         return f"the teacher was measured, but its {experiment.metric} is not finite"
@@ -174,6 +174,8 @@ def _no_baseline_best(experiment: Experiment) -> str:
     return "no baseline run yet with a validation"
 
 
+def teacher_is_ours(experiment: Experiment) -> bool:
+    """Whether the teacher of the w2s runs is the one that this experiment trained, as far as the records tell."""
     if experiment.teacher is None:
         return False
     made = {event.details.get("fingerprint") for event in events(experiment.teacher.rows, "finished")}

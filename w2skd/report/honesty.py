@@ -8,10 +8,11 @@ from w2skd.recipe.flat import WHEREABOUTS, flatten, select
 from w2skd.report import units
 from w2skd.report.crossing import events
 from w2skd.report.experiment import ARMS, Experiment, label, teacher_is_ours, teacher_levels
+from w2skd.report.scoring import difference, scoring_of
 from w2skd.rundir import RunRecord
 
 _COMPARED = ("task", "train", "data", "student", "loss", "diffusion")
-"""Sections of a recipe. How it scores is not among them: runs that differ there are not even read together."""
+"""Sections of a recipe. How it scores is not among them: runs of both arms that differ there are not even read."""
 _HARDWARE = ("device", "device_name", "threads", "ranks")
 _SOFTWARE = ("w2skd", "commit", "torch")
 _ENOUGH_SEEDS = 3
@@ -93,6 +94,15 @@ def _teachers(experiment: Experiment) -> Iterator[str]:
         yield f"the teacher's training cost is not in this report: {why}"
 
 
+def _own_scores_of_teacher(experiment: Experiment) -> Iterator[str]:
+    if experiment.teacher is None:
+        return
+    found = difference(scoring_of(experiment.teacher), experiment.scoring)
+    if found is not None:
+        what = found.between(label(experiment.teacher), label(experiment.students[0]))
+        yield f"the teacher's own run was scored in another way, so its best and final compare with no other's: {what}"
+
+
 def _incidents(experiment: Experiment) -> Iterator[str]:
     for run in experiment.runs:
         resumed = events(run.rows, "resumed")
@@ -117,6 +127,7 @@ _CHECKS: tuple[Callable[[Experiment], Iterator[str]], ...] = (
     _data,
     _machines,
     _teachers,
+    _own_scores_of_teacher,
     _incidents,
 )
 

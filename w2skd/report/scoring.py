@@ -42,11 +42,14 @@ def in_one_line(scoring: Mapping[str, Any]) -> str:
 
 
 def scored_alike(run: RunRecord, others: Iterable[RunRecord]) -> tuple[list[RunRecord], list[tuple[RunRecord, str]]]:
-    """Those whose scores can be compared with a run's, and the others with what they differ in."""
+    """Those whose scores can be compared with a run's, and the others with what they differ in.
+
+    A teacher's own run is not asked: its scores are compared with nobody's.
+    """
     alike, different = [], []
     for other in others:
         found = difference(scoring_of(run), scoring_of(other))
-        if found is None:
+        if found is None or "teacher" in (run.arm, other.arm):
             alike.append(other)
         else:
             different.append((other, found.between("this run", "that one")))
