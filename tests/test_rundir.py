@@ -63,6 +63,16 @@ def test_a_row_that_is_being_written_is_left_out(run: RunDir, recipe: Recipe) ->
     assert list(read_run(run.path).rows) == ROWS
 
 
+def test_the_picture_of_a_run_is_that_of_its_last_validation(run: RunDir, recipe: Recipe) -> None:
+    write_run(run, recipe)
+    run.pictures.mkdir()
+    for name in ("step_00000010.png", "step_00000030.png", "teacher.png"):  # it went back from step 30
+        (run.pictures / name).touch()
+    assert read_run(run.path).picture is None
+    (run.pictures / "step_00000020.png").touch()
+    assert read_run(run.path).picture == "pictures/step_00000020.png"
+
+
 def test_a_run_without_rows_yet_can_be_read(run: RunDir, recipe: Recipe) -> None:
     run.lock()
     run.start(recipe, {})

@@ -23,7 +23,7 @@ from w2skd.files import remove_unfinished, write_atomically, write_json, writing
 from w2skd.recipe.load import dump_recipe, validate_recipe
 from w2skd.recipe.schema import Recipe, published_weights
 from w2skd.recipe.yaml_text import parse_yaml
-from w2skd.records import Row, decode, encode
+from w2skd.records import EvalRow, Row, decode, encode
 
 Arm = Literal["teacher", "baseline", "w2s"]
 State = Literal["running", "finished", "stopped", "failed"]
@@ -147,7 +147,7 @@ class RunRecord:
     """The reading side: all that a report knows of a run.
 
     Attributes:
-        picture: of its last validation, a file below `path`; None where none is kept.
+        picture: of its last validation, a file below `path`; None where it is not there.
     """
 
     path: Path
@@ -171,16 +171,9 @@ def read_run(path: Path) -> RunRecord:
         status = json.loads((path / "status.json").read_text())
         environment = json.loads((path / "environment.json").read_text())
         metrics = (path / "metrics.jsonl").read_bytes() if (path / "metrics.jsonl").exists() else b""
-        pictures = sorted(picture.relative_to(path).as_posix() for picture in path.glob("pictures/step_*.png"))
+        rows = list(_decode_lines(metrics))
         return RunRecord(
-            path,
-            status["arm"],
-            status["seed"],
-            recipe,
-            environment,
-            status,
-            list(_decode_lines(metrics)),
-            pictures[-1] if pictures else None,
+            path, status["arm"], status["seed"], recipe, environment, status, rows, _last_picture(path, rows)
         )
     except FileNotFoundError as error:
         raise RunDirError(f"{path}: not a run directory, {Path(error.filename).name} is missing") from None
@@ -242,3 +235,10 @@ def _decode_lines(content: bytes) -> Iterator[Row]:
     """Decode complete lines; the rest after the last newline was cut off while it was written."""
     for line in content.split(b"\n")[:-1]:
         yield decode(line.decode())
+def _last_picture(path: Path, rows: Sequence[Row]) -> str | None:
+    """That of the last validation on record: a run that went back to an earlier checkpoint has left later ones."""
+    steps = [row.step for row in rows if isinstance(row, EvalRow)]
+    name = f"pictures/step_{steps[-1]:08d}.png" if steps else None
+    return name if name is not None and (path / name).is_file() else None
+
+

@@ -35,11 +35,14 @@ def test_the_last_pictures_come_along_and_the_report_shows_the_arms_beside_each_
     for run in ("baseline", "w2s"):
         pictures = trained / run / "seed0" / "pictures"
         pictures.mkdir()
-        for name in ("step_00000100.png", "step_00000200.png", "teacher.png"):
+        for name in ("step_00000090.png", "step_00000100.png", "teacher.png"):
             (pictures / name).write_bytes(f"{run} {name}".encode())
     target = tmp_path / "docs" / "tiny"
     report = publish(trained, target)
-    last = "pictures/step_00000200.png"
+    last = "pictures/step_00000100.png"
+    earlier = target / "w2s" / "seed0" / "pictures" / "step_00000400.png"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_bytes(b"of an earlier publication")
     assert [run.picture for run in report.runs] == [f"{run}/seed0/{last}" for run in ("baseline", "w2s")]
     for run in ("baseline/seed0", "w2s/seed0"):
         assert [path.name for path in (target / run / "pictures").iterdir()] == [Path(last).name]

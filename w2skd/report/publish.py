@@ -35,6 +35,8 @@ def publish(experiment: Path, target: Path) -> Report:
             for name in RECORDS:
                 text = (run.path / name).read_text(encoding="utf-8")
                 (folder / name).write_text(_without_places(text, run, experiment), encoding="utf-8")
+            for stale in folder.glob("pictures/step_*.png"):
+                stale.unlink()
             if run.picture is not None:
                 (folder / run.picture).parent.mkdir(exist_ok=True)
                 shutil.copyfile(run.path / run.picture, folder / run.picture)
