@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic_runs import FID_FAST, FID_SLOW, GENERATED, MakeRun, two_arms
 
 from w2skd.errors import OutputError, RunDirError
+from w2skd.records import EventRow
 from w2skd.report.publish import RECORDS, publish
 from w2skd.report.render import as_json, write_report
 
@@ -38,11 +40,11 @@ def test_the_last_pictures_come_along_and_the_report_shows_the_arms_beside_each_
         for name in ("step_00000090.png", "step_00000100.png", "teacher.png"):
             (pictures / name).write_bytes(f"{run} {name}".encode())
     target = tmp_path / "docs" / "tiny"
-    report = publish(trained, target)
-    last = "pictures/step_00000100.png"
     earlier = target / "w2s" / "seed0" / "pictures" / "step_00000400.png"
     earlier.parent.mkdir(parents=True)
     earlier.write_bytes(b"of an earlier publication")
+    report = publish(trained, target)
+    last = "pictures/step_00000100.png"
     assert [run.picture for run in report.runs] == [f"{run}/seed0/{last}" for run in ("baseline", "w2s")]
     for run in ("baseline/seed0", "w2s/seed0"):
         assert [path.name for path in (target / run / "pictures").iterdir()] == [Path(last).name]
@@ -83,6 +85,22 @@ def test_where_the_network_of_a_score_lay_is_not_published(make_run: MakeRun, ex
     assert "cache: cache/stats" in first.read_text()
     assert "checkpoint:runs/baseline/seed0" in second.read_text()
     assert "/home" not in first.read_text() + second.read_text()
+
+
+def test_where_networks_of_diffusers_lay_is_not_published(make_run: MakeRun, experiment: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"recipe": GENERATED, "metric": "fid", "thresholds": "[60.0]"}
+    models = ["teacher.model=diffusers:/home/me/ddpm", "student.model=diffusers:/home/me/half"]
+    elsewhere = ["teacher.checkpoint=/home/me/old/teacher"]
+    event = EventRow(0, "teacher", {"checkpoint": "/home/me/ddpm/unet/diffusion_pytorch_model.safetensors"})
+    make_run("w2s", 0, FID_FAST, overrides=[*models, *elsewhere], extra=[event], **given)
+    publish(experiment, tmp_path / "docs")
+    published = tmp_path / "docs" / "w2s" / "seed0"
+    recipe = (published / "recipe.yaml").read_text()
+    for value in ("diffusers:models/ddpm", "diffusers:models/half", "checkpoint: runs/old/teacher"):
+        assert value in recipe
+    last = (published / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["checkpoint"] == "models/ddpm/unet/diffusion_pytorch_model.safetensors"
+    assert "/me" not in "".join(path.read_text() for path in published.iterdir())
 
 
 def test_published_again_it_takes_the_place_of_what_was_there(trained: Path, tmp_path: Path) -> None:

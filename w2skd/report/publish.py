@@ -18,7 +18,7 @@ def publish(experiment: Path, target: Path) -> Report:
     """Copy every run's records, and its last picture, to `target`, and report there.
 
     `target` must be new, empty or an earlier publication. Where on a machine the experiment, a teacher from elsewhere,
-    the data and what scored them lay is nobody's business: of absolute paths to them only ``runs/<name>``,
+    the data, networks and what scored them lay is nobody's business: of absolute paths to them only ``runs/<name>``,
     ``data/<name>`` and the like is left.
 
     Raises:
@@ -55,6 +55,11 @@ def _without_places(text: str, run: RunRecord, experiment: Path) -> str:
     for path in (Path(model) for model in models if model):
         if path.is_absolute() and path.parent.name:
             places[str(path.parent)] = f"runs/{path.parent.name}"
-    for place, name in places.items():
+    for key in ("teacher.model", "student.model"):
+        library, _, folder = str(values[key]).partition(":")
+        if library == "diffusers" and Path(folder).is_absolute():
+            places[str(Path(folder))] = f"models/{Path(folder).name}"
+    # The longest first: what lies in another place has a name of its own.
+    for place, name in sorted(places.items(), key=lambda item: -len(item[0])):
         text = text.replace(place, name)
     return text
