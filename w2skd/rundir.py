@@ -203,6 +203,15 @@ def find_runs(experiment: Path) -> list[Path]:
     return runs
 
 
+def readable_runs(experiment: Path) -> list[RunRecord]:
+    """Those of an experiment's runs that can be read: one that is just being made, or was damaged, is left out."""
+    runs = []
+    for path in find_runs(experiment):
+        with suppress(RunDirError):
+            runs.append(read_run(path))
+    return runs
+
+
 def find_teacher(recipe: Recipe, experiment: Path) -> Path:
     """The checkpoint that teaches: the recipe's (a path, or ``pretrained``), or the one made in this experiment.
 
@@ -231,10 +240,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _decode_lines(content: bytes) -> Iterator[Row]:
-    """Decode complete lines; the rest after the last newline was cut off while it was written."""
-    for line in content.split(b"\n")[:-1]:
-        yield decode(line.decode())
 def _last_picture(path: Path, rows: Sequence[Row]) -> str | None:
     """That of the last validation on record: a run that went back to an earlier checkpoint has left later ones."""
     steps = [row.step for row in rows if isinstance(row, EvalRow)]
@@ -242,3 +247,7 @@ def _last_picture(path: Path, rows: Sequence[Row]) -> str | None:
     return name if name is not None and (path / name).is_file() else None
 
 
+def _decode_lines(content: bytes) -> Iterator[Row]:
+    """Decode complete lines; the rest after the last newline was cut off while it was written."""
+    for line in content.split(b"\n")[:-1]:
+        yield decode(line.decode())

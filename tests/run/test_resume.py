@@ -34,6 +34,7 @@ from w2skd.data import shapes
 from w2skd.recipe.load import validate_recipe, with_overrides
 from w2skd.records import decode
 from w2skd.run import arm as arm_module
+from w2skd.run import resume
 from w2skd.run.resume import differing_keys
 from w2skd.tasks.classification import ClassificationTask
 
@@ -93,6 +94,34 @@ def test_a_run_goes_on_only_where_it_is_scored_as_it_was(
     done(*distill, "--overwrite", "--set", "train.steps=6", "--set", "distill.decay=6step")
 
 
+def test_a_run_begins_only_where_it_is_scored_as_the_others_of_its_experiment(
+    distill: Any, recipe: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = ClassificationTask.describe_data
+
+    def scored_by(**scoring: object) -> None:
+        monkeypatch.setattr(ClassificationTask, "describe_data", lambda self: original(self) | {"scoring": scoring})
+
+    another = ("distill", "-r", recipe, "--out", copied, "--seed", 1, "--set", "train.steps=6")
+    for run, samples in (("teacher", 7), ("w2s/seed0", 2000), ("baseline/seed0", 2000)):
+        file = copied / run / "environment.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"scoring": {"samples": samples}}))
+    (copied / "baseline" / "seed3").mkdir()
+    (copied / "baseline" / "seed3" / "status.json").write_text("of a damaged run")
+    before = contents(copied)
+    scored_by(samples=10_000)
+    assert refused(*another, code=2) == (
+        f"{copied}/w2s/seed1 would be scored in another way than {copied}/baseline/seed0, and could not be compared "
+        "with it: samples is 10,000 in this call, 2,000 in baseline/seed0; choose another --out"
+    )
+    assert contents(copied) == before
+    assert not (copied / "w2s" / "seed1").exists()
+    scored_by(samples=2000)  # the teacher's own run may have been scored otherwise
+    done(*another, "--set", "distill.decay=6step")
+    scored_by(samples=10_000)  # and may be
+    done("train-teacher", "-r", recipe, "--out", copied, "--overwrite")
+
+
 def test_what_makes_samples_and_scores_changes_a_run_and_what_speeds_them_up_does_not() -> None:
     recipe = validate_recipe(yaml.safe_load(GENERATED), "here")
 
@@ -105,6 +134,33 @@ def test_what_makes_samples_and_scores_changes_a_run_and_what_speeds_them_up_doe
     assert told("fid.extractor=vgg16") == ["fid.extractor: inception-v3-compat -> vgg16"]
     speed = ("sampler.batch_size=8", "fid.batch_size=8", "fid.cache=elsewhere", "fid.weights=moved.pth")
     assert told(*speed) == []
+
+
+def test_what_a_recipe_finds_in_a_place_may_have_been_moved() -> None:
+    recipe = validate_recipe(yaml.safe_load(GENERATED), "here")
+    places = {"fid.extractor": "checkpoint:", "teacher.model": "diffusers:", "student.model": "diffusers:"}
+    for key, kind in places.items():
+        before, moved = (with_overrides(recipe, [f"{key}='{kind}{folder}'"]) for folder in ("/old/place", "/new"))
+        assert differing_keys(before, moved, "w2s") == []
+        [other] = differing_keys(before, recipe, "w2s")
+        assert other.startswith(f"{key}: {kind}/old/place -> ")
+
+
+def test_a_finished_run_whose_folder_of_diffusers_was_moved_answers_for_its_teacher(
+    recipe: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the model that the recipe names today that tells how to read the teacher's weights."""
+    asked = []
+    original = resume.open_weights
+
+    def open_weights(checkpoint: Path, model: str) -> Any:
+        asked.append(model)
+        return original(checkpoint, model)
+
+    monkeypatch.setattr(resume, "open_weights", open_weights)
+    monkeypatch.setattr(resume, "_KEPT_IN_A_PLACE", {"teacher.model": "cifar_resnet"})
+    done("distill", "-r", recipe, "--out", copied, "--set", "teacher.model=cifar_resnet14")
+    assert asked == ["cifar_resnet14"]
 
 
 GENERATED = """

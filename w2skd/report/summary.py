@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from w2skd.errors import RunDirError
 from w2skd.recipe.threshold import Threshold
 from w2skd.report import units
 from w2skd.report.crossing import (
@@ -23,7 +22,7 @@ from w2skd.report.crossing import (
 from w2skd.report.experiment import Experiment, Level, gap, label, median_range, resolve_all, teacher_levels
 from w2skd.report.scoring import scored_alike
 from w2skd.report.verdict import note
-from w2skd.rundir import Arm, RunRecord, find_runs, read_run
+from w2skd.rundir import Arm, RunRecord, readable_runs
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def crossing_summary(run: RunRecord, experiment: Path | None) -> CrossingSummary
         experiment: where its siblings are; those that cannot be read, or compared, are left out. None looks at the run
             alone.
     """
-    siblings, others = scored_alike(run, [] if experiment is None else _readable(experiment))
+    siblings, others = scored_alike(run, [] if experiment is None else readable_runs(experiment))
     family = Experiment((run, *(other for other in siblings if label(other) != label(run))))
     baseline = family.arm("baseline").get(run.seed) if run.arm == "w2s" else None
     levels = [] if run.arm == "teacher" else resolve_all(run.recipe.report.thresholds, family)
@@ -108,7 +107,7 @@ def crossing_summary(run: RunRecord, experiment: Path | None) -> CrossingSummary
 
 def teacher_gaps(run: RunRecord, experiment: Path, thresholds: Sequence[Threshold]) -> list[str]:
     """How far a run's teacher is from each target, as far as both are known yet, and what that lets one expect."""
-    siblings, _ = scored_alike(run, _readable(experiment))
+    siblings, _ = scored_alike(run, readable_runs(experiment))
     family = Experiment((run, *(other for other in siblings if label(other) != label(run))))
     levels = teacher_levels(family)
     lines = []
@@ -138,14 +137,3 @@ def _crossing(level: Level, run: RunRecord | None, family: Experiment) -> Positi
     if run is None or level.value is None:
         return None
     return first_crossing(run.rows, family.metric, level.value, family.higher_is_better)
-
-
-def _readable(experiment: Path) -> list[RunRecord]:
-    """A sibling that is just being made, or was damaged, must not spoil the end of a run."""
-    runs = []
-    for path in find_runs(experiment):
-        try:
-            runs.append(read_run(path))
-        except RunDirError:
-            continue
-    return runs

@@ -57,7 +57,7 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
                     # What cannot begin leaves what is there as it is, its status too.
                     setup = ranks.on_all(lambda: set_up(recipe, arm, options, ranks))
                     facts = ranks.on_all(setup.describe)  # reads what a feed keeps in memory
-                    ranks.on_main(partial(check_scored_alike, run, start, facts))
+                    ranks.on_main(partial(check_scored_alike, run, start, facts, options.out))
                     with _failure_noted(run, recipe, arm, ranks):
                         _train(run, setup, facts, start, options, ranks, stop)
         finally:

@@ -13,10 +13,11 @@ from w2skd.recipe.flat import WHEREABOUTS, flatten, select
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
 from w2skd.records import EventRow
-from w2skd.report.scoring import difference
+from w2skd.report.experiment import label
+from w2skd.report.scoring import difference, scoring_of
 from w2skd.run.options import RunOptions
 from w2skd.run.setup import describe_init
-from w2skd.rundir import Arm, RunDir, find_teacher, read_recipe, read_run
+from w2skd.rundir import Arm, RunDir, find_teacher, read_recipe, read_run, readable_runs, run_path
 from w2skd.tasks.base import Role
 from w2skd.teacher import state_fingerprint
 
@@ -26,6 +27,14 @@ _IGNORED_ON_RESUME = (
     *("sampler.batch_size", "fid.batch_size", "fid.cache", "fid.weights"),  # which weights these are, the scoring tells
 )
 """Keys that may differ between a run and its resume: they do not change what is learned."""
+
+_KEPT_IN_A_PLACE: Mapping[str, str] = {
+    "fid.extractor": "checkpoint:",
+    "teacher.model": "diffusers:",
+    "student.model": "diffusers:",
+}
+"""Keys that may name a place, and how such values begin. What lies there may be moved: the scoring holds the weights'
+sum of the one, the checkpoint a fingerprint or all weights of the others."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ def open_run(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> Star
         raise RunDirError(f"{run.path} holds a run that did not begin from {options.init_from}: choose another --out")
     if named is None and run.model_path.exists() and run.status().get("state") == "finished":
         if arm == "w2s":
-            _check_teacher_of(run, find_teacher(recipe, options.out))
+            _check_teacher_of(run, recipe, find_teacher(recipe, options.out))
         return Start(finished=True, note="already finished")
     if named is not None:
         return Start(_named_checkpoint(run, named, recipe, arm), rewind=True)
@@ -88,26 +97,43 @@ def open_run(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> Star
     return Start(checkpoint, f"{problem}; going on from the one before" if problem else None)
 
 
-def check_scored_alike(run: RunDir, start: Start, facts: Mapping[str, Any]) -> None:
-    """A run that goes on is scored as it was: a switch, a best and a curve over two kinds of scores mean nothing.
+def check_scored_alike(run: RunDir, start: Start, facts: Mapping[str, Any], experiment: Path) -> None:
+    """A run is scored as it was when it goes on, and as the others of its experiment: all else would mean nothing.
+
+    A teacher's own run is neither asked nor a measure for others: its scores are compared with nobody's.
 
     Raises:
         RunDirError: it would be scored in another way.
     """
     before = run.environment() if start.checkpoint is not None else {}
+    scoring = json.loads(json.dumps(facts.get("scoring", {})))
     if "scoring" in before and "scoring" in facts:
-        found = difference(before["scoring"], json.loads(json.dumps(facts["scoring"])))
+        found = difference(before["scoring"], scoring)
         if found is not None:
             raise RunDirError(
                 f"{run.path} holds a run that was scored in another way: {found.between('its records', 'this call')}; "
                 "choose another --out, or discard it (--overwrite)"
             )
+    _check_siblings_scored_alike(run, scoring, experiment)
 
 
-def _check_teacher_of(run: RunDir, path: Path) -> None:
+def _check_siblings_scored_alike(run: RunDir, scoring: Mapping[str, Any], experiment: Path) -> None:
+    teacher = run_path(experiment, "teacher", 0)
+    if run.path == teacher:
+        return
+    for sibling in readable_runs(experiment):
+        found = None if sibling.path in (run.path, teacher) else difference(scoring, scoring_of(sibling))
+        if found is not None:
+            raise RunDirError(
+                f"{run.path} would be scored in another way than {sibling.path}, and could not be compared with it: "
+                f"{found.between('this call', label(sibling))}; choose another --out"
+            )
+
+
+def _check_teacher_of(run: RunDir, recipe: Recipe, path: Path) -> None:
     """A finished run answers for the teacher that it had, and for no other."""
     known = next((row for row in read_run(run.path).rows if isinstance(row, EventRow) and row.name == "teacher"), None)
-    theirs = open_weights(path, read_recipe(run.path).teacher.model)
+    theirs = open_weights(path, recipe.teacher.model)
     if known is not None and known.details.get("fingerprint") != state_fingerprint(theirs.state):
         raise RunDirError(
             f"{run.path} holds a finished run with another teacher ({known.details.get('checkpoint')}), not {path}: "
@@ -134,8 +160,13 @@ def differing_keys(theirs: Recipe, ours: Recipe, arm: Arm) -> list[str]:
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+        if _without_place(key, before.get(key)) != _without_place(key, after.get(key))
     ]
+
+
+def _without_place(key: str, value: Any) -> Any:
+    kind = _KEPT_IN_A_PLACE.get(key)
+    return kind if kind is not None and str(value).startswith(kind) else value
 
 
 def _what_is_learned(recipe: Recipe, arm: Arm) -> dict[str, Any]:
