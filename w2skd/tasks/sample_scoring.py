@@ -174,6 +174,7 @@ def _of_classifier(run: Path, size_px: int, device: torch.device, batch_size: in
         prepare=prepare,
         device=device,
         batch_size=batch_size,
+        size_px=size_px,
     )
 
 
