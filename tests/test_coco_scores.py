@@ -392,7 +392,8 @@ def annotations(request: pytest.FixtureRequest, shared_data: Path, tmp_path_fact
     target = tmp_path_factory.mktemp("annotations")
     with tarfile.open(shared_data / f"{name.partition('/')[0]}.tar.xz") as archive:
         member = next(member for member in archive if member.name == name)
-        archive.extract(member, target, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 or newer
+        archive.extract(member, target)
     return target / name
 
 

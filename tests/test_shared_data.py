@@ -18,7 +18,8 @@ def images(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("images")
     with tarfile.open(shared_data / "cifar10-jpeg.tar.xz") as archive:
         few = [member for member in archive if member.isfile() and int(Path(member.name).stem) < 100]
-        archive.extractall(target, few, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 or newer
+        archive.extractall(target, few)
     return target / "cifar10-jpeg"
 
 

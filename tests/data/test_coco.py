@@ -324,7 +324,8 @@ def coco_tiny(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     target = tmp_path_factory.mktemp("coco")
     with tarfile.open(shared_data / "coco-tiny.tar.xz") as archive:
         members = [member for member in archive if "/train2017/" not in member.name]
-        archive.extractall(target, members, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 or newer
+        archive.extractall(target, members)
     return target / "coco-tiny"
 
 
