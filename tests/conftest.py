@@ -1,6 +1,7 @@
 import os
 import shutil
 from pathlib import Path
+from urllib.error import URLError
 
 # Before torch is loaded: several test processes share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -43,3 +44,17 @@ def copied(experiment: Path, tmp_path: Path) -> Path:
     """All of the finished experiment, to be changed at will."""
     shutil.copytree(experiment, tmp_path / "copied")
     return tmp_path / "copied"
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Torch's cache, which is empty, and no network."""
+    import torch  # as above
+
+    def no_network(*_: object, **__: object) -> None:
+        raise URLError(OSError(-2, "Name or service not known"))
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(torch.hub, "urlopen", no_network)
+    return tmp_path / "torch" / "hub" / "checkpoints"

@@ -5,7 +5,6 @@ All the ways in which weights can be wrong are in ``test_fid_features.py``; this
 
 import json
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -31,19 +30,6 @@ def train(taught: Path, out: Path, *settings: str) -> tuple[object, ...]:
 
 
 INCEPTION = "fid.extractor=inception-v3-compat"
-
-
-@pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Torch's cache, which is empty, and no network."""
-
-    def no_network(*_: object, **__: object) -> None:
-        raise URLError(OSError(-2, "Name or service not known"))
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    monkeypatch.setattr(torch.hub, "urlopen", no_network)
-    return tmp_path / "torch" / "hub" / "checkpoints"
 
 
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])

@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -334,19 +333,6 @@ def test_a_file_that_is_missing_is_refused(tmp_path: Path, name: str) -> None:
     for path in (tmp_path / "nothing.pth", tmp_path):
         with pytest.raises(CheckpointError, match=f"^fid.weights: {path}: no such file$"):
             open_extractor(name, path, device="cpu", batch_size=4)
-
-
-@pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and no network."""
-
-    def no_network(*_: object, **__: object) -> None:
-        raise URLError(OSError(-2, "Name or service not known"))
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    monkeypatch.setattr(torch.hub, "urlopen", no_network)
-    return tmp_path / "home" / "hub" / "checkpoints"
 
 
 def test_without_network_it_is_told_how_to_bring_inceptions_weights_or_to_do_without(offline: Path) -> None:

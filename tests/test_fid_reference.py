@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +36,13 @@ def extractor(fingerprint: str = "ab", name: str = "checkpoint:runs/a", features
     torch.manual_seed(int(fingerprint, 16))
     body = nn.Conv2d(3, features, 8)
     model = nn.Sequential(body, nn.Flatten(), nn.Linear(features, 2))
-    prepare = lambda pixels: pixels.float() / 255  # noqa: E731
-    return classifier_extractor(model, name=name, fingerprint=fingerprint, prepare=prepare, device="cpu", batch_size=64)
+    return classifier_extractor(
+        model, name=name, fingerprint=fingerprint, prepare=_to_unit, device="cpu", batch_size=64
+    )
+
+
+def _to_unit(pixels: Tensor) -> Tensor:
+    return pixels.float() / 255
 
 
 def cached(folder: Path) -> Path:
@@ -131,11 +136,11 @@ def not_a_file(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut_off, cut_off_early, emptied, with_another_byte, not_a_file])
-def test_a_damaged_file_is_made_anew_and_that_is_told(tmp_path: Path, damage: object) -> None:
+def test_a_damaged_file_is_made_anew_and_that_is_told(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     images = Images()
     whole = open_reference(extractor(), images, key=KEY, cache=tmp_path)
     file = cached(tmp_path)
-    damage(file)  # type: ignore[operator]
+    damage(file)
     again = open_reference(extractor(), images, key=KEY, cache=tmp_path)
     assert same(again, whole)
     assert images.calls == 2
