@@ -14,13 +14,13 @@ from timing.alternating import parser, report, take_turns
 from timing.training import CPU, NEVER, SteppedEngine
 from torch import Tensor
 
-from w2skd.data.detection_batch import Boxes, ImagesWithBoxes
-from w2skd.distributed import Ranks
-from w2skd.models.detection.output import DetectorOutput
-from w2skd.recipe.detection import DetectionRecipe
+from w2skd.platform.ranks import Ranks
 from w2skd.recipe.load import validate_recipe
 from w2skd.tasks.base import Role
-from w2skd.tasks.detection import DetectionTask
+from w2skd.tasks.detection.batch import Boxes, ImagesWithBoxes
+from w2skd.tasks.detection.models.output import DetectorOutput
+from w2skd.tasks.detection.recipe import DetectionRecipe
+from w2skd.tasks.detection.task import DetectionTask
 
 BATCHES = 4
 BOXES = 6

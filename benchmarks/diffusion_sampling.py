@@ -11,11 +11,11 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from timing.alternating import parser, report, take_turns
 
-from w2skd.data.noise import starting_noise
-from w2skd.models.diffusion.noise import NoiseSchedule
-from w2skd.models.diffusion.sampling import generate
-from w2skd.models.diffusion.unet import DenoisingUNet, build_unet
-from w2skd.recipe.diffusion import DiffusionSection, SamplerSection
+from w2skd.tasks.diffusion.noise_schedule import NoiseSchedule
+from w2skd.tasks.diffusion.recipe import DiffusionSection, SamplerSection
+from w2skd.tasks.diffusion.sampling import generate
+from w2skd.tasks.diffusion.starting_noise import starting_noise
+from w2skd.tasks.diffusion.unet import DenoisingUNet, build_unet
 
 
 def network(options) -> DenoisingUNet:

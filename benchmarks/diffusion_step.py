@@ -15,14 +15,14 @@ from timing.alternating import parser, report, take_turns
 from timing.training import CPU, NEVER, SteppedEngine
 from timing.training import recipe as classification_recipe
 
-from w2skd.checkpoint import save_model
-from w2skd.data.denoising_batch import ImagesToNoise
-from w2skd.distributed import Ranks
 from w2skd.models.catalog import build_classifier
-from w2skd.recipe.diffusion import DiffusionRecipe
+from w2skd.platform.ranks import Ranks
 from w2skd.recipe.load import validate_recipe
 from w2skd.tasks.base import Role
-from w2skd.tasks.diffusion import DiffusionTask
+from w2skd.tasks.diffusion.batch import ImagesToNoise
+from w2skd.tasks.diffusion.recipe import DiffusionRecipe
+from w2skd.tasks.diffusion.task import DiffusionTask
+from w2skd.training.checkpoint import save_model
 
 BATCHES = 4
 CLASSES = 10

@@ -17,18 +17,18 @@ from timing.alternating import Ratio, parser, report, take_turns
 from timing.training import CPU, Premade, SteppedEngine, recipe, student, task
 from torch.nn import functional
 
-from w2skd.clock import Clock
 from w2skd.data.counter import seed_from
-from w2skd.device import seed_generators
-from w2skd.distributed import Ranks
-from w2skd.engine import Engine, named, weigh
-from w2skd.finite import FiniteGuard, take_step
-from w2skd.optimizer import build_optimizer
-from w2skd.precision import autocast
-from w2skd.schedule import lr_factor
+from w2skd.method.schedule import lr_factor
+from w2skd.platform.device import seed_generators
+from w2skd.platform.ranks import Ranks
 from w2skd.tasks.base import Losses
-from w2skd.tasks.classification import ClassificationTask
-from w2skd.window import Window
+from w2skd.tasks.classification.task import ClassificationTask
+from w2skd.training.clock import Clock
+from w2skd.training.engine import Engine, named, weigh
+from w2skd.training.finite import FiniteGuard, take_step
+from w2skd.training.optimizer import build_optimizer
+from w2skd.training.precision import autocast
+from w2skd.training.window import Window
 
 
 class BareLoop:

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.io import decode_image
 
-from w2skd.metrics.features import BareInception, open_extractor
-from w2skd.metrics.fid import FidScorer
-from w2skd.metrics.reference import open_reference
-from w2skd.pictures.samples import write_samples
+from w2skd.tasks.diffusion.features import BareInception, open_extractor
+from w2skd.tasks.diffusion.fid import FidScorer
+from w2skd.tasks.diffusion.reference import open_reference
+from w2skd.tasks.diffusion.sample_pictures import write_samples
 
 BATCH_SIZE = 16
 COMMAND = "import sys; from torch_fidelity.fidelity import main; sys.exit(main())"

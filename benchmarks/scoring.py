@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval
 from timing.alternating import parser, report
 from torch import Tensor
 
-from w2skd.metrics.coco import CocoScorer
+from w2skd.tasks.detection.coco_scores import CocoScorer
 
 BATCH_SIZE = 16
 CATEGORIES = 80

@@ -1,5 +1,6 @@
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -7,6 +8,18 @@ from urllib.error import URLError
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+RECIPE = """name: tiny
+task: classification
+data: {source: shapes, train_examples: 64, eval_examples: 32}
+teacher: {model: small_cnn_weak}
+student: {model: small_cnn_strong}
+train:
+  epochs: 4
+  batch_size: 8
+  optimizer: {name: sgd, lr: 0.1, nesterov: true}
+  lr_schedule: {name: one_cycle}
+"""
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -58,3 +71,15 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     monkeypatch.setattr(torch.hub, "urlopen", no_network)
     return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Callable[..., str]:
+    """Writes a recipe, a good one unless told otherwise, and gives its path."""
+
+    def write(content: str | bytes = RECIPE) -> str:
+        path = tmp_path / "tiny.yaml"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    return write

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from w2skd.cli import main
+from w2skd.cli.main import main
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Blow:
     """A signal that a process sends itself.
 
     Attributes:
-        target: function or method that is being called, such as ``w2skd.engine:Engine._take_step``.
+        target: function or method that is being called, such as ``w2skd.training.engine:Engine._take_step``.
         call: which of the calls, counted from 1.
         argument: counts only calls of which some argument, as text, ends in this.
         after: the call is done first.
@@ -94,7 +94,7 @@ def _run(request: dict[str, Any]) -> None:
 
 
 def _serve() -> None:
-    import_module("w2skd.run.arm")  # what takes long, before anybody waits for it
+    import_module("w2skd.runs.arm")  # what takes long, before anybody waits for it
     answers = os.dup(1)
     for line in sys.stdin:
         child = os.fork()

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-from w2skd.distributed import Ranks, ranks_from_environment
+from w2skd.platform.ranks import Ranks, ranks_from_environment
 
 _FORK = multiprocessing.get_context("forkserver")
-_FORK.set_forkserver_preload(["torch", "w2skd.compare", "w2skd.score", "pytest"])
+_FORK.set_forkserver_preload(["torch", "w2skd.runs.experiment", "w2skd.runs.score", "pytest"])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from w2skd.metrics.features import BareInception
+from w2skd.tasks.diffusion.features import BareInception
 
 
 def write_random_inception(path: Path) -> Path:

@@ -215,7 +215,7 @@ def test_reports_read_run_directories_and_nothing_else() -> None:
 
 
 def test_the_command_line_starts_without_torch_and_matplotlib() -> None:
-    code = "import sys, w2skd.cli; print(sorted({'torch', 'torchvision', 'matplotlib'} & set(sys.modules)))"
+    code = "import sys, w2skd.cli.main; print(sorted({'torch', 'torchvision', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
@@ -246,9 +246,9 @@ GOOD = {
     "recipe.names": "",
     "recipe.load": "from w2skd.recipe.names import TASKS\nfrom .names import TASKS\nfrom ..errors import suggest",
     "tasks": "",
-    "tasks.base": "import w2skd.records",
+    "tasks.base": "import w2skd.records.rows",
     "tasks.classification": "from w2skd.tasks import base\nfrom w2skd import __version__",
-    "tasks.catalog": "from w2skd.tasks.classification import ClassificationTask",
+    "tasks.catalog": "from w2skd.tasks.classification.task import ClassificationTask",
     "run": "import os\nfrom w2skd import records\nfrom w2skd.tasks.catalog import build_task",
 }
 
@@ -271,7 +271,7 @@ def test_a_good_house_passes() -> None:
         ("recipe.load", "class A:\n    from w2skd.run import x", "run", 2),
         ("recipe.load", "if TYPE_CHECKING:\n    import w2skd.run", "run", 2),
         ("recipe.load", "from importlib import import_module\nimport_module('w2skd.run')", "run", 2),
-        ("recipe.load", "from w2skd.records import Row", "records", 1),
+        ("recipe.load", "from w2skd.records.rows import Row", "records", 1),
         ("records", "from w2skd.recipe.names import TASKS", "recipe.names", 1),
         ("records", "from w2skd import recipe", "recipe", 1),
         ("tasks.base", "from .classification import x", "tasks.classification", 1),

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from w2skd.method.schedule import DistillSchedule
 from w2skd.recipe.load import load_recipe
-from w2skd.schedule import DistillSchedule
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

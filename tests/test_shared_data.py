@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from w2skd.cli import app
+from w2skd.cli.main import app
 
 pytestmark = pytest.mark.shared_data
 

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from w2skd.cli import app
-from w2skd.engine import Engine
-from w2skd.records import EvalRow, EventRow, Row, StepRow
-from w2skd.rundir import read_run
+from w2skd.cli.main import app
+from w2skd.records.rows import EvalRow, EventRow, Row, StepRow
+from w2skd.records.rundir import read_run
+from w2skd.training.engine import Engine
 
 RECIPE = """\
 name: tiny

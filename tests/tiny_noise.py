@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from w2skd.checkpoint import save_model
 from w2skd.data.shapes import CLASSES
 from w2skd.models.catalog import build_classifier
-from w2skd.recipe.diffusion import DiffusionRecipe
 from w2skd.recipe.load import validate_recipe, with_overrides
+from w2skd.tasks.diffusion.recipe import DiffusionRecipe
+from w2skd.training.checkpoint import save_model
 
 RECIPE = """\
 name: noise

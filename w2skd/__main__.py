@@ -1,5 +1,5 @@
 """``python -m w2skd``, which is what torchrun starts."""
 
-from w2skd.cli import main
+from w2skd.cli.main import main
 
 main()

@@ -5,17 +5,17 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from w2skd.clock import Clock
 from w2skd.data.batch import LabelledImages
-from w2skd.distributed import Ranks
-from w2skd.engine import Engine
+from w2skd.method.schedule import DistillSchedule
+from w2skd.method.teacher import FrozenTeacher
+from w2skd.platform.ranks import Ranks
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
-from w2skd.records import StepRow
-from w2skd.schedule import DistillSchedule
+from w2skd.records.rows import StepRow
 from w2skd.tasks.base import Role
-from w2skd.tasks.classification import ClassificationTask
-from w2skd.teacher import FrozenTeacher
+from w2skd.tasks.classification.task import ClassificationTask
+from w2skd.training.clock import Clock
+from w2skd.training.engine import Engine
 
 CPU = torch.device("cpu")
 NEVER = 10**9

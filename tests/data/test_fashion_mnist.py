@@ -9,7 +9,7 @@ import torch
 from w2skd.data.fashion_mnist import CLASSES, find_files, read_part
 from w2skd.data.sources import list_image_data, load_image_data
 from w2skd.errors import DataError
-from w2skd.recipe.classification import ClassificationData
+from w2skd.tasks.classification.recipe import ClassificationData
 
 
 def idx(values: torch.Tensor) -> bytes:

@@ -10,7 +10,7 @@ from PIL import Image
 from w2skd.data import feeds
 from w2skd.data.feeds import ImageFeeds
 from w2skd.data.sources import list_image_data, load_image_data
-from w2skd.recipe.classification import ClassificationData
+from w2skd.tasks.classification.recipe import ClassificationData
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,10 @@ from paper import noise
 
 from w2skd.errors import OutputError, UsageError
 from w2skd.pictures.batch import draw_batch
-from w2skd.pictures.boxes import draw_boxes
-from w2skd.pictures.confusion import draw_confusion
-from w2skd.pictures.samples import draw_samples
 from w2skd.pictures.sheet import check_picture_path
+from w2skd.tasks.classification.confusion_picture import draw_confusion
+from w2skd.tasks.detection.box_pictures import draw_boxes
+from w2skd.tasks.diffusion.sample_pictures import draw_samples
 
 
 @pytest.mark.parametrize("name", ["c.jpg", "c", "c.png.gz"])

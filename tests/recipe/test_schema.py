@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from w2skd.recipe.classification import ClassificationData, ClassificationRecipe, NormalizationSection
 from w2skd.recipe.duration import Duration
 from w2skd.recipe.load import load_recipe
 from w2skd.recipe.schema import AdamWSection, EmaSection, MultiStepSection, SgdSection, TrainSection, overlay
+from w2skd.tasks.classification.recipe import ClassificationData, ClassificationRecipe, NormalizationSection
 
 Write = Callable[..., str]
 

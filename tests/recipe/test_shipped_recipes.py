@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from w2skd.recipe.classification import ClassificationRecipe
-from w2skd.recipe.detection import DetectionRecipe
 from w2skd.recipe.flat import flatten
 from w2skd.recipe.load import dump_recipe, load_recipe, shipped_recipes, validate_recipe
 from w2skd.recipe.yaml_text import parse_yaml
+from w2skd.tasks.classification.recipe import ClassificationRecipe
+from w2skd.tasks.detection.recipe import DetectionRecipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 FILES = sorted(RECIPES.glob("*.yaml"))

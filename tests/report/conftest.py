@@ -9,7 +9,7 @@ import pytest
 from synthetic_runs import RECIPE, MakeRun, epoch_rows, forward_flops
 
 from w2skd.recipe.load import dump_recipe, load_recipe
-from w2skd.records import EventRow, Row, encode
+from w2skd.records.rows import EventRow, Row, encode
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from w2skd.records import EvalRow, EventRow, Row, StepRow
+from w2skd.records.rows import EvalRow, EventRow, Row, StepRow
 from w2skd.report.contract import Report, ThresholdReport
 
 STEPS_PER_EPOCH = 10

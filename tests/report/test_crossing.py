@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from synthetic_runs import BATCH_SIZE, STUDENT_FLOPS, TEACHER_FLOPS, MakeRun
 
-from w2skd.records import EvalRow, EventRow, Row, StepRow
+from w2skd.records.rows import EvalRow, EventRow, Row, StepRow
+from w2skd.records.rundir import read_run
 from w2skd.report.crossing import (
     Position,
     SwitchOff,
@@ -20,7 +21,6 @@ from w2skd.report.crossing import (
     teacher_level,
     with_flops,
 )
-from w2skd.rundir import read_run
 
 CLOCK = {"train": 5.0, "teacher": 2.0, "data": 0.5, "evaluate": 100.0, "checkpoint": 10.0, "compile": 50.0}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from synthetic_runs import FAST, FID_FAST, FID_SLOW, GENERATED, SLOW, MakeRun, mentions, threshold, two_arms
 
-from w2skd.records import EventRow
+from w2skd.records.rows import EventRow
 from w2skd.report.speedup import build_report
 
 

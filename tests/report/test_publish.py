@@ -8,7 +8,7 @@ import pytest
 from synthetic_runs import FID_FAST, FID_SLOW, GENERATED, MakeRun, two_arms
 
 from w2skd.errors import OutputError, RunDirError
-from w2skd.records import EventRow
+from w2skd.records.rows import EventRow
 from w2skd.report.publish import RECORDS, publish
 from w2skd.report.render import as_json, write_report
 

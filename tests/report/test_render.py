@@ -10,12 +10,12 @@ from rich.console import Console, RenderableType
 from synthetic_runs import GENERATED, MakeRun, two_arms_of_generated_images
 
 from w2skd.errors import OutputError
+from w2skd.records.rundir import read_run
 from w2skd.report import curves, units
 from w2skd.report.crossing import Position
 from w2skd.report.render import as_json, as_markdown, as_terminal, draw_curves, summary_as_terminal, write_report
 from w2skd.report.speedup import build_report
 from w2skd.report.summary import crossing_summary
-from w2skd.rundir import read_run
 
 SLOW = [0.2, 0.3, 0.4, 0.5, 0.6, 0.66, 0.68, 0.71, 0.72, 0.72]
 FAST = [0.3, 0.5, 0.66, 0.68, 0.71, 0.72, 0.73, 0.73, 0.73, 0.74]

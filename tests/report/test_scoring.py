@@ -9,12 +9,12 @@ from synthetic_runs import FID_FAST, FID_SLOW, GENERATED, SCORING, MakeRun, two_
 
 from w2skd.errors import RunDirError
 from w2skd.recipe.threshold import Threshold
+from w2skd.records.rundir import read_run
 from w2skd.report.publish import publish
 from w2skd.report.render import as_json, as_markdown
 from w2skd.report.scoring import difference, in_one_line
 from w2skd.report.speedup import build_report
 from w2skd.report.summary import crossing_summary, teacher_gaps
-from w2skd.rundir import read_run
 
 
 def scored(**changes: Any) -> dict[str, Any]:

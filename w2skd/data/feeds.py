@@ -8,13 +8,13 @@ from typing import Protocol
 import torch
 
 from w2skd.data.batch import LabelledImages
-from w2skd.data.mixing import mix_batches
 from w2skd.data.resident import ResidentFeed, evaluation_batches
 from w2skd.data.sources import Listing, list_image_data, load_image_data
 from w2skd.data.streaming import StreamingFeed, stream_evaluation
 from w2skd.data.transforms import TrainTransform
 from w2skd.data.workers import default_workers
-from w2skd.recipe.classification import ClassificationData
+from w2skd.tasks.classification.mixing import mix_batches
+from w2skd.tasks.classification.recipe import ClassificationData
 
 EVALUATION_BATCH = 500
 """Examples of one forward, of one process; fewer where images are large."""

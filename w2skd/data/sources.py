@@ -24,7 +24,7 @@ from w2skd.data.examples import ChosenExamples, Examples, PixelExamples
 from w2skd.data.folder import FileExamples, check_same_classes, list_class_folders
 from w2skd.data.images import ImageSet, Normalization, balanced_subset, split_validation
 from w2skd.errors import DataError
-from w2skd.recipe.classification import ClassificationData
+from w2skd.tasks.classification.recipe import ClassificationData
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """What torchvision's pretrained classifiers were trained with."""

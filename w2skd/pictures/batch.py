@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from w2skd.files import write_atomically
 from w2skd.pictures.sheet import GAP_PX, LINE_PX, MARGIN_PX, SHEET_PX, TEXT_PX, Sheet, check_picture_path, cut, enlarged
+from w2skd.platform.files import write_atomically
 
 BATCH_IMAGES = 64
 """So many images of a batch are drawn at most, a square; fewer where they are large."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from w2skd.errors import UsageError
-from w2skd.files import writing
+from w2skd.platform.files import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,12 +7,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from w2skd.errors import RecipeError, suggest
-from w2skd.recipe.classification import ClassificationRecipe
-from w2skd.recipe.detection import DetectionRecipe
-from w2skd.recipe.diffusion import DiffusionRecipe
 from w2skd.recipe.problems import explain, show
 from w2skd.recipe.schema import OTHER_LENGTH, Recipe, TrainSection, overlay
 from w2skd.recipe.yaml_text import dump_yaml, parse_yaml
+from w2skd.tasks.classification.recipe import ClassificationRecipe
+from w2skd.tasks.detection.recipe import DetectionRecipe
+from w2skd.tasks.diffusion.recipe import DiffusionRecipe
 
 RECIPE_TYPES: dict[str, type[Recipe]] = {
     "classification": ClassificationRecipe,

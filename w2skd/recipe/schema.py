@@ -1,7 +1,7 @@
 """The recipe: one frozen, typed description of an experiment, shared by its teacher, baseline and accelerated arms.
 
 Unknown keys are refused, and nothing is converted on the way in (a quoted number stays a mistake). Sections that every
-task shares are here; each task adds its own in a file of its own, such as `w2skd.recipe.classification`.
+task shares are here; each task adds its own in a file of its own, such as `w2skd.tasks.classification.recipe`.
 """
 
 from pathlib import Path

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from w2skd.records.rundir import Arm
 from w2skd.report.crossing import Position, Score, Spacing, SwitchOff
-from w2skd.rundir import Arm
 
 SCHEMA = 1
 

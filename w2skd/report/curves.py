@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from w2skd.files import write_atomically
+from w2skd.platform.files import write_atomically
 from w2skd.report import units
 from w2skd.report.contract import Report, RunReport, ThresholdReport
 

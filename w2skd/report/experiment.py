@@ -12,10 +12,10 @@ from w2skd.errors import RunDirError
 from w2skd.recipe.names import METRICS
 from w2skd.recipe.schema import Recipe
 from w2skd.recipe.threshold import Threshold
+from w2skd.records.rundir import RunRecord, find_runs, read_run
 from w2skd.report import units
 from w2skd.report.crossing import best, events, teacher_level, validations
 from w2skd.report.scoring import difference, scoring_of
-from w2skd.rundir import RunRecord, find_runs, read_run
 
 ARMS: tuple[str, ...] = ("baseline", "w2s")
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from w2skd.recipe.flat import WHEREABOUTS, flatten, select
+from w2skd.records.rundir import RunRecord
 from w2skd.report import units
 from w2skd.report.crossing import events
 from w2skd.report.experiment import ARMS, Experiment, label, teacher_is_ours, teacher_levels
 from w2skd.report.scoring import difference, scoring_of
-from w2skd.rundir import RunRecord
 
 _COMPARED = ("task", "train", "data", "student", "loss", "diffusion")
 """Sections of a recipe. How it scores is not among them: runs of both arms that differ there are not even read."""

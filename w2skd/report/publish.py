@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 
 from w2skd.errors import RunDirError
-from w2skd.files import writing
+from w2skd.platform.files import writing
 from w2skd.recipe.flat import flatten
+from w2skd.records.rundir import RunRecord
 from w2skd.report.contract import Report
 from w2skd.report.experiment import read_experiment
 from w2skd.report.render import write_report
-from w2skd.rundir import RunRecord
 
 RECORDS = ("recipe.yaml", "environment.json", "status.json", "metrics.jsonl")
 

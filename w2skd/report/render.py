@@ -13,8 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from w2skd.clock import SEGMENTS
-from w2skd.files import write_atomically, writing
+from w2skd.platform.files import write_atomically, writing
 from w2skd.recipe.threshold import Threshold
 from w2skd.report import units
 from w2skd.report.contract import QUANTITIES, Report, RunReport, Spread, ThresholdReport
@@ -24,6 +23,7 @@ from w2skd.report.scoring import in_one_line
 from w2skd.report.speedup import build_report
 from w2skd.report.summary import CrossingSummary, SummaryLine
 from w2skd.report.verdict import not_reached_text
+from w2skd.training.clock import SEGMENTS
 
 _SHOW = {
     "epochs": units.epochs,

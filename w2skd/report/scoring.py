@@ -7,7 +7,7 @@ whose metrics have such choices put them on record as ``scoring`` in ``environme
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from w2skd.rundir import RunRecord
+from w2skd.records.rundir import RunRecord
 
 
 class Difference(NamedTuple):

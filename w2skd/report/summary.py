@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from w2skd.recipe.threshold import Threshold
+from w2skd.records.rundir import Arm, RunRecord, readable_runs
 from w2skd.report import units
 from w2skd.report.crossing import (
     Position,
@@ -22,7 +23,6 @@ from w2skd.report.crossing import (
 from w2skd.report.experiment import Experiment, Level, gap, label, median_range, resolve_all, teacher_levels
 from w2skd.report.scoring import scored_alike
 from w2skd.report.verdict import note
-from w2skd.rundir import Arm, RunRecord, readable_runs
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from w2skd.checkpoint import Weights
-from w2skd.teacher import FrozenTeacher
+from w2skd.method.teacher import FrozenTeacher
+from w2skd.training.checkpoint import Weights
 
 
 class Role(StrEnum):

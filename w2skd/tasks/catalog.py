@@ -4,14 +4,14 @@ from typing import Any
 
 import torch
 
-from w2skd.distributed import Ranks
-from w2skd.recipe.classification import ClassificationRecipe
-from w2skd.recipe.detection import DetectionRecipe
-from w2skd.recipe.diffusion import DiffusionRecipe
+from w2skd.platform.ranks import Ranks
 from w2skd.recipe.schema import Recipe, TrainSection
 from w2skd.tasks.base import Task
-from w2skd.tasks.classification import ClassificationTask
-from w2skd.tasks.detection import DetectionTask
+from w2skd.tasks.classification.recipe import ClassificationRecipe
+from w2skd.tasks.classification.task import ClassificationTask
+from w2skd.tasks.detection.recipe import DetectionRecipe
+from w2skd.tasks.detection.task import DetectionTask
+from w2skd.tasks.diffusion.recipe import DiffusionRecipe
 
 
 def build_task(recipe: Recipe, *, train: TrainSection, seed: int, device: torch.device, ranks: Ranks) -> Task[Any]:
@@ -27,7 +27,7 @@ def build_task(recipe: Recipe, *, train: TrainSection, seed: int, device: torch.
         case DetectionRecipe():
             return DetectionTask(recipe, train=train, seed=seed, device=device, ranks=ranks)
         case DiffusionRecipe():
-            from w2skd.tasks.diffusion import DiffusionTask  # diffusers and torch-fidelity take seconds to import
+            from w2skd.tasks.diffusion.task import DiffusionTask  # diffusers and torch-fidelity take seconds to import
 
             return DiffusionTask(recipe, train=train, seed=seed, device=device, ranks=ranks)
         case _:

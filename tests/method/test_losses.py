@@ -1,0 +1,442 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from w2skd.method.losses import (
+    dense_distillation,
+    distillation_kl,
+    proposal_distillation,
+    region_distillation,
+    weighted_squared_error,
+)
+
+
+def logits(seed, examples=7, classes=5, scale=3.0):
+    return torch.randn(examples, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+
+
+def reference(student, teacher, temperature):
+    p, q = (torch.exp(z / temperature) for z in (teacher.double(), student.double()))
+    p, q = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)
+    total = sum(
+        p[n, c] * (torch.log(p[n, c]) - torch.log(q[n, c])) for n in range(p.shape[0]) for c in range(p.shape[1])
+    )
+    return temperature**2 * total / p.shape[0]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0])
+def test_equals_the_float64_reference(temperature):
+    student, teacher = logits(0), logits(1)
+    loss = distillation_kl(student.float(), teacher.float(), temperature)
+    assert loss.dtype == torch.float32
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(reference(student, teacher, temperature).item(), rel=1e-5)
+
+
+def test_a_value_worked_out_by_hand():
+    # KL((3/4, 1/4) || (1/2, 1/2)) = 3/4 ln 3/2 + 1/4 ln 1/2 = 0.130812
+    teacher = torch.tensor([[3.0, 1.0]]).log()
+    assert distillation_kl(torch.zeros(1, 2), teacher, 1.0).item() == pytest.approx(0.130812, abs=1e-6)
+    # The other way round it were 1/2 ln 2/3 + 1/2 ln 2 = 0.143841: the order of the arguments shows.
+    assert distillation_kl(teacher, torch.zeros(1, 2), 1.0).item() == pytest.approx(0.143841, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_gradient_is_temperature_times_the_difference_of_the_distributions(temperature):
+    student, teacher = logits(2).float().requires_grad_(), logits(3).float()
+    distillation_kl(student, teacher, temperature).backward()
+    q, p = (functional.softmax(z.detach().double() / temperature, dim=1) for z in (student, teacher))
+    torch.testing.assert_close(student.grad.double(), temperature * (q - p) / len(p), atol=1e-6, rtol=1e-5)
+
+
+def test_gradient_equals_finite_differences_of_the_reference():
+    student, teacher, step = logits(4, examples=2, classes=3), logits(5, examples=2, classes=3), 1e-6
+    variable = student.float().requires_grad_()
+    distillation_kl(variable, teacher.float(), 2.0).backward()
+    for n in range(2):
+        for c in range(3):
+            shift = torch.zeros_like(student)
+            shift[n, c] = step
+            slope = (reference(student + shift, teacher, 2.0) - reference(student - shift, teacher, 2.0)) / (2 * step)
+            assert variable.grad[n, c].item() == pytest.approx(slope.item(), abs=1e-5)
+
+
+def test_no_gradient_reaches_the_teacher():
+    student, teacher = logits(6).float().requires_grad_(), logits(7).float().requires_grad_()
+    distillation_kl(student, teacher, 2.0).backward()
+    assert teacher.grad is None
+    assert student.grad.abs().sum() > 0
+
+
+def test_equal_logits_cost_nothing_and_a_constant_shift_does_not_matter():
+    student, teacher = logits(8).float(), logits(9).float()
+    assert distillation_kl(student, student + 5.0, 2.0).item() == pytest.approx(0, abs=1e-6)
+    plain = distillation_kl(student, teacher, 2.0).item()
+    assert distillation_kl(student, teacher - 3.0, 2.0).item() == pytest.approx(plain, rel=1e-5)
+
+
+def test_the_mean_is_over_the_batch():
+    student, teacher = logits(10, examples=1).float(), logits(11, examples=1).float()
+    one = distillation_kl(student, teacher, 2.0).item()
+    assert distillation_kl(student.repeat(6, 1), teacher.repeat(6, 1), 2.0).item() == pytest.approx(one, rel=1e-6)
+
+
+def test_extreme_logits_stay_finite():
+    student = torch.tensor([[200.0, -200.0, 0.0]], requires_grad=True)
+    loss = distillation_kl(student, torch.tensor([[-200.0, 200.0, 0.0]]), 1.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(400.0)
+    assert student.grad.isfinite().all()
+
+
+def test_bf16_logits_under_autocast_are_computed_in_float32():
+    student, teacher = logits(12).bfloat16(), logits(13).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = distillation_kl(student, teacher, 2.0)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(reference(student, teacher, 2.0).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("student", "teacher"), [((4, 5), (4, 6)), ((4, 5), (1, 5)), ((5,), (5,)), ((2, 4, 5),) * 2])
+def test_shapes_that_do_not_fit_are_refused(student, teacher):
+    with pytest.raises(ValueError, match="share one shape"):
+        distillation_kl(torch.zeros(student), torch.zeros(teacher), 2.0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_temperatures_that_mean_nothing_are_refused(temperature):
+    with pytest.raises(ValueError, match="temperature"):
+        distillation_kl(torch.zeros(2, 3), torch.zeros(2, 3), temperature)
+
+
+def draw(seed, *shape, scale=2.0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+
+
+def dense(seed, images=2, anchors=5, classes=3):
+    """Student's and teacher's logits, then their deltas; the teacher is sure of few anchors."""
+    logits = (images, anchors, classes)
+    return [
+        *(draw(seed, *logits) - 2, draw(seed + 1, *logits) - 2),
+        *(draw(seed + 2, images, anchors, 4), draw(seed + 3, images, anchors, 4)),
+    ]
+
+
+def regions(seed, count=6, classes=3):
+    logits, deltas = (count, classes + 1), (count, classes + 1, 4)
+    return [draw(seed, *logits), draw(seed + 1, *logits), draw(seed + 2, *deltas), draw(seed + 3, *deltas)]
+
+
+def in_float32(tensors):
+    return [tensor.float() for tensor in tensors]
+
+
+def sigmoid(logit):
+    return 1 / (1 + math.exp(-logit))
+
+
+def smooth_l1(a, b, beta=1 / 9):
+    distance = abs(a - b)
+    return distance**2 / (2 * beta) if distance < beta else distance - beta / 2
+
+
+def dense_reference(student_logits, teacher_logits, student_deltas, teacher_deltas, focus):
+    images, anchors, classes = student_logits.shape
+    total = of_class = of_box = 0.0
+    for n in range(images):
+        for a in range(anchors):
+            weight = max(sigmoid(logit) for logit in teacher_logits[n, a].tolist()) ** focus
+            total += weight
+            for k in range(classes):
+                p, q = sigmoid(teacher_logits[n, a, k].item()), sigmoid(student_logits[n, a, k].item())
+                of_class += weight * (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)))
+            for ours, theirs in zip(student_deltas[n, a].tolist(), teacher_deltas[n, a].tolist(), strict=True):
+                of_box += weight * smooth_l1(ours, theirs)
+    return {"class": of_class / max(total, images), "box": of_box / max(total, images)}
+
+
+def region_reference(student_logits, teacher_logits, student_deltas, teacher_deltas, temperature):
+    of_box = 0.0
+    for p, row in enumerate(teacher_logits.tolist()):
+        exponentials = [math.exp(logit) for logit in row]
+        likeliest = max(range(1, len(row)), key=row.__getitem__)
+        foreground = sum(exponentials[1:]) / sum(exponentials)
+        for ours, theirs in zip(student_deltas[p, likeliest], teacher_deltas[p, likeliest], strict=True):
+            of_box += foreground * smooth_l1(ours.item(), theirs.item())
+    of_class = reference(student_logits, teacher_logits, temperature).item()
+    return {"class": of_class, "box": of_box / len(teacher_logits)}
+
+
+def slopes(function, tensor, part):
+    """What finite differences of a reference say that the gradient is; changes the tensor for a while."""
+    gradient, step, flat = torch.zeros_like(tensor), 1e-6, tensor.view(-1)
+    for place in range(flat.numel()):
+        value = flat[place].item()
+        flat[place] = value + step
+        above = function()[part]
+        flat[place] = value - step
+        gradient.view(-1)[place] = (above - function()[part]) / (2 * step)
+        flat[place] = value
+    return gradient
+
+
+@pytest.mark.parametrize("focus", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("anchors", [5, 40])
+def test_dense_equals_the_float64_reference(focus, anchors):
+    tensors = dense(20, anchors=anchors)
+    losses = dense_distillation(*in_float32(tensors), focus=focus)
+    assert {name: (loss.dtype, loss.shape) for name, loss in losses.items()} == dict.fromkeys(
+        ("class", "box"), (torch.float32, ())
+    )
+    expected = dense_reference(*tensors, focus)
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_dense_worked_out_by_hand():
+    # One anchor an image, c = 1/2 and 1/4; KL(1/2 || 1/4) = 1/2 ln 2 + 1/2 ln 2/3 = 0.143841, KL(1/4 || 1/4) = 0.
+    teacher = torch.tensor([[[0.5]], [[0.25]]]).logit()
+    student = torch.tensor([[[0.25]], [[0.25]]]).logit()
+    deltas = torch.zeros(2, 1, 4)
+    losses = dense_distillation(student, teacher, deltas, deltas + torch.tensor([1.0, 0.0, 0.0, 0.0]), focus=1.0)
+    # The weights' sum is 3/4, less than the two images.
+    assert losses["class"].item() == pytest.approx(0.5 * 0.143841 / 2, abs=1e-6)
+    assert losses["box"].item() == pytest.approx(0.75 * (1 - 1 / 18) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("part", ["class", "box"])
+def test_dense_gradient_equals_finite_differences_of_the_reference(part):
+    tensors = dense(24, anchors=3, classes=2)
+    variables = [tensor.float().requires_grad_() for tensor in tensors]
+    dense_distillation(*variables)[part].backward()
+    place = {"class": 0, "box": 2}[part]
+    expected = slopes(lambda: dense_reference(*tensors, 2.0), tensors[place], part)
+    torch.testing.assert_close(variables[place].grad.double(), expected, atol=1e-5, rtol=1e-4)
+    assert expected.abs().max() > 1e-3
+    assert [variable.grad is None or not variable.grad.any() for variable in variables] == [
+        place != each for each in range(4)
+    ]
+
+
+def test_dense_costs_nothing_where_both_agree():
+    logits, _, deltas, _ = in_float32(dense(28))
+    assert dense_distillation(logits, logits, deltas, deltas) == {"class": 0.0, "box": 0.0}
+
+
+def test_anchors_without_an_object_change_nothing():
+    tensors = in_float32(dense(32, anchors=40))
+    plain = dense_distillation(*tensors)
+    padding = [torch.full((2, 9, 3), -3.0), torch.full((2, 9, 3), -40.0), torch.ones(2, 9, 4), torch.zeros(2, 9, 4)]
+    padded = dense_distillation(*(torch.cat(pair, dim=1) for pair in zip(tensors, padding, strict=True)))
+    torch.testing.assert_close(padded, plain)
+
+
+def test_the_order_of_images_and_anchors_and_repeated_images_change_nothing():
+    tensors = in_float32(dense(36))
+    plain = dense_distillation(*tensors)
+    for changed in (
+        [tensor.flip(0) for tensor in tensors],
+        [tensor.flip(1) for tensor in tensors],
+        [tensor.repeat(3, 1, 1) for tensor in tensors],
+    ):
+        torch.testing.assert_close(dense_distillation(*changed), plain)
+
+
+def test_much_background_does_not_drown_the_objects():
+    """A student that has the background right, and one that has the objects right: the latter is nearly there."""
+    teacher = torch.full((1, 20_000, 1), 0.003).logit()
+    teacher[:, :10] = torch.tensor(0.7).logit()
+    background_right, objects_right = teacher.clone(), torch.full_like(teacher, 0.01).logit()
+    background_right[:, :10] = torch.tensor(0.01).logit()
+    objects_right[:, :10] = teacher[:, :10]
+    deltas = torch.zeros(1, 20_000, 4)
+    losses = [
+        dense_distillation(student, teacher, deltas, deltas)["class"].item()
+        for student in (background_right, objects_right)
+    ]
+    assert losses[0] > 100 * losses[1]
+
+
+def test_a_teacher_that_is_confident_nowhere_says_little():
+    student, teacher = torch.zeros(2, 7, 3, requires_grad=True), torch.full((2, 7, 3), -60.0)
+    deltas = torch.ones(2, 7, 4, requires_grad=True)
+    losses = dense_distillation(student, teacher, deltas, torch.zeros(2, 7, 4))
+    (losses["class"] + losses["box"]).backward()
+    assert max(loss.item() for loss in losses.values()) < 1e-12
+    assert student.grad.isfinite().all()
+    assert deltas.grad.isfinite().all()
+
+
+def test_dense_stays_finite_at_extreme_logits():
+    student = torch.tensor([[[200.0, -200.0, 0.0]]], requires_grad=True)
+    deltas = torch.zeros(1, 1, 4)
+    loss = dense_distillation(student, torch.tensor([[[-200.0, 200.0, 0.0]]]), deltas, deltas)["class"]
+    loss.backward()
+    assert loss.item() == pytest.approx(400.0)
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("loss", "draw_some"), [(dense_distillation, dense), (region_distillation, regions)])
+def test_detection_in_bf16_under_autocast_is_computed_in_float32(loss, draw_some):
+    tensors = [tensor.bfloat16() for tensor in draw_some(40)]
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = loss(*tensors)
+    assert {each.dtype for each in losses.values()} == {torch.float32}
+    torch.testing.assert_close(losses, loss(*in_float32(tensors)))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_regions_equal_the_float64_reference(temperature):
+    tensors = regions(44)
+    losses = region_distillation(*in_float32(tensors), temperature)
+    expected = region_reference(*tensors, temperature)
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5)
+    assert {(loss.dtype, loss.shape) for loss in losses.values()} == {(torch.float32, ())}
+
+
+@pytest.mark.parametrize("part", ["class", "box"])
+def test_region_gradient_equals_finite_differences_of_the_reference(part):
+    tensors = regions(48, count=3, classes=2)
+    variables = [tensor.float().requires_grad_() for tensor in tensors]
+    region_distillation(*variables, 2.0)[part].backward()
+    place = {"class": 0, "box": 2}[part]
+    expected = slopes(lambda: region_reference(*tensors, 2.0), tensors[place], part)
+    torch.testing.assert_close(variables[place].grad.double(), expected, atol=1e-5, rtol=1e-4)
+    assert expected.abs().max() > 1e-3
+    assert variables[1].grad is None
+    assert variables[3].grad is None
+
+
+def test_boxes_of_regions_that_are_background_to_the_teacher_do_not_count():
+    student, teacher, ours, theirs = in_float32(regions(52))
+    teacher[:, 0] = 200.0
+    assert region_distillation(student, teacher, ours, theirs)["box"].item() == 0
+    teacher[:, 0] = -100.0
+    likeliest = teacher[:, 1:].argmax(dim=1) + 1
+    theirs = ours.clone()
+    theirs[torch.arange(6), likeliest, 2] += 1.0
+    assert region_distillation(student, teacher, ours, theirs)["box"].item() == pytest.approx(1 - 1 / 18)
+
+
+def test_regions_are_a_mean_in_any_order():
+    tensors = in_float32(regions(56))
+    plain = region_distillation(*tensors)
+    torch.testing.assert_close(region_distillation(*(tensor.flip(0) for tensor in tensors)), plain)
+    torch.testing.assert_close(region_distillation(*(torch.cat([tensor] * 4) for tensor in tensors)), plain)
+
+
+def test_no_regions_cost_nothing_and_have_gradients():
+    tensors = [tensor[:0].float().requires_grad_() for tensor in regions(60)]
+    losses = region_distillation(*tensors)
+    assert losses == {"class": 0.0, "box": 0.0}
+    (losses["class"] + losses["box"]).backward()
+    assert tensors[0].grad is not None
+
+
+def test_two_stages_are_told_apart_by_name():
+    first, second = in_float32(dense(64, classes=1)), in_float32(regions(68))
+    student, teacher = (
+        {
+            "objectness": first[who][..., 0],
+            "rpn_deltas": first[2 + who],
+            "class_logits": second[who],
+            "box_deltas": second[2 + who],
+            "proposals": [],
+        }
+        for who in (0, 1)
+    )
+    losses = proposal_distillation(student, teacher, temperature=2.0, focus=1.0)
+    of_first, of_second = dense_distillation(*first, focus=1.0), region_distillation(*second, 2.0)
+    assert losses == {"objectness": of_first["class"], "rpn_box": of_first["box"], **of_second}
+
+
+@pytest.mark.parametrize(
+    ("loss", "shapes", "message"),
+    [
+        (dense_distillation, [(2, 5, 3), (2, 6, 3), (2, 5, 4), (2, 5, 4)], "logits must share one shape"),
+        (dense_distillation, [(5, 3), (5, 3), (5, 4), (5, 4)], "logits must share one shape"),
+        (dense_distillation, [(2, 5, 3), (2, 5, 3), (2, 5, 4), (1, 5, 4)], "deltas must have the shape"),
+        (dense_distillation, [(2, 5, 3), (2, 5, 3), (2, 6, 4), (2, 6, 4)], "deltas must have the shape"),
+        (region_distillation, [(6, 4), (5, 4), (6, 4, 4), (6, 4, 4)], "logits must share one shape"),
+        (region_distillation, [(6, 4), (6, 4), (6, 16), (6, 16)], "deltas must have the shape"),
+        (region_distillation, [(6, 1), (6, 1), (6, 1, 4), (6, 1, 4)], "no class beside the background"),
+    ],
+)
+def test_shapes_of_detection_that_do_not_fit_are_refused(loss, shapes, message):
+    with pytest.raises(ValueError, match=message):
+        loss(*(torch.zeros(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("focus", [-1.0, float("nan")])
+def test_a_focus_that_means_nothing_is_refused(focus):
+    with pytest.raises(ValueError, match="focus"):
+        dense_distillation(*in_float32(dense(72)), focus=focus)
+
+
+def predictions(seed, examples=3, side=4):
+    """A student's and a target's, [N, 3, S, S] in float64, and weights [N]."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((examples, 3, side, side), (examples, 3, side, side))
+    student, target = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return student, target, torch.rand(examples, generator=generator, dtype=torch.float64) + 0.5
+
+
+def test_squared_errors_equal_the_float64_reference():
+    student, target, weights = predictions(80)
+    total = sum(
+        weights[n] * sum((student[n].flatten()[i] - target[n].flatten()[i]) ** 2 for i in range(48)) / 48
+        for n in range(3)
+    )
+    loss = weighted_squared_error(student.float(), target.float(), weights.float())
+    assert (loss.dtype, loss.shape) == (torch.float32, ())
+    assert loss.item() == pytest.approx(total.item() / 3, rel=1e-5)
+
+
+def test_squared_errors_worked_out_by_hand():
+    student, target = torch.zeros(2, 3, 2, 2), torch.stack([torch.full((3, 2, 2), 2.0), torch.full((3, 2, 2), 3.0)])
+    assert weighted_squared_error(student, target, torch.tensor([1.0, 1.0])).item() == (4 + 9) / 2
+    # Not divided by the sum of the weights: a batch of timesteps that count little counts little.
+    assert weighted_squared_error(student, target, torch.tensor([0.5, 0.0])).item() == 0.5 * 4 / 2
+
+
+def test_the_gradient_of_squared_errors_is_twice_the_weighted_difference():
+    student, target, weights = predictions(83)
+    variable = student.float().requires_grad_()
+    weighted_squared_error(variable, target.float(), weights.float()).backward()
+    expected = 2 * weights[:, None, None, None] * (student - target) / student.numel()
+    torch.testing.assert_close(variable.grad.double(), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_no_gradient_reaches_what_should_be_predicted():
+    student, target, weights = (tensor.float() for tensor in predictions(86))
+    target.requires_grad_()
+    weighted_squared_error(student.requires_grad_(), target, weights).backward()
+    assert target.grad is None
+
+
+def test_squared_errors_are_float32_of_whatever_comes_in():
+    student, target, weights = predictions(89)
+    half = student.bfloat16()
+    expected = weighted_squared_error(half.float(), target.float(), weights.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = weighted_squared_error(half, target, weights)
+    assert found.dtype == torch.float32
+    assert found.item() == expected.item()
+    large = torch.full((1, 3, 2, 2), 300.0, dtype=torch.float16)  # whose square float16 does not have
+    assert weighted_squared_error(large, torch.zeros_like(large), torch.ones(1)).item() == 90_000
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([(2, 3, 4, 4), (2, 3, 4, 5), (2,)], "predictions must share one shape"),
+        ([(2, 3, 4, 4), (1, 3, 4, 4), (2,)], "predictions must share one shape"),
+        ([(2, 3, 4), (2, 3, 4), (2,)], "predictions must share one shape"),
+        ([(2, 3, 4, 4), (2, 3, 4, 4), (3,)], r"weights \[3\] of predictions \[2, 3, 4, 4\]"),
+        ([(2, 3, 4, 4), (2, 3, 4, 4), (2, 1)], r"weights \[2, 1\] of predictions"),
+    ],
+)
+def test_predictions_that_do_not_fit_are_refused(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        weighted_squared_error(*(torch.zeros(shape) for shape in shapes))

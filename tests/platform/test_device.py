@@ -1,0 +1,91 @@
+import json
+
+import pytest
+import torch
+
+from w2skd.errors import DeviceError
+from w2skd.platform import device as module
+from w2skd.platform.device import describe_environment, open_device, seed_generators
+from w2skd.platform.ranks import Ranks
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_without_a_gpu_it_is_the_cpu(name: str) -> None:
+    assert open_device(name, Ranks()) == CPU
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("name", ["cuda", "cuda:7"])
+def test_a_gpu_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(DeviceError, match=rf"^--device {name}: there is no GPU here$"):
+        open_device(name, Ranks())
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cpu cpu", "meta", "mps", "cuda:-1"])
+def test_a_device_that_does_not_exist_is_refused(name: str) -> None:
+    with pytest.raises(DeviceError, match=rf"^--device {name}: unknown; use auto, cpu, cuda or cuda:N$"):
+        open_device(name, Ranks())
+
+
+def test_one_gpu_for_several_ranks_is_refused() -> None:
+    with pytest.raises(DeviceError, match=r"^--device cuda:0: all 4 ranks would share it; use cuda, one GPU a rank$"):
+        open_device("cuda:0", Ranks(rank=1, world=4, local_rank=1))
+
+
+def test_generators_are_seeded_as_torch_would() -> None:
+    seed_generators(CPU, 12345)
+    ours = torch.rand(4)
+    torch.manual_seed(12345)
+    assert torch.equal(ours, torch.rand(4))
+
+
+@pytest.mark.parametrize(("name", "local_rank", "index"), [("auto", 0, 0), ("cuda", 1, 1), ("cuda:1", 0, 1)])
+def test_each_rank_takes_its_own_gpu(name: str, local_rank: int, index: int, two_gpus: list[int]) -> None:
+    device = open_device(name, Ranks(rank=local_rank, world=local_rank + 1, local_rank=local_rank))
+    assert device == torch.device("cuda", index)
+    assert two_gpus == [index]
+
+
+def test_a_gpu_too_many_is_told_with_those_that_are_there(two_gpus: list[int]) -> None:
+    with pytest.raises(DeviceError, match=r"^--device cuda:2: there are GPUs 0 to 1 only here$"):
+        open_device("cuda:2", Ranks())
+    with pytest.raises(DeviceError, match="0 to 1 only"):
+        open_device("auto", Ranks(rank=2, world=3, local_rank=2))
+    assert two_gpus == []
+
+
+def test_the_environment_says_what_a_result_depends_on() -> None:
+    facts = describe_environment(CPU, Ranks(world=3))
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["torch"] == torch.__version__
+    assert (facts["device"], facts["ranks"], facts["threads"]) == ("cpu", 3, torch.get_num_threads())
+    assert "cores" in facts["device_name"]
+    assert facts.keys() >= {"w2skd", "python", "torchvision", "commit"}
+
+
+def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert module._commit() is None
+
+
+def test_seeding_gives_what_torch_itself_gives() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    seed_generators(CPU, 5)
+    assert torch.equal(torch.rand(3), expected)

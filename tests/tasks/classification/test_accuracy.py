@@ -1,0 +1,115 @@
+import math
+
+import pytest
+import torch
+
+from w2skd.tasks.classification.accuracy import Accuracy
+
+
+def batch(seed, examples, classes):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(examples, classes, generator=generator) * 2,
+        torch.randint(classes, (examples,), generator=generator),
+    )
+
+
+def slow_reference(logits, labels):
+    top1 = top5 = loss = 0.0
+    for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True):
+        order = sorted(range(len(row)), key=lambda index: (-row[index], index))
+        top1 += order[0] == label
+        top5 += label in order[:5]
+        loss += math.log(sum(math.exp(value) for value in row)) - row[label]
+    return {"top1": top1 / len(labels), "top5": top5 / len(labels), "loss": loss / len(labels)}
+
+
+@pytest.mark.parametrize("classes", [2, 5, 6, 30])
+def test_equals_the_slow_reference_over_uneven_batches(classes):
+    parts = [batch(seed, examples, classes) for seed, examples in enumerate([40, 1, 17])]
+    accuracy = Accuracy(classes, "cpu")
+    for logits, labels in parts:
+        accuracy.add(logits, labels)
+    expected = slow_reference(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
+    assert accuracy.result() == pytest.approx(expected, rel=1e-6)
+
+
+def test_per_class_counts():
+    logits = torch.eye(3)[[0, 1, 1, 0]]  # predictions 0, 1, 1, 0
+    accuracy = Accuracy(3, "cpu")
+    accuracy.add(logits, torch.tensor([0, 0, 1, 0]))
+    rows = accuracy.per_class()
+    assert rows[0] == {"class": 0, "examples": 3, "top1": pytest.approx(2 / 3)}
+    assert rows[1] == {"class": 1, "examples": 1, "top1": 1.0}
+    assert rows[2]["examples"] == 0
+    assert math.isnan(rows[2]["top1"])
+
+
+def test_with_up_to_five_classes_top5_is_certain():
+    accuracy = Accuracy(4, "cpu")
+    accuracy.add(*batch(0, 50, 4))
+    assert accuracy.result()["top5"] == 1.0
+
+
+def test_ties_go_to_the_lower_class():
+    accuracy = Accuracy(8, "cpu")
+    accuracy.add(torch.zeros(8, 8), torch.arange(8))
+    assert accuracy.result() == {"top1": 1 / 8, "top5": 5 / 8, "loss": pytest.approx(math.log(8))}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_non_finite_logit_is_wrong_and_shows_in_the_loss(value, position):
+    logits, labels = torch.tensor([[9.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 0])
+    logits[0, position] = value
+    accuracy = Accuracy(2, "cpu")
+    accuracy.add(logits, labels)
+    result = accuracy.result()
+    assert (result["top1"], result["top5"]) == (0.5, 0.5)
+    assert math.isnan(result["loss"])
+    assert accuracy.per_class()[0]["top1"] == 0.5
+
+
+def test_sums_of_ranks_may_be_added_in_place():
+    whole, first, second = (Accuracy(6, "cpu") for _ in range(3))
+    parts = [batch(0, 9, 6), batch(1, 4, 6)]
+    for part in parts:
+        whole.add(*part)
+    first.add(*parts[0])
+    second.add(*parts[1])
+    first.sums += second.sums
+    assert first.sums.dtype == torch.float64
+    assert first.sums.ndim == 1
+    assert first.result() == pytest.approx(whole.result(), rel=1e-12)
+    assert [row["examples"] for row in first.per_class()] == [row["examples"] for row in whole.per_class()]
+
+
+def test_bf16_logits_with_gradients_are_taken():
+    logits, labels = batch(3, 20, 6)
+    accuracy = Accuracy(6, "cpu")
+    accuracy.add(logits.bfloat16().requires_grad_(), labels)
+    assert not accuracy.sums.requires_grad
+    assert accuracy.result() == pytest.approx(slow_reference(logits.bfloat16(), labels), rel=1e-6)
+
+
+def test_nothing_counted_is_nan_and_not_zero():
+    assert all(math.isnan(value) for value in Accuracy(3, "cpu").result().values())
+
+
+@pytest.mark.parametrize(("logits", "labels"), [((4, 5), (4,)), ((4, 3), (3,)), ((4, 3), (4, 1)), ((3,), ())])
+def test_shapes_that_do_not_fit_are_refused(logits, labels):
+    with pytest.raises(ValueError, match="3 classes"):
+        Accuracy(3, "cpu").add(torch.zeros(logits), torch.zeros(labels, dtype=torch.int64))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_adding_does_not_wait_for_a_cuda_device():
+    logits, labels = (part.cuda() for part in batch(0, 20, 6))
+    accuracy = Accuracy(6, "cuda")
+    accuracy.add(logits, labels)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        accuracy.add(logits, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert accuracy.result() == pytest.approx(slow_reference(logits.cpu(), labels.cpu()), rel=1e-5)

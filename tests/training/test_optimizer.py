@@ -1,0 +1,243 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from w2skd.recipe.duration import Duration
+from w2skd.recipe.schema import EmaSection, TrainSection
+from w2skd.training.finite import take_step
+from w2skd.training.optimizer import build_average, build_optimizer
+
+
+def section(optimizer: dict[str, object]) -> TrainSection:
+    return TrainSection.model_validate(
+        {"steps": 1, "batch_size": 1, "optimizer": optimizer, "lr_schedule": {"name": "constant"}}
+    )
+
+
+def steps(optimizer: torch.optim.Optimizer, weight: nn.Parameter, gradients: Tensor) -> Tensor:
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+    return weight.detach()
+
+
+GRADIENTS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+START = torch.linspace(-1, 1, 5)
+
+
+class OneWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(START.clone())
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_follows_its_definition(nesterov: bool) -> None:
+    model = OneWeight()
+    values = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": nesterov}
+    ours = steps(build_optimizer(model, section(values)), model.weight, GRADIENTS)
+    weight, momentum = START.double(), torch.zeros(5, dtype=torch.float64)
+    for gradient in GRADIENTS.double():
+        gradient = gradient + 0.01 * weight
+        momentum = 0.9 * momentum + gradient
+        weight = weight - 0.1 * (gradient + 0.9 * momentum if nesterov else momentum)
+    torch.testing.assert_close(ours.double(), weight, rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_follows_its_definition() -> None:
+    model = OneWeight()
+    values = {"name": "adamw", "lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.2}
+    ours = steps(build_optimizer(model, section(values)), model.weight, GRADIENTS)
+    weight = START.double()
+    mean = square = torch.zeros(5, dtype=torch.float64)
+    for step, gradient in enumerate(GRADIENTS.double(), start=1):
+        weight = weight * (1 - 0.1 * 0.2)
+        mean, square = 0.8 * mean + 0.2 * gradient, 0.95 * square + 0.05 * gradient**2
+        weight = weight - 0.1 * (mean / (1 - 0.8**step)) / ((square / (1 - 0.95**step)).sqrt() + 1e-6)
+    torch.testing.assert_close(ours.double(), weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_optimizers_can_skip_an_update_on_the_device(name: str) -> None:
+    optimizer = build_optimizer(OneWeight(), section({"name": name, "lr": 0.1}))
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
+class WithEmbedding(nn.Module):
+    """A model with one parameter of every kind; `embedding` is exempt by name, and one name is not there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.ones(1, 4, 2))
+        self.linear = nn.Linear(2, 2)
+        self.norm = nn.LayerNorm(2)
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"embedding", "absent"}
+
+
+OPTIMIZERS = [{"name": "sgd", "lr": 0.1, "momentum": 0.9}, {"name": "adamw", "lr": 0.1}]
+
+
+@pytest.mark.parametrize("values", OPTIMIZERS)
+def test_all_parameters_decay_in_one_group_unless_told_otherwise(values: dict[str, object]) -> None:
+    model = WithEmbedding()
+    (group,) = build_optimizer(model, section({**values, "weight_decay": 0.5})).param_groups
+    assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in model.parameters()]
+    assert group["weight_decay"] == 0.5
+
+
+@pytest.mark.parametrize("values", OPTIMIZERS)
+def test_norms_biases_and_what_the_model_names_can_be_spared_the_decay(values: dict[str, object]) -> None:
+    model = WithEmbedding()
+    changes = {"weight_decay": 0.5, "decay_norms_and_biases": False}
+    optimizer = build_optimizer(model, section({**values, **changes}))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    assert groups == [["linear.weight"], ["embedding", "temperature", "linear.bias", "norm.weight", "norm.bias"]]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    take_step(optimizer, torch.tensor(0.0))
+    for name, value in model.state_dict().items():
+        expected = before[name] * (1 - 0.1 * 0.5) if name == "linear.weight" else before[name]
+        torch.testing.assert_close(value, expected)
+
+
+def test_a_model_without_exemptions_of_its_own_goes_by_dimensions() -> None:
+    values = {**OPTIMIZERS[0], "decay_norms_and_biases": False}
+    plain = build_optimizer(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), section(values))
+    assert [len(group["params"]) for group in plain.param_groups] == [1, 3]
+    bare = build_optimizer(nn.Linear(2, 2, bias=False), section(values))
+    assert [len(group["params"]) for group in bare.param_groups] == [1, 0]
+    bare.load_state_dict(bare.state_dict())
+
+
+def test_the_average_follows_weights_and_running_statistics() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = build_average(model, EmaSection(decay=0.75))
+    assert average is not None
+    expected = {}
+    for number in range(4):
+        with torch.no_grad():
+            for value in model.state_dict().values():
+                value.copy_(torch.full_like(value, number) if value.is_floating_point() else torch.tensor(number))
+        average.update_parameters(model)
+        for name, value in model.state_dict().items():
+            # The first update copies.
+            expected[name] = value.double() if number == 0 else 0.75 * expected[name] + 0.25 * value.double()
+    averaged = average.module.state_dict()
+    for name in ("0.weight", "0.bias", "1.weight", "1.running_mean", "1.running_var"):
+        torch.testing.assert_close(averaged[name].double(), expected[name])
+    assert averaged["0.weight"][0, 0] == 1 * 0.25 * 0.75**2 + 2 * 0.25 * 0.75 + 3 * 0.25
+    assert averaged["0.weight"].data_ptr() != model[0].weight.data_ptr()
+
+
+def averaged_after(section: EmaSection, values: list[float], **lengths: int) -> float:
+    model = nn.Linear(1, 1, bias=False)
+    average = build_average(model, section, **lengths)
+    assert average is not None
+    for value in values:
+        nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+    return average.module.weight.item()
+
+
+def test_after_a_half_life_a_weight_counts_half() -> None:
+    # The first update is taken as it is, the next ten move towards 1.
+    values = [0.0, *[1.0] * 10]
+    assert averaged_after(EmaSection(half_life=Duration(10, "step")), values) == pytest.approx(0.5, abs=1e-6)
+    assert averaged_after(EmaSection(half_life=Duration(5, "step")), values) == pytest.approx(0.75, abs=1e-6)
+
+
+@pytest.mark.parametrize("written", ["10step", "2.5ep", "0.1run"])
+def test_a_half_life_can_be_told_as_any_duration(written: str) -> None:
+    section = EmaSection.model_validate({"half_life": written})
+    value = averaged_after(section, [0.0, *[1.0] * 10], steps_per_epoch=4, total_steps=100)
+    assert value == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_half_life_is_at_least_one_step() -> None:
+    assert averaged_after(EmaSection(half_life=Duration(0.1, "ep")), [0.0, 1.0], steps_per_epoch=2) == 0.5
+
+
+@pytest.mark.parametrize("ramp_up", [None, 0.05, 0.5])
+def test_the_half_life_follows_karras_et_al(ramp_up: float | None) -> None:
+    """Against their update (EDM, training loop), in float64, where ``seen`` counts images in batches of 64."""
+    values = torch.randn(300, generator=torch.Generator().manual_seed(1)).cumsum(0).tolist()
+    mean, seen = 0.0, 0
+    for value in values:
+        half_life_images = 100 * 64
+        if ramp_up is not None:
+            half_life_images = min(half_life_images, seen * ramp_up)
+        beta = 0.5 ** (64 / max(half_life_images, 1e-8)) if seen else 0.0  # the first update is a copy in any case
+        mean = value + (mean - value) * beta
+        seen += 64
+    ours = averaged_after(EmaSection(half_life=Duration(100, "step"), ramp_up=ramp_up), values)
+    assert ours == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_ramp_forgets_the_first_weights() -> None:
+    values = [1000.0, *[1.0] * 100]
+    slow, ramped = (
+        averaged_after(EmaSection(half_life=Duration(1000, "step"), ramp_up=ramp_up), values) for ramp_up in (None, 0.1)
+    )
+    assert slow > 900
+    assert ramped == pytest.approx(1.0, abs=0.01)
+
+
+def test_an_average_with_a_ramp_goes_on_where_it_was() -> None:
+    section = EmaSection(half_life=Duration(50, "step"), ramp_up=0.3)
+    weights = torch.randn(30, 2, 2, generator=torch.Generator().manual_seed(2))
+    model = nn.Linear(2, 2)
+    whole, first, second = (build_average(model, section) for _ in range(3))
+    assert whole is not None
+    assert first is not None
+    assert second is not None
+    for step, weight in enumerate(weights):
+        model.weight.data.copy_(weight)
+        whole.update_parameters(model)
+        if step < 13:
+            first.update_parameters(model)
+        if step == 13:
+            second.load_state_dict(first.state_dict())
+        if step >= 13:
+            second.update_parameters(model)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("section", [EmaSection(decay=0.9), EmaSection(half_life=Duration(9, "step"), ramp_up=0.1)])
+def test_an_update_asks_nothing_of_the_device(section: EmaSection) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).to("meta")  # whose tensors have no numbers to give
+    average = build_average(model, section)
+    assert average is not None
+    for _ in range(3):
+        average.update_parameters(model)
+    assert average.n_averaged == 3
+    with pytest.raises(RuntimeError, match="meta"):
+        model[0].weight.sum().item()
+
+
+def test_no_section_no_average() -> None:
+    assert build_average(nn.Linear(1, 1), None) is None
+
+
+def test_the_average_is_torchs_own_for_weights_and_running_statistics() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    ours = build_average(model, EmaSection(decay=0.9))
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(4):
+        model(torch.randn(8, 3))
+        with torch.no_grad():
+            model[0].weight.add_(torch.randn(3, 3))
+        for average in (ours, theirs):
+            average.update_parameters(model)
+    for name, value in theirs.state_dict().items():
+        if value.is_floating_point():
+            assert torch.equal(ours.state_dict()[name], value), name
+    assert ours.module[1].num_batches_tracked == model[1].num_batches_tracked == 4
+    assert ours.n_averaged == 4

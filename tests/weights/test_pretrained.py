@@ -1,0 +1,410 @@
+import hashlib
+import json
+import math
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import assert_same_weights, done, recipe_file
+from torch import Tensor
+from torchvision.models import Weights as PublishedWeights
+from torchvision.models import WeightsEnum
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms._presets import ImageClassification
+
+from w2skd.errors import CheckpointError, RecipeError
+from w2skd.models.catalog import build_classifier
+from w2skd.training.checkpoint import Weights, load_into
+from w2skd.weights.imagenet import imagenet_ids
+from w2skd.weights.pretrained import assume_imagenet, load_folder, load_pretrained, open_weights
+
+MODEL = "torchvision:squeezenet1_1"
+NAMES = torchvision.models.get_model_weights("resnet18").DEFAULT.meta["categories"]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The published file of `MODEL`, random weights, where its URL leads to; torch's cache is empty."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    (tmp_path / "server").mkdir()
+    fresh = tmp_path / "server" / "fresh.pth"
+    torch.manual_seed(0)
+    torch.save(build_classifier(MODEL, 1000).state_dict(), fresh)
+    file = fresh.rename(fresh.with_name(f"squeezenet1_1-{hashlib.sha256(fresh.read_bytes()).hexdigest()[:8]}.pth"))
+    preset = partial(ImageClassification, crop_size=176, resize_size=232, interpolation=InterpolationMode.BICUBIC)
+
+    class Tags(WeightsEnum):
+        IMAGENET1K_V1 = PublishedWeights(
+            file.as_uri(), preset, {"categories": NAMES, "recipe": "https://a.test/recipe"}
+        )
+        FEATURES = PublishedWeights(file.as_uri(), preset, {"categories": None})
+        DEFAULT = IMAGENET1K_V1
+
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: Tags)
+    return file
+
+
+def cached(server: Path) -> Path:
+    folder = server.parents[1] / "home" / "hub" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / server.name
+
+
+def check_published(weights: Weights, server: Path) -> None:
+    assert weights.path == cached(server)
+    assert weights.details == {
+        "classes": NAMES,
+        "class_ids": list(imagenet_ids()),
+        "normalization": [0.485, 0.456, 0.406, 0.229, 0.224, 0.225],
+        "preprocessing": {"resize_px": 232, "crop_px": 176, "interpolation": "bicubic"},
+        "source": "torchvision squeezenet1_1 IMAGENET1K_V1",
+        "url": server.as_uri(),
+        "recipe_url": "https://a.test/recipe",
+    }
+    load_into(build_classifier(MODEL, 1000), weights, expected=MODEL)
+
+
+@pytest.mark.parametrize("tag", [None, "IMAGENET1K_V1", "DEFAULT"])
+def test_weights_come_out_of_torchs_cache_with_their_own_preparation(tag: str | None, server: Path) -> None:
+    shutil.move(server, cached(server))
+    check_published(load_pretrained(MODEL, tag), server)
+
+
+def test_weights_that_are_not_here_are_fetched_once(server: Path) -> None:
+    check_published(load_pretrained(MODEL), server)
+    server.unlink()
+    check_published(load_pretrained(MODEL), server)
+    assert [path.name for path in cached(server).parent.iterdir() if path.name[0] != "."] == [server.name]
+
+
+def test_where_nothing_can_be_fetched_the_way_to_bring_it_is_told(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise URLError(OSError(-2, "Name or service not known"))
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(CheckpointError) as caught:
+        load_pretrained(MODEL)
+    assert str(caught.value) == (
+        f"torchvision squeezenet1_1 IMAGENET1K_V1: {server.name} is not in {cached(server).parent}, and fetching it "
+        f"failed ([Errno -2] Name or service not known); on another machine fetch {server.as_uri()} and bring it into "
+        "that folder (TORCH_HOME says where it is), or give a file of your own (teacher.checkpoint; evaluate: "
+        "--checkpoint)"
+    )
+
+
+def test_weights_of_the_same_model_that_are_here_are_told(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise URLError(OSError(-2, "Name or service not known"))
+
+    class Tags(WeightsEnum):
+        OLD = PublishedWeights(
+            "http://a.test/old.pth", partial(ImageClassification, crop_size=8), {"categories": NAMES}
+        )
+        NEW = PublishedWeights(
+            "http://a.test/new.pth", partial(ImageClassification, crop_size=8), {"categories": NAMES}
+        )
+        NEVER = PublishedWeights(
+            "http://a.test/x.pth", partial(ImageClassification, crop_size=8), {"categories": NAMES}
+        )
+        DEFAULT = NEW
+
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: Tags)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    cached(server).with_name("old.pth").touch()
+    with pytest.raises(CheckpointError, match=r"; of the same model, pretrained:OLD is there$"):
+        load_pretrained(MODEL)
+
+
+def test_a_file_with_another_sum_is_not_kept_and_not_used(server: Path) -> None:
+    true = hashlib.sha256(b"cut off").hexdigest()[:8]
+    server.write_bytes(b"cut off")
+    with pytest.raises(CheckpointError, match=r"fetching it failed \(invalid hash value"):
+        load_pretrained(MODEL)
+    assert not cached(server).exists()
+    shutil.move(server, cached(server))
+    with pytest.raises(CheckpointError, match=rf"damaged or another file: its SHA-256 begins with {true}, not as"):
+        load_pretrained(MODEL)
+
+
+def test_a_cache_that_cannot_be_written_is_told(server: Path) -> None:
+    folder = cached(server).parent
+    folder.rmdir()
+    folder.write_text("a file in the folder's place")
+    with pytest.raises(CheckpointError, match=r"fetching it failed \(.*File exists"):
+        load_pretrained(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("model", "tag", "problem"),
+    [
+        ("cifar_resnet8", None, "no library publishes weights of it; known are torchvision, timm"),
+        ("torchvision:resnet81", None, "torchvision has no classifier 'resnet81' .did you mean 'resnet"),
+        ("torchvision:fasterrcnn_resnet50_fpn", None, "torchvision has no classifier"),
+        ("torchvision:resnet50", "IMAGENET1K_V3", "no weights 'IMAGENET1K_V3' of resnet50 .did you mean.* V1.*V2"),
+        ("torchvision:vgg16", "IMAGENET1K_FEATURES", "have no classifier: choose other ones"),
+    ],
+)
+def test_unknown_weights_are_refused(model: str, tag: str | None, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem.replace(" V1", " IMAGENET1K_V1")):
+        load_pretrained(model, tag)
+
+
+def test_a_bare_file_of_a_known_model_is_assumed_to_be_imagenets() -> None:
+    weights = Weights(Path("mine.pth"), {}, details={"layout": "model", "classes": ["a"]})
+    details = assume_imagenet(weights, "torchvision:mobilenet_v2").details
+    assert (details["layout"], details["classes"]) == ("model", ["a"]), "what the file says stays"
+    assert details["class_ids"] == list(imagenet_ids())
+    assert details["preprocessing"] == {"resize_px": 232, "crop_px": 224, "interpolation": "bilinear"}
+    assert details["source"] == "assumed to be trained as torchvision mobilenet_v2 IMAGENET1K_V2"
+    assert details["assumed"] is True
+    assert "url" not in details
+
+
+def test_a_published_file_is_recognised_wherever_it_lies(server: Path) -> None:
+    details = assume_imagenet(Weights(server, {}), MODEL).details
+    assert details["source"] == "torchvision squeezenet1_1 IMAGENET1K_V1"
+    assert "assumed" not in details
+    server.write_bytes(b"another file of the same name")
+    assert assume_imagenet(Weights(server, {}), MODEL).details["assumed"] is True
+
+
+def test_every_classifier_of_torchvision_says_how_its_images_are_prepared() -> None:
+    for name in torchvision.models.list_models(module=torchvision.models):
+        preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        details = assume_imagenet(Weights(Path("x.pth"), {}), f"torchvision:{name}").details
+        assert len(details["classes"]) == len(details["class_ids"]) == 1000
+        prepared = details["preprocessing"]
+        assert [prepared["resize_px"], prepared["crop_px"]] == [*preset.resize_size, *preset.crop_size], name
+        assert prepared["interpolation"] == preset.interpolation.value
+        if name not in ("googlenet", "inception_v3"):
+            assert details["normalization"] == [*preset.mean, *preset.std]
+
+
+def test_models_that_renormalise_by_themselves_get_images_as_they_would_make_them() -> None:
+    published = torchvision.models.googlenet(transform_input=True, init_weights=False)
+    preset = torchvision.models.get_model_weights("googlenet").DEFAULT.transforms()
+    pixels = torch.rand(1, 3, 8, 8)
+    details = assume_imagenet(Weights(Path("x.pth"), {}), "torchvision:googlenet").details
+    mean, std = torch.tensor(details["normalization"]).reshape(2, 1, 3, 1, 1)
+    preset_mean, preset_std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (preset.mean, preset.std))
+    seen = published._transform_input((pixels - preset_mean) / preset_std)
+    torch.testing.assert_close((pixels - mean) / std, seen)
+
+
+TINY = "timm:test_resnet"
+REPOSITORY = "timm/test_resnet.r160_in1k"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the Hugging Face Hub, which can't be reached."""
+    pytest.importorskip("timm")
+    import huggingface_hub
+
+    def no_network(*_: object, **__: object) -> None:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("Please check your connection") from OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_network)
+    return tmp_path / "hub"
+
+
+def put_into(hub: Path, repository: str, state: dict[str, Tensor]) -> Path:
+    folder = hub / f"models--{repository.replace('/', '--')}"
+    file = folder / "snapshots" / "0123" / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0123")
+    save_file(state, file)
+    return file
+
+
+def timm_state(name: str) -> dict[str, Tensor]:
+    import timm
+
+    torch.manual_seed(3)
+    return dict(timm.create_model(name).state_dict())
+
+
+@pytest.mark.parametrize(("model", "tag"), [(TINY, None), (TINY, "r160_in1k"), (f"{TINY}.r160_in1k", None)])
+def test_timms_weights_come_out_of_the_hubs_cache(model: str, tag: str | None, hub: Path) -> None:
+    state = timm_state("test_resnet")
+    file = put_into(hub, REPOSITORY, state)
+    torch.manual_seed(7)
+    weights = load_pretrained(model, tag)
+    drawn = torch.rand(())
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(())), "loading disturbs the draws of the caller"
+    assert weights.path == file
+    assert_same_weights(weights.state, state)
+    assert weights.details == {
+        "classes": NAMES,
+        "class_ids": list(imagenet_ids()),
+        "normalization": [0.5] * 6,
+        "preprocessing": {"resize_px": 168, "crop_px": 160, "interpolation": "bilinear"},
+        "source": "timm test_resnet r160_in1k",
+        "url": f"https://huggingface.co/{REPOSITORY}",
+        "license": "apache-2.0",
+    }
+
+
+def test_what_authors_wrote_in_another_way_becomes_timms(hub: Path) -> None:
+    state = timm_state("test_vit")
+    name = "patch_embed.proj.weight"
+    put_into(hub, "timm/test_vit.r160_in1k", state | {name: state[name].flatten(1)})
+    assert_same_weights(load_pretrained("timm:test_vit").state, state)
+
+
+def test_a_file_of_another_model_is_refused(hub: Path) -> None:
+    put_into(hub, REPOSITORY, timm_state("test_vit"))
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: not the weights of timm's test_resnet: .*"
+    ) as caught:
+        load_pretrained(TINY)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_hub_the_way_to_bring_the_file_is_told(hub: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load_pretrained(TINY)
+    assert str(caught.value) == (
+        f"timm test_resnet r160_in1k: {REPOSITORY} of the Hugging Face Hub is not in {hub}, and fetching it failed (no "
+        f"network); on another machine run `hf download {REPOSITORY}` and bring what it adds to its cache into that "
+        "folder (HF_HOME says where the cache is), or give a file of your own (teacher.checkpoint; evaluate: "
+        "--checkpoint)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "tag", "problem"),
+    [
+        ("timm:test_resnot", None, "timm has no model 'test_resnot' .did you mean 'test_resnet'"),
+        (TINY, "r161_in1k", "no weights 'r161_in1k' of test_resnet .did you mean 'r160_in1k'.*; it has r160_in1k"),
+        (f"{TINY}.r160_in1k", "other", "names other weights than the tag 'other'"),
+        ("timm:vit_small_patch14_dinov2", None, "have no classifier; those with one: none"),
+    ],
+)
+def test_unknown_weights_of_timm_are_refused(model: str, tag: str | None, problem: str, hub: Path) -> None:
+    with pytest.raises(RecipeError, match=problem):
+        load_pretrained(model, tag)
+
+
+def test_without_timm_installed_its_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(RecipeError, match="timm is not installed, which a model of it needs: pip install timm"):
+        load_pretrained(TINY)
+
+
+def test_timms_preparation_is_timms_own(hub: Path) -> None:
+    import timm
+    from timm.data import create_transform, resolve_data_config
+
+    for name in ("resnet50.a1_in1k", "convnext_tiny.in12k", "mobilenetv3_small_100.lamb_in1k", "vit_base_patch16_384"):
+        details = assume_imagenet(Weights(Path("x.safetensors"), {}), f"timm:{name}").details
+        config: dict[str, Any] = timm.get_pretrained_cfg(name).to_dict()
+        resize, crop = create_transform(**resolve_data_config(pretrained_cfg=config)).transforms[:2]
+        prepared = details["preprocessing"]
+        assert (prepared["resize_px"], (prepared["crop_px"],) * 2) == (resize.size, crop.size)
+        assert prepared["interpolation"] == resize.interpolation.value
+        assert details["class_ids"] == list(imagenet_ids())
+        assert math.isfinite(sum(details["normalization"]))
+
+
+def test_ids_agree_with_timms(hub: Path) -> None:
+    from timm.data import ImageNetInfo
+
+    assert list(imagenet_ids()) == ImageNetInfo().label_names()
+
+
+def test_evaluate_scores_published_weights_prediction_by_prediction_as_their_preset_does(
+    server: Path, tmp_path: Path
+) -> None:
+    shutil.move(server, cached(server))
+    names = [imagenet_ids()[0], imagenet_ids()[217]]
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 1), ("test", 6)):
+        for name in names:
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for index in range(count):
+                sides = draw.integers(60, 300, 2)
+                coarse = draw.integers(0, 256, (5, 4, 3), dtype=np.uint8)
+                image = Image.fromarray(coarse).resize(tuple(sides.tolist()), Image.Resampling.BICUBIC)
+                image.save(tmp_path / "images" / part / name / f"{index}.jpg", quality=90)
+    data = f"data={{source: image_folder, root: {tmp_path / 'images'}, image_size: 32, workers: 0}}"
+    # Neither the recipe's size nor its precision nor its interpolation is theirs.
+    settings = ("--set", data, "--set", "train.precision=bf16", "--set", "train.batch_size=2")
+    written = tmp_path / "predictions.jsonl"
+    done("evaluate", "-m", MODEL, "-r", recipe_file(tmp_path), *settings, "--predictions", written)
+
+    preset = torchvision.models.get_model_weights(MODEL).DEFAULT.transforms()
+    model = build_classifier(MODEL, 1000).eval()
+    load_into(model, load_pretrained(MODEL), expected=MODEL)
+    rows = [json.loads(line) for line in written.read_text().splitlines()]
+    assert [row["example"] for row in rows] == [f"test/{name}/{index}.jpg" for name in names for index in range(6)]
+    for row in rows:
+        image = Image.open(tmp_path / "images" / row["example"]).convert("RGB")
+        with torch.no_grad():
+            shares = model(preset(image)[None])[0, [0, 217]].softmax(0)
+        assert row["predicted"] == names[int(shares.argmax())]
+        assert row["confidence"] == pytest.approx(shares.max().item(), abs=1e-5)
+    assert len({row["confidence"] for row in rows}) == len(rows)
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    """A folder as diffusers writes it."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    model = UNet2DModel(sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, **blocks)
+    model.save_pretrained(tmp_path / "ddpm" / "unet")
+    DDPMScheduler(beta_schedule="squaredcos_cap_v2").save_pretrained(tmp_path / "ddpm" / "scheduler")
+    return tmp_path / "ddpm"
+
+
+def test_weights_of_a_folder_of_diffusers_fit_the_network_that_it_describes(pipeline: Path) -> None:
+    from w2skd.tasks.diffusion.from_diffusers import build_from_folder
+
+    weights = open_weights(Path("pretrained"), f"diffusers:{pipeline}")
+    file = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+    assert weights.path == file
+    assert weights.details == {
+        "source": f"diffusers {pipeline}",
+        "prediction": "epsilon",
+        "timesteps": 1000,
+        "beta_schedule": "cosine",
+    }
+    assert_same_weights(weights.state, load_file(file))
+    load_into(build_from_folder(pipeline, size_px=8, classes=None), weights, expected="diffusers")
+
+
+def test_pickled_weights_of_diffusers_are_read_without_running_them(pipeline: Path) -> None:
+    safe = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+    state, pickled = load_file(safe), safe.with_suffix(".bin")
+    safe.unlink()
+    torch.save(state, pickled)
+    assert_same_weights(load_folder(pipeline).state, state)
+    torch.save({"x": Path("code")}, pickled)
+    with pytest.raises(CheckpointError, match=r"model\.bin: refused, since it carries pickled code"):
+        load_folder(pipeline)
+    safe.write_bytes(b"cut off")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged or cut off"):
+        load_folder(pipeline)
+
+
+def test_folders_of_diffusers_have_no_tags(pipeline: Path) -> None:
+    with pytest.raises(RecipeError, match="have no tags: write pretrained, not pretrained:v2"):
+        open_weights(Path("pretrained:v2"), f"diffusers:{pipeline}")

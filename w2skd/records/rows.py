@@ -1,0 +1,137 @@
+"""The rows of ``metrics.jsonl``: one JSON object a line, the only thing that reports read besides the recipe.
+
+A row never changes once written; keys may be added in later versions, and readers ignore those they don't know.
+Non-finite numbers are written as ``null``, since JSON has no NaN, and read back as NaN.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+Seconds = dict[str, float]
+"""Cumulative seconds per segment of the clock (see `w2skd.training.clock`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """Training progress, averaged over the steps since the last one.
+
+    `loss` is the weighted sum that was differentiated, `parts` are its unweighted named terms
+    (``task.cross_entropy``, ``distill.kl``), `lambda_` the distillation weight of the last step.
+    """
+
+    step: int
+    epoch: float
+    examples: int
+    loss: float
+    parts: dict[str, float]
+    lambda_: float
+    lr: float
+    clock: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRow:
+    """One validation of the student, after `step` optimizer steps."""
+
+    step: int
+    epoch: float
+    examples: int
+    metrics: dict[str, float]
+    clock: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """What happened: ``teacher``, ``distillation_off``, ``resumed``, ``non_finite``, ``rescaled``, ``finished``."""
+
+    step: int
+    name: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+Row = StepRow | EvalRow | EventRow
+
+
+def encode(row: Row) -> str:
+    """Write a row as one line of JSON, without the line's end."""
+    values: dict[str, Any]
+    match row:
+        case StepRow():
+            values = {
+                "row": "step",
+                "step": row.step,
+                "epoch": row.epoch,
+                "examples": row.examples,
+                "loss": row.loss,
+                "parts": row.parts,
+                "lambda": row.lambda_,
+                "lr": row.lr,
+                "clock": row.clock,
+            }
+        case EvalRow():
+            values = {
+                "row": "eval",
+                "step": row.step,
+                "epoch": row.epoch,
+                "examples": row.examples,
+                "metrics": row.metrics,
+                "clock": row.clock,
+            }
+        case EventRow():
+            values = {"row": "event", "step": row.step, "name": row.name, **row.details}
+    return json.dumps(without_nan(values), allow_nan=False)
+
+
+def decode(line: str) -> Row:
+    """Read a row back from its line.
+
+    Raises:
+        ValueError: the line is not JSON, not a row, or lacks a key.
+    """
+    values = json.loads(line)
+    if not isinstance(values, dict):
+        raise ValueError(f"not a row: {line[:80]!r}")
+    try:
+        match values.pop("row", None):
+            case "step":
+                return StepRow(
+                    step=values["step"],
+                    epoch=values["epoch"],
+                    examples=values["examples"],
+                    loss=_number(values["loss"]),
+                    parts={name: _number(value) for name, value in values["parts"].items()},
+                    lambda_=values["lambda"],
+                    lr=values["lr"],
+                    clock=values["clock"],
+                )
+            case "eval":
+                return EvalRow(
+                    step=values["step"],
+                    epoch=values["epoch"],
+                    examples=values["examples"],
+                    metrics={name: _number(value) for name, value in values["metrics"].items()},
+                    clock=values["clock"],
+                )
+            case "event":
+                return EventRow(values.pop("step"), values.pop("name"), values)
+            case kind:
+                raise ValueError(f"unknown row {kind!r}")
+    except KeyError as error:
+        raise ValueError(f"a row lacks {error}") from None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def without_nan(value: Any) -> Any:
+    """A nest of plain values with null in place of NaN and infinities, which JSON does not know."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return value

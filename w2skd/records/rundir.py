@@ -1,0 +1,253 @@
+"""One run's directory: created, locked, appended to, truncated for a resume, and read back.
+
+recipe.yaml        the resolved recipe
+environment.json   versions, device, threads, commit, data fingerprint, model sizes
+status.json        arm, seed, state (running, finished, stopped, failed) and why
+metrics.jsonl      rows, see `w2skd.records.rows`
+checkpoints/       last.pt, previous.pt, best.pt
+pictures/          what the model gave at its validations, for tasks that draw it; the teacher's beside them
+model.safetensors  the final model, with its recipe inside
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from w2skd.errors import CheckpointError, RecipeError, RunDirError, UsageError
+from w2skd.platform.files import remove_unfinished, write_atomically, write_json, writing
+from w2skd.recipe.load import dump_recipe, validate_recipe
+from w2skd.recipe.schema import Recipe, published_weights
+from w2skd.recipe.yaml_text import parse_yaml
+from w2skd.records.rows import EvalRow, Row, decode, encode
+
+Arm = Literal["teacher", "baseline", "w2s"]
+State = Literal["running", "finished", "stopped", "failed"]
+
+
+def run_path(experiment: Path, arm: Arm, seed: int) -> Path:
+    """Where a run lives in its experiment: one teacher, one directory a seed for the other arms."""
+    return experiment / "teacher" if arm == "teacher" else experiment / arm / f"seed{seed}"
+
+
+class RunDir:
+    """The writing side: held by rank 0 of a run while it trains."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics_path = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.pictures = path / "pictures"
+        self.model_path = path / "model.safetensors"
+        self._metrics: IO[bytes] | None = None
+        self._lock: IO[str] | None = None
+        self._made: list[Path] = []
+
+    def holds_a_run(self) -> bool:
+        """Whether anything is here that is not hidden, such as the lock and what a killed process was writing."""
+        return self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir())
+
+    def lock(self) -> None:
+        """Take the directory for this process; the lock ends with `close` or with the process.
+
+        Raises:
+            RunDirError: another process holds it.
+            OutputError: the directory cannot be made.
+        """
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            self._lock = None
+            raise RunDirError(f"{self.path}: another process is training here") from None
+
+    def clear(self) -> None:
+        """Remove what an earlier run left, but the lock."""
+        with writing(self.path):
+            for entry in self.path.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry.name != ".lock":
+                    entry.unlink()
+
+    def start(self, recipe: Recipe, environment: dict[str, Any]) -> None:
+        """Write what does not change during the run. The recipe comes first: it makes the directory a run's."""
+        write_atomically(self.path / "recipe.yaml", dump_recipe(recipe).encode())
+        with writing(self.checkpoints):
+            self.checkpoints.mkdir(exist_ok=True)
+        for folder in (self.path, self.checkpoints, self.pictures):
+            remove_unfinished(folder)
+        write_json(self.path / "environment.json", environment)
+
+    def environment(self) -> dict[str, Any]:
+        """What `start` wrote; empty if nothing yet or damaged."""
+        return _read_object(self.path / "environment.json")
+
+    def set_status(self, arm: Arm, seed: int, state: State, **details: Any) -> None:
+        """Say how the run stands, for people, schedulers and reports."""
+        write_json(self.path / "status.json", {"arm": arm, "seed": seed, "state": state, **details})
+
+    def status(self) -> dict[str, Any]:
+        """What `set_status` wrote last; empty if nothing yet or damaged."""
+        return _read_object(self.path / "status.json")
+
+    def truncate_metrics(self, offset: int) -> list[Row]:
+        """Cut ``metrics.jsonl`` back to the bytes that a checkpoint knew of; return the rows that were lost."""
+        if not self.metrics_path.exists():
+            return []
+        lost: list[Row] = []
+        with suppress(ValueError):  # whatever cannot be read is going to be lost too
+            lost.extend(_decode_lines(self.metrics_path.read_bytes()[offset:]))
+        with writing(self.metrics_path), self.metrics_path.open("r+b") as file:
+            file.truncate(offset)
+        return lost
+
+    def append(self, row: Row) -> None:
+        """Add a row to ``metrics.jsonl``."""
+        with writing(self.metrics_path):
+            if self._metrics is None:
+                self._metrics = self.metrics_path.open("ab")
+            self._metrics.write(encode(row).encode() + b"\n")
+            self._metrics.flush()
+
+    def metrics_offset(self) -> int:
+        """Length of ``metrics.jsonl`` in bytes, for the checkpoint."""
+        return self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+
+    def has_rows_up_to(self, offset: int) -> bool:
+        """Whether ``metrics.jsonl`` holds a checkpoint's `metrics_offset` bytes, and a row ends there."""
+        if offset == 0:
+            return True
+        return self.metrics_path.exists() and self.metrics_path.read_bytes()[offset - 1 : offset] == b"\n"
+
+    def close(self) -> None:
+        """Let go of files and lock; folders that were made for a run that never began go again."""
+        if self._lock is not None and self._made and not self.holds_a_run():
+            with suppress(OSError):
+                (self.path / ".lock").unlink()
+                for folder in self._made:
+                    folder.rmdir()
+        for file in (self._metrics, self._lock):
+            if file is not None:
+                with suppress(OSError):  # every row was flushed; one that could not be has been told of then
+                    file.close()
+        self._metrics = self._lock = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The reading side: all that a report knows of a run.
+
+    Attributes:
+        picture: of its last validation, a file below `path`; None where it is not there.
+    """
+
+    path: Path
+    arm: Arm
+    seed: int
+    recipe: Recipe
+    environment: dict[str, Any]
+    status: dict[str, Any]
+    rows: Sequence[Row]
+    picture: str | None = None
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run directory, finished or not. A cut-off last line of the metrics is left out.
+
+    Raises:
+        RunDirError: the directory holds no run, or its records are damaged.
+    """
+    try:
+        recipe = read_recipe(path)
+        status = json.loads((path / "status.json").read_text())
+        environment = json.loads((path / "environment.json").read_text())
+        metrics = (path / "metrics.jsonl").read_bytes() if (path / "metrics.jsonl").exists() else b""
+        rows = list(_decode_lines(metrics))
+        return RunRecord(
+            path, status["arm"], status["seed"], recipe, environment, status, rows, _last_picture(path, rows)
+        )
+    except FileNotFoundError as error:
+        raise RunDirError(f"{path}: not a run directory, {Path(error.filename).name} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, RecipeError) as error:
+        raise RunDirError(f"{path}: its records are damaged: {error}") from None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The resolved recipe of a run directory.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RecipeError: it is damaged.
+    """
+    file = path / "recipe.yaml"
+    values = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    return validate_recipe(values if isinstance(values, dict) else {}, str(file))
+
+
+def find_runs(experiment: Path) -> list[Path]:
+    """The run directories of an experiment in a fixed order: teacher, then each arm's seeds ascending."""
+    runs = [experiment / "teacher"] if (experiment / "teacher" / "status.json").exists() else []
+    for arm in ("baseline", "w2s"):
+        folders = [path.parent for path in (experiment / arm).glob("seed*/status.json")]
+        seeds = [path for path in folders if path.name.removeprefix("seed").isdecimal()]  # and not seed0_old
+        runs += sorted(seeds, key=lambda path: int(path.name.removeprefix("seed")))
+    return runs
+
+
+def readable_runs(experiment: Path) -> list[RunRecord]:
+    """Those of an experiment's runs that can be read: one that is just being made, or was damaged, is left out."""
+    runs = []
+    for path in find_runs(experiment):
+        with suppress(RunDirError):
+            runs.append(read_run(path))
+    return runs
+
+
+def find_teacher(recipe: Recipe, experiment: Path) -> Path:
+    """The checkpoint that teaches: the recipe's (a path, or ``pretrained``), or the one made in this experiment.
+
+    Raises:
+        UsageError: there is none; the three ways to give one are told.
+        CheckpointError: the recipe's does not exist.
+    """
+    if (given := recipe.teacher.checkpoint) is not None:
+        if not published_weights(given)[0] and not given.exists():
+            raise CheckpointError(f"teacher {given}: no such checkpoint")
+        return given
+    own = run_path(experiment, "teacher", 0)
+    if (own / "model.safetensors").exists():
+        return own
+    raise UsageError(
+        f"no teacher: give --teacher CHECKPOINT, set teacher.checkpoint in the recipe, "
+        f"or train one with `w2skd train-teacher --recipe ... --out {experiment}`"
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _last_picture(path: Path, rows: Sequence[Row]) -> str | None:
+    """That of the last validation on record: a run that went back to an earlier checkpoint has left later ones."""
+    steps = [row.step for row in rows if isinstance(row, EvalRow)]
+    name = f"pictures/step_{steps[-1]:08d}.png" if steps else None
+    return name if name is not None and (path / name).is_file() else None
+
+
+def _decode_lines(content: bytes) -> Iterator[Row]:
+    """Decode complete lines; the rest after the last newline was cut off while it was written."""
+    for line in content.split(b"\n")[:-1]:
+        yield decode(line.decode())

@@ -1,0 +1,208 @@
+"""Images with boxes as COCO has them, listed but not read yet.
+
+Legend: N images, M boxes of all of them, K categories.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from w2skd.data.counter import permutation
+from w2skd.errors import DataError
+from w2skd.tasks.detection.batch import Boxes
+
+
+class Pictures(Protocol):
+    """Images of any sizes, whose pixels are read when they are needed. Picklable, since it travels to data workers."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, index: int) -> Image.Image:
+        """One image in mode RGB and in its own size, decoded.
+
+        Raises:
+            DataError: the file cannot be read or decoded, or has another size than was said of it; it is named.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call an example in an error or in a table of predictions: its file's path, else its number."""
+        ...
+
+    def select(self, indices: Tensor) -> "Pictures":
+        """The images at these int64 indices, in their order."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class BoxTable:
+    """The boxes of N images, in one piece so that they travel to data workers fast.
+
+    Attributes:
+        boxes: float32 [M, 4], xyxy in px of the original image, each of positive area and within its image.
+        labels: int64 [M], 0 to K - 1.
+        starts: int64 [N + 1]; image i has the boxes from ``starts[i]`` to ``starts[i + 1]``.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    starts: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.boxes.shape == (len(self.labels), 4), f"{tuple(self.boxes.shape)}, {tuple(self.labels.shape)}"
+        assert int(self.starts[-1]) == len(self.labels), f"{self.starts[-1]} of {len(self.labels)} boxes"
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def of(self, index: int) -> Boxes:
+        """The boxes of one image; views."""
+        start, end = self.starts[index : index + 2].tolist()
+        return Boxes(self.boxes[start:end], self.labels[start:end])
+
+    def select(self, indices: Tensor) -> "BoxTable":
+        """The boxes of the images at these int64 indices, in their order."""
+        counts = self.starts.diff()[indices]
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        image = torch.repeat_interleave(torch.arange(len(indices)), counts)
+        rows = self.starts[indices][image] + torch.arange(len(image)) - starts[image]
+        return BoxTable(self.boxes[rows], self.labels[rows], starts)
+
+    @classmethod
+    def grouped(cls, boxes: Tensor, labels: Tensor, images: Tensor, count: int) -> "BoxTable":
+        """Sort boxes by their images; those of one image keep their order.
+
+        Args:
+            boxes: float32 [M, 4].
+            labels: int64 [M].
+            images: int64 [M], the image of each, below `count`.
+            count: N.
+        """
+        order = torch.argsort(images, stable=True)
+        counts = torch.bincount(images, minlength=count)
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        return cls(boxes[order], labels[order], starts)
+
+
+@dataclass(frozen=True, eq=False)
+class CocoListing:
+    """Examples for detection, whose pixels are not read yet.
+
+    Attributes:
+        name: what to call them in an error.
+        examples: N images.
+        image_ids: int64 [N], by which scoring knows them.
+        sizes: int64 [N, 2], (height, width) in px.
+        table: what is trained on: no crowd regions, every box clipped to its image.
+        categories: K names, in the order of their ids.
+        category_ids: rising, with or without gaps; label i stands for ``category_ids[i]``.
+        account: what was done to the boxes that the source has; a line each, for people.
+        source_truth: returns all that the source has in COCO's format, of these and perhaps of other images.
+    """
+
+    name: str
+    examples: Pictures
+    image_ids: Tensor
+    sizes: Tensor
+    table: BoxTable
+    categories: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    account: tuple[str, ...]
+    source_truth: Callable[[], dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        lengths = (len(self.examples), len(self.image_ids), len(self.sizes), len(self.table))
+        assert len(set(lengths)) == 1, f"{lengths} examples, ids, sizes, boxes"
+        assert len(self.categories) == len(self.category_ids), f"{self.categories}, {self.category_ids}"
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def boxes(self, index: int) -> Boxes:
+        """What is trained on in one image, in px of the original."""
+        return self.table.of(index)
+
+    def select(self, indices: Tensor) -> "CocoListing":
+        """Return the examples at these int64 indices, in their order."""
+        return CocoListing(
+            self.name,
+            self.examples.select(indices),
+            self.image_ids[indices],
+            self.sizes[indices],
+            self.table.select(indices),
+            self.categories,
+            self.category_ids,
+            self.account,
+            self.source_truth,
+        )
+
+    def subset(self, count: int | None, seed: int) -> "CocoListing":
+        """Return `count` examples drawn at random, in the order of the listing; all if `count` is None or their number.
+
+        A smaller subset of the same seed is part of a larger one.
+
+        Raises:
+            DataError: there are fewer.
+        """
+        if count is None or count == len(self):
+            return self
+        if count > len(self):
+            raise DataError(f"{self.name}: {count} examples were asked for, but there are only {len(self)}")
+        return self.select(permutation(len(self), seed, 0)[:count].sort().values)
+
+    def ground_truth(self) -> dict[str, Any]:
+        """Return what scoring needs, in COCO's format: ``images``, ``annotations`` and ``categories`` as they are.
+
+        They are restricted to these images, in this order. Crowd regions, masks and areas are kept, and boxes are
+        neither clipped nor dropped.
+
+        Raises:
+            DataError: the source cannot be read any more, or is another one by now.
+        """
+        truth = self.source_truth()
+        images = {image["id"]: image for image in truth["images"]}
+        listed = self.image_ids.tolist()
+        if not set(listed) <= images.keys():
+            raise DataError(f"{self.name}: has been changed since it was first read: images are gone; start again")
+        chosen = set(listed)
+        return truth | {
+            "images": [images[image_id] for image_id in listed],
+            "annotations": [one for one in truth["annotations"] if one["image_id"] in chosen],
+        }
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256, in hexadecimal, of names, ids, sizes, boxes, labels and categories, not of the pixels."""
+        digest = hashlib.sha256(repr((self.categories, self.category_ids)).encode())
+        for index in range(len(self)):
+            digest.update(f"{self.examples.name(index)}\n".encode())
+        for part in (self.image_ids, self.sizes, self.table.starts, self.table.labels, self.table.boxes):
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def check_same_categories(train: CocoListing, evaluation: CocoListing) -> None:
+    """Refuse two listings whose labels do not mean the same.
+
+    Raises:
+        DataError: naming the categories that only one of them has, or the first two that differ in their order.
+    """
+    if train.categories == evaluation.categories:
+        return
+    differences = [
+        f"only in {here.name}: {', '.join(extra[:5])}{', ...' if len(extra) > 5 else ''}"
+        for here, there in ((train, evaluation), (evaluation, train))
+        if (extra := [name for name in here.categories if name not in there.categories])
+    ]
+    if not differences:
+        place, pair = next(
+            (place, pair)
+            for place, pair in enumerate(zip(train.categories, evaluation.categories, strict=True))
+            if len(set(pair)) > 1
+        )
+        differences = [f"by their ids, number {place + 1} is '{pair[0]}' in {train.name}, '{pair[1]}' in the other"]
+    raise DataError(f"the categories for training and for evaluation differ; {'; '.join(differences)}")

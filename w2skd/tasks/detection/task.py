@@ -1,0 +1,308 @@
+"""Object detection: each architecture's own losses, and the teacher's final outputs beside them."""
+
+from collections.abc import Iterator
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from w2skd.data.normalize import to_bytes
+from w2skd.data.workers import default_workers
+from w2skd.errors import CheckpointError
+from w2skd.method.losses import dense_distillation, proposal_distillation
+from w2skd.method.schedule import temperature_at
+from w2skd.method.teacher import FrozenTeacher
+from w2skd.platform.ranks import Ranks
+from w2skd.recipe.names import METRICS
+from w2skd.recipe.schema import TrainSection
+from w2skd.tasks.base import Evaluation, FittedModel, Losses, Metric, Preview, Role
+from w2skd.tasks.detection.batch import ImagesWithBoxes
+from w2skd.tasks.detection.box_pictures import draw_boxes
+from w2skd.tasks.detection.coco_scores import CocoScorer, choose_backend
+from w2skd.tasks.detection.feed import DetectionFeed, detection_evaluation_batches
+from w2skd.tasks.detection.models.catalog import (
+    Detector,
+    backbone_classifier,
+    build_detector,
+    check_same_grid,
+    load_backbone,
+)
+from w2skd.tasks.detection.models.output import Detections, DetectorOutput
+from w2skd.tasks.detection.models.retinanet import RetinaNet
+from w2skd.tasks.detection.recipe import DetectionRecipe, DetectorStudent, DetectorTeacher
+from w2skd.tasks.detection.sources import list_detection_data
+from w2skd.tasks.detection.transforms import DetectionTransform
+from w2skd.training.checkpoint import Weights, load_into
+from w2skd.weights.fit import fit
+from w2skd.weights.pretrained import open_weights
+
+_SMALLEST_CROP = 0.5
+"""Share of either side that a random crop keeps at least."""
+
+_EVALUATION_BATCH = 8
+"""Images of one forward, of one process."""
+
+
+class DetectionTask:
+    """See `w2skd.tasks.base.Task`.
+
+    Args:
+        recipe: the experiment.
+        train: the section of this arm (the teacher's differs from the student's).
+        seed: of data order and augmentation.
+        device: where batches live.
+        ranks: this process among its peers.
+
+    Raises:
+        DataError: the annotations are damaged or contradictory, or their images are missing.
+        UsageError: the package that is to score is not installed.
+    """
+
+    def __init__(self, recipe: DetectionRecipe, *, train: TrainSection, seed: int, device: torch.device, ranks: Ranks):
+        self.metric = Metric(recipe.report.metric, METRICS[recipe.task][recipe.report.metric].higher_is_better)
+        self._recipe = recipe
+        self._train = train
+        self._seed = seed
+        self._device = device
+        self._ranks = ranks
+        choose_backend(recipe.eval.backend)
+        self._listing = list_detection_data(recipe.data)
+        data = recipe.data
+        self._transform = DetectionTransform(
+            data.min_size,
+            data.max_size,
+            flip="flip" in data.augment,
+            jitter=data.scale_range if "scale" in data.augment else (1.0, 1.0),
+            crop=(_SMALLEST_CROP, 1.0) if "crop" in data.augment else None,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per pass over the training set."""
+        return self._feed.steps_per_epoch
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the categories, in the order of their ids."""
+        return self._listing.train.categories
+
+    def describe_data(self) -> dict[str, Any]:
+        """What the examples are, and what was done to their boxes, for the run's records."""
+        train, evaluation = self._listing.train, self._listing.evaluation
+        return {
+            "data_fingerprint": f"{train.fingerprint()[:16]}/{evaluation.fingerprint()[:16]}",
+            "train_examples": len(train),
+            "eval_examples": len(evaluation),
+            "data_account": [f"{listing.name}: {line}" for listing in (train, evaluation) for line in listing.account],
+        }
+
+    def describe_model(self) -> dict[str, list[Any]]:
+        """The categories, in the order of the labels, and mean and deviation by which its images are normalised."""
+        normalization = self._listing.normalization
+        return {"classes": list(self.classes), "normalization": [*normalization.mean, *normalization.std]}
+
+    def build_model(self, role: Role) -> nn.Module:
+        """The recipe's detector of that role, its backbone with the weights that the recipe starts it from.
+
+        Raises:
+            CheckpointError: these weights are missing, damaged, or another architecture's.
+        """
+        section: DetectorTeacher | DetectorStudent = (
+            self._recipe.teacher if role is Role.TEACHER else self._recipe.student
+        )
+        detector = self._build(section.model, self._recipe.detector.anchor_scale)
+        if section.backbone is not None:
+            weights = open_weights(section.backbone, backbone_classifier(section.model) or section.model)
+            try:
+                load_backbone(detector, section.model, weights.state)
+            except CheckpointError as error:
+                raise CheckpointError(f"{weights.path}: {error}") from None
+        return detector
+
+    def fit_model(self, role: Role, weights: Weights) -> FittedModel:
+        """The recipe's detector of that role with these weights, which must be of the same categories.
+
+        It keeps the anchors that it was trained with, if its file says; a teacher's must be the student's.
+
+        Raises:
+            RecipeError: a teacher's anchors differ from the student's.
+            CheckpointError: the weights are another architecture's, their categories are not the data's, or their
+                images were normalised in another way.
+        """
+        name = self._recipe.model_of(role)
+        account = []
+        theirs = weights.details.get("classes")
+        if theirs is None:
+            account.append(f"{weights.path.name} does not name its categories: taken for the data's in the same order")
+        elif list(theirs) != list(self.classes):
+            raise CheckpointError(f"{weights.path}: {self._how_labels_differ(list(theirs))}")
+        normalization = weights.details.get("normalization")
+        if normalization not in (None, self.describe_model()["normalization"]):
+            raise CheckpointError(f"{weights.path}: its images were normalised in another way than the data's are")
+        anchor_scale = self._recipe.detector.anchor_scale
+        if isinstance(weights.recipe, DetectionRecipe) and weights.recipe.detector.anchor_scale != anchor_scale:
+            anchor_scale = weights.recipe.detector.anchor_scale
+            account.append(f"its anchors are those it was trained with, of anchor_scale {anchor_scale:g}")
+        detector = self._build(name, anchor_scale)
+        count = _categories_in(detector, weights)
+        if count not in (None, len(self.classes)):
+            raise CheckpointError(f"{weights.path}: it finds {count} categories, the data has {len(self.classes)}")
+        load_into(detector, weights, expected=name)
+        if role is Role.TEACHER:
+            with torch.device("meta"):
+                student = self._build(self._recipe.student.model, self._recipe.detector.anchor_scale)
+            check_same_grid(student, detector)
+        return FittedModel(detector, tuple(account))
+
+    def example_batch(self) -> ImagesWithBoxes:
+        """One training image."""
+        return self._feed.example()
+
+    def preview(self) -> Preview:
+        """The first training batch, as models see it but for its normalisation, with its boxes counted."""
+        batch = next(self.train_batches(0))
+        captions = [f"{len(target)} box{'es' if len(target) != 1 else ''}" for target in batch.targets]
+        return Preview(to_bytes(batch.images, self._listing.normalization), tuple(captions))
+
+    def train_batches(self, first_step: int) -> Iterator[ImagesWithBoxes]:
+        """Augmented micro-batches of this rank."""
+        return self._feed.micro_batches(
+            first_step, rank=self._ranks.rank, ranks=self._ranks.world, accumulate=self._train.accumulate
+        )
+
+    def losses(self, student: nn.Module, teacher: FrozenTeacher | None, batch: ImagesWithBoxes) -> Losses:
+        """The architecture's own losses; with a teacher, the distance of its final outputs on the very same pixels."""
+        found: DetectorOutput = student(batch.images, batch.sizes, batch.targets)
+        if teacher is None:
+            return Losses(found.losses, {})
+        # A teacher with a box head looks at the regions that its student looked at.
+        said: DetectorOutput = teacher(batch.images, batch.sizes, None, found.heads.get("proposals"), False)
+        return Losses(found.losses, self._distances(found.heads, said.heads, batch.step))
+
+    def evaluate(self, model: nn.Module, *, with_predictions: bool = False) -> Evaluation:
+        """COCO's twelve numbers on the evaluation set, and a table of categories."""
+        listing = self._listing.evaluation
+        scorer = CocoScorer(self._ground_truth, listing.category_ids, listing.image_ids)
+        for batch in detection_evaluation_batches(
+            listing,
+            self._listing.normalization,
+            transform=self._transform,
+            device=self._device,
+            batch_size=_EVALUATION_BATCH,
+            workers=self._workers,
+            rank=self._ranks.rank,
+            ranks=self._ranks.world,
+            timeout_s=self._recipe.data.worker_timeout_s,
+            channels_last=self._train.channels_last,
+        ):
+            found: list[Detections] = model(batch.images, batch.sizes).detections
+            scorer.add(batch.ids, found, batch.scales)
+        scorer.merge(self._ranks)
+        result = self._ranks.on_main(partial(scorer.result, self._recipe.eval.backend))
+        files = {"results": scorer.write_results} if with_predictions else {}
+        return Evaluation(
+            result.numbers,
+            {"classes": result.classes},
+            account=(f"scored by {result.backend}", *result.account),
+            files=files,
+            pictures=partial(self._draw, model) if with_predictions else None,
+        )
+
+    def _draw(self, model: nn.Module, folder: Path, count: int) -> list[Path]:
+        """Pictures of the first evaluation images, with what was found and what is there."""
+        listing = self._listing.evaluation
+        chosen = listing.select(torch.arange(min(count, len(listing))))
+        normalization = self._listing.normalization
+        paths = []
+        batches = detection_evaluation_batches(
+            chosen, normalization, transform=self._transform, device=self._device, batch_size=1, workers=0
+        )
+        for index, batch in enumerate(batches):
+            with torch.inference_mode():
+                (found,) = model(batch.images, batch.sizes).detections
+            height, width = batch.sizes[0]
+            image = to_bytes(batch.images[0, :, :height, :width], normalization)
+            truth, name = batch.targets[0], chosen.examples.name(index)
+            path = folder / f"{index + 1:03d}_{Path(name).stem}.png"  # several folders may have images of one name
+            draw_boxes(
+                [image],
+                [found],
+                [(truth.boxes, truth.labels)],
+                [name],
+                path,
+                classes=self.classes,
+                title=self._recipe.name,
+            )
+            paths.append(path)
+        return paths
+
+    def _distances(self, student: dict[str, Any], teacher: dict[str, Any], step: int) -> dict[str, torch.Tensor]:
+        """The distillation's parts, each with the recipe's weight; those of weight 0 are left out."""
+        section = self._recipe.distill
+        if "objectness" in student:
+            total_steps = self._train.total_steps(self.steps_per_epoch)
+            temperature = temperature_at(section, step, self.steps_per_epoch, total_steps)
+            parts = proposal_distillation(student, teacher, temperature=temperature)
+        else:
+            parts = dense_distillation(
+                student["class_logits"], teacher["class_logits"], student["box_deltas"], teacher["box_deltas"]
+            )
+        weights = {
+            "class": section.class_weight,
+            "box": section.box_weight,
+            "objectness": section.objectness_weight,
+            "rpn_box": section.rpn_box_weight,
+        }
+        return {name: weights[name] * value for name, value in parts.items() if weights[name] > 0}
+
+    @cached_property
+    def _feed(self) -> DetectionFeed:
+        return DetectionFeed(
+            self._listing.train,
+            self._listing.normalization,
+            batch_size=self._train.batch_size,
+            transform=self._transform,
+            seed=self._seed,
+            device=self._device,
+            workers=self._workers,
+            timeout_s=self._recipe.data.worker_timeout_s,
+            channels_last=self._train.channels_last,
+        )
+
+    @property
+    def _workers(self) -> int:
+        return default_workers() if self._recipe.data.workers is None else self._recipe.data.workers
+
+    @cached_property
+    def _ground_truth(self) -> dict[str, Any]:
+        return self._listing.evaluation.ground_truth()
+
+    def _build(self, name: str, anchor_scale: float) -> Detector:
+        section = self._recipe.detector
+        return build_detector(
+            name,
+            len(self.classes),
+            frozen_norm=section.frozen_norm,
+            anchor_scale=anchor_scale,
+            max_detections=section.max_detections,
+        )
+
+    def _how_labels_differ(self, theirs: list[str]) -> str:
+        if len(theirs) != len(self.classes):
+            return f"it finds {len(theirs)} categories, the data has {len(self.classes)}"
+        place, pair = next(
+            (place, pair) for place, pair in enumerate(zip(theirs, self.classes, strict=True)) if len(set(pair)) > 1
+        )
+        return f"its label map differs from the data's: number {place + 1} is '{pair[0]}', in the data '{pair[1]}'"
+
+
+def _categories_in(detector: Detector, weights: Weights) -> int | None:
+    """How many categories weights tell apart, by the last of their layers; None if they are not of this family."""
+    state = fit(detector, weights.state).state
+    if isinstance(detector, RetinaNet):
+        scores = state.get("head.classification_head.cls_logits.bias")
+        return None if scores is None else len(scores) // detector.anchor_generator.num_anchors_per_location()[0]
+    scores = state.get("roi_heads.box_predictor.cls_score.bias")
+    return None if scores is None else len(scores) - 1

@@ -1,0 +1,245 @@
+"""Diffusion: the denoising error, and the teacher's prediction beside it at the same noised image."""
+
+from collections.abc import Iterator
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from w2skd.data.batch import LabelledImages
+from w2skd.data.feeds import ImageFeeds
+from w2skd.data.normalize import to_bytes
+from w2skd.errors import CheckpointError
+from w2skd.method.losses import weighted_squared_error
+from w2skd.method.teacher import FrozenTeacher
+from w2skd.platform.ranks import Ranks
+from w2skd.recipe.names import METRICS
+from w2skd.recipe.schema import TrainSection
+from w2skd.tasks.base import Evaluation, FittedModel, Losses, Metric, Preview, Role
+from w2skd.tasks.diffusion.batch import ImagesToNoise
+from w2skd.tasks.diffusion.from_diffusers import build_from_folder
+from w2skd.tasks.diffusion.noise_schedule import Converted, NoiseSchedule
+from w2skd.tasks.diffusion.recipe import DiffusionRecipe, TimestepWeighting
+from w2skd.tasks.diffusion.sample_pictures import draw_samples, write_samples
+from w2skd.tasks.diffusion.sampling import generate
+from w2skd.tasks.diffusion.sample_scoring import SampleScoring
+from w2skd.tasks.diffusion.starting_noise import starting_noise
+from w2skd.tasks.diffusion.unet import DenoisingUNet, build_unet
+from w2skd.training.checkpoint import Weights, load_into
+
+_FOLDER = "diffusers:"
+"""What the names of networks begin with whose architecture a folder tells."""
+
+_MUST_AGREE = {
+    "timesteps": "another diffusion.timesteps",
+    "beta_schedule": "another diffusion.beta_schedule",
+    "image_size": "another data.image_size",
+    "classes": "other classes (diffusion.class_conditional)",
+}
+"""In what details a network's training must have been the recipe's, and how to say that it was not."""
+
+_SHOWN = 64
+"""Samples in the picture that every validation leaves."""
+
+
+class DiffusionTask:
+    """See `w2skd.tasks.base.Task`.
+
+    Noise and timesteps are drawn from torch's generators, which the engine seeds anew for every micro-batch.
+
+    Args:
+        recipe: the experiment.
+        train: the section of this arm (the teacher's differs from the student's).
+        seed: of data order and augmentation.
+        device: where batches live.
+        ranks: this process among its peers.
+
+    Raises:
+        DataError: the images are missing or contradictory.
+        CheckpointError: the weights of the network that samples are compared with are missing or wrong.
+    """
+
+    def __init__(self, recipe: DiffusionRecipe, *, train: TrainSection, seed: int, device: torch.device, ranks: Ranks):
+        self.metric = Metric(recipe.report.metric, METRICS[recipe.task][recipe.report.metric].higher_is_better)
+        self._recipe = recipe
+        self._train = train
+        self._device = device
+        self._ranks = ranks
+        self._feeds = ImageFeeds(
+            recipe.data.images(),
+            batch_size=train.batch_size,
+            seed=seed,
+            device=device,
+            channels_last=train.channels_last,
+            run_steps=train.total_steps,
+        )
+        self._schedule = NoiseSchedule(recipe.diffusion, device)
+        self._scoring = SampleScoring(recipe, self._feeds, device=device, ranks=ranks)
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per pass over the training set."""
+        return self._feeds.train.steps_per_epoch
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that the networks are told; none where they are told nothing."""
+        return self._feeds.train_listing.classes if self._recipe.diffusion.class_conditional else ()
+
+    def describe_data(self) -> dict[str, Any]:
+        """What the examples are and how samples are compared with them, for the run's records."""
+        return {
+            "data_fingerprint": self._feeds.fingerprint(),
+            "train_examples": len(self._feeds.train_listing),
+            "eval_examples": len(self._feeds.evaluation_listing),
+            "feed": self._feeds.kind,
+            "scoring": self._scoring.describe(),
+            "data_account": list(self._scoring.account),
+        }
+
+    def describe_model(self) -> dict[str, Any]:
+        """What its prediction is of: the process, the quantity, the size of the images, and the classes if any."""
+        return {
+            **self._recipe.diffusion.model_dump(include={"timesteps", "beta_schedule", "prediction"}),
+            "image_size": self._feeds.size_px,
+            "classes": list(self.classes),
+        }
+
+    def preview(self) -> Preview:
+        """The first training batch, without noise."""
+        batch = next(self._feeds.train_batches(0, **self._share))
+        captions = tuple(self._feeds.train_listing.classes[label] for label in batch.labels.tolist())
+        return Preview(to_bytes(batch.images, self._feeds.normalization), captions)
+
+    def build_model(self, role: Role) -> DenoisingUNet:
+        """The recipe's U-Net of that role, freshly initialised.
+
+        Raises:
+            RecipeError: it does not take images of the data's size, or its folder is not one of diffusers'.
+        """
+        name, size_px, classes = self._recipe.model_of(role), self._feeds.size_px, len(self.classes) or None
+        if name.startswith(_FOLDER):
+            return build_from_folder(Path(name.removeprefix(_FOLDER)), size_px=size_px, classes=classes)
+        return build_unet(name, size_px=size_px, classes=classes)
+
+    def fit_model(self, role: Role, weights: Weights) -> FittedModel:
+        """The recipe's U-Net of that role with these weights, answering in the recipe's terms.
+
+        A network that predicts the other quantity is converted, exactly.
+
+        Raises:
+            CheckpointError: the weights are another architecture's, or were trained on another noising process, size
+                of images, or other classes.
+        """
+        name, model = self._recipe.model_of(role), self.build_model(role)
+        ours = self.describe_model()
+        # Weights of another number of classes do not fit, nor does a folder's network take images of another size.
+        implied = ["classes"] * (not ours["classes"]) + ["image_size"] * name.startswith(_FOLDER)
+        theirs = {**{key: ours[key] for key in implied}, **weights.details}
+        if weights.recipe is None or weights.recipe.task == self._recipe.task:
+            for key, what in _MUST_AGREE.items():
+                if key in theirs and theirs[key] != ours[key]:
+                    here, there = _difference(ours[key], theirs[key])
+                    raise CheckpointError(f"{weights.path}: was trained with {what}: {there}, not {here}")
+        load_into(model, weights, expected=name)
+        account = []
+        if untold := [key for key in ours if key not in theirs]:
+            source = theirs.get("source", weights.path.name)
+            account.append(f"{source} does not tell its {', '.join(untold)}: taken to be the recipe's")
+        prediction = theirs.get("prediction", self._schedule.prediction)
+        if prediction == self._schedule.prediction:
+            return FittedModel(model, tuple(account))
+        account.append(f"its prediction, {prediction}, is converted to {self._schedule.prediction}")
+        if prediction == "epsilon":
+            largest = self._schedule.alpha_bars[-1].item() ** -0.5
+            account[-1] += f", which multiplies its errors by up to {largest:,.0f} where there is most noise"
+            if role is Role.TEACHER and self._recipe.distill.timestep_weighting == "uniform":
+                account[-1] += ": distill.timestep_weighting=min_snr gives these the less weight"
+        return FittedModel(Converted(model, self._schedule), tuple(account))
+
+    def example_batch(self) -> ImagesToNoise:
+        """One training image."""
+        return self._to_noise(self._feeds.train.example())
+
+    def train_batches(self, first_step: int) -> Iterator[ImagesToNoise]:
+        """Augmented micro-batches of this rank."""
+        return map(self._to_noise, self._feeds.train_batches(first_step, **self._share))
+
+    def losses(self, student: nn.Module, teacher: FrozenTeacher | None, batch: ImagesToNoise) -> Losses:
+        """Squared error of the prediction; with a teacher, its distance from the teacher's at the very same input."""
+        schedule = self._schedule
+        timesteps = torch.randint(schedule.timesteps, (len(batch),), device=self._device)
+        noise = torch.randn_like(batch.images)
+        noisy = schedule.add_noise(batch.images, noise, timesteps)
+        predicted = student(noisy, timesteps, batch.labels).float()
+
+        def distance(target: Tensor, weighting: TimestepWeighting) -> Tensor:
+            return weighted_squared_error(predicted, target, schedule.weights(timesteps, weighting))
+
+        task = {"mse": distance(schedule.target(batch.images, noise, timesteps), self._recipe.loss.timestep_weighting)}
+        if teacher is None:
+            return Losses(task, {})
+        said = teacher(noisy, timesteps, batch.labels).float()
+        return Losses(task, {"mse": distance(said, self._recipe.distill.timestep_weighting)})
+
+    def evaluate(self, model: nn.Module, *, with_predictions: bool = False) -> Evaluation:
+        """FID and KID of generated images; the same starting noise for every model."""
+        scorer, scoring = self._scoring.scorer(), self._scoring
+        wanted = self._recipe.fid.samples if with_predictions else _SHOWN
+        kept = [torch.empty(0, 3, self._feeds.size_px, self._feeds.size_px, dtype=torch.uint8)]
+        for ids in self._sample_ids():
+            pixels, finite = self._generate(model, ids)
+            scorer.add(ids, pixels, finite)
+            kept.append(pixels[ids < wanted])
+        scorer.merge(self._ranks)
+        samples = torch.cat(self._ranks.gather(torch.cat(kept)))
+        result = self._ranks.on_main(scorer.result)
+        return Evaluation(
+            {"fid": result.fid, "kid": result.kid},
+            account=tuple(dict.fromkeys([scoring.told, *scoring.account, *scoring.notes, *result.account])),
+            files={"samples": partial(write_samples, samples)} if with_predictions else {},
+            pictures=partial(self._draw, samples) if with_predictions else None,
+            snapshot=partial(self._draw_grid, samples[:_SHOWN]),
+        )
+
+    def _sample_ids(self) -> Iterator[Tensor]:
+        """This rank's samples, int64, batch by batch."""
+        count, ranks = self._recipe.fid.samples, self._ranks
+        own = torch.arange(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
+        return (ids for ids in torch.split(own, self._recipe.sampler.batch_size) if len(ids))
+
+    def _generate(self, model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples as uint8 [n, 3, S, S] on the CPU, and which of them are finite, bool [n]; the classes take turns."""
+        sampler = self._recipe.sampler
+        noise = starting_noise(sampler.seed, ids, self._feeds.size_px).to(self._device)
+        labels = (ids % len(self.classes)).to(self._device) if self.classes else None
+        images = generate(model, noise, schedule=self._schedule, sampler=sampler, labels=labels)
+        finite = images.isfinite().flatten(1).all(1).cpu()
+        return to_bytes(images.nan_to_num(), self._feeds.normalization), finite
+
+    def _draw(self, samples: Tensor, folder: Path, count: int) -> list[Path]:
+        path = folder / "samples.png"
+        self._draw_grid(samples[:count], path)
+        return [path]
+
+    def _draw_grid(self, samples: Tensor, path: Path) -> None:
+        draw_samples(samples, path, title=f"{self._recipe.name}: generated images")
+
+    def _to_noise(self, batch: LabelledImages) -> ImagesToNoise:
+        return ImagesToNoise(batch.images, batch.labels if self.classes else None, batch.ids)
+
+    @property
+    def _share(self) -> dict[str, int]:
+        return {"rank": self._ranks.rank, "ranks": self._ranks.world, "accumulate": self._train.accumulate}
+
+
+def _difference(ours: Any, theirs: Any) -> tuple[str, str]:
+    """Two unequal values in words; lists of classes by how many they are, else by the first that differs."""
+    if not (isinstance(ours, list) and isinstance(theirs, list)):
+        return str(ours), str(theirs)
+    if len(ours) != len(theirs):
+        return str(len(ours) or "none"), str(len(theirs) or "none")
+    number = next(place for place, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+    return repr(ours[number]), f"number {number} is {theirs[number]!r}"
