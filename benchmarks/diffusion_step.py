@@ -22,7 +22,7 @@ from w2skd.tasks.base import Role
 from w2skd.tasks.diffusion.batch import ImagesToNoise
 from w2skd.tasks.diffusion.recipe import DiffusionRecipe
 from w2skd.tasks.diffusion.task import DiffusionTask
-from w2skd.training.checkpoint import save_model
+from w2skd.weights.load import save_model
 
 BATCHES = 4
 CLASSES = 10

@@ -18,7 +18,7 @@ from timing.training import CPU, Premade, SteppedEngine, recipe, student, task
 from torch.nn import functional
 
 from w2skd.data.counter import seed_from
-from w2skd.method.schedule import lr_factor
+from w2skd.method.teacher import autocast
 from w2skd.platform.device import seed_generators
 from w2skd.platform.ranks import Ranks
 from w2skd.tasks.base import Losses
@@ -26,8 +26,8 @@ from w2skd.tasks.classification.task import ClassificationTask
 from w2skd.training.clock import Clock
 from w2skd.training.engine import Engine, named, weigh
 from w2skd.training.finite import FiniteGuard, take_step
+from w2skd.training.learning_rate import lr_factor
 from w2skd.training.optimizer import build_optimizer
-from w2skd.training.precision import autocast
 from w2skd.training.window import Window
 
 

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import torch
+from known import load_recipe
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from w2skd.method.schedule import DistillSchedule
-from w2skd.recipe.load import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

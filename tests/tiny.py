@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from known import read_run
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from w2skd.cli.main import app
 from w2skd.records.rows import EvalRow, EventRow, Row, StepRow
-from w2skd.records.rundir import read_run
 from w2skd.training.engine import Engine
 
 RECIPE = """\

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 import yaml
+from known import validate_recipe
 
 from w2skd.data.shapes import CLASSES
 from w2skd.models.catalog import build_classifier
-from w2skd.recipe.load import validate_recipe, with_overrides
+from w2skd.recipe.load import with_overrides
 from w2skd.tasks.diffusion.recipe import DiffusionRecipe
-from w2skd.training.checkpoint import save_model
+from w2skd.weights.load import save_model
 
 RECIPE = """\
 name: noise

@@ -3,11 +3,9 @@
 from collections.abc import Callable
 
 import pytest
+from known import load_recipe
 
 from w2skd.errors import RecipeError
-from w2skd.recipe.load import (
-    load_recipe,
-)
 
 Write = Callable[..., str]
 

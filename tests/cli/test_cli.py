@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from known import load_recipe
 from PIL import Image
 from tiny import contents, done, refused, w2skd
 
 from w2skd import __version__, cli
-from w2skd.recipe.load import load_recipe, shipped_recipes
+from w2skd.recipe.load import shipped_recipes
 from w2skd.tasks.classification.task import ClassificationTask
 
 COMMANDS = ("train-teacher", "distill", "evaluate", "speedup-report", "compare", "recipes")

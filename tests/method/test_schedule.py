@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 
-from w2skd.method.schedule import DistillSchedule, Phase, SwitchedOff, lr_factor, temperature_at
+from w2skd.method.schedule import DistillSchedule, Phase, SwitchedOff
 from w2skd.recipe.duration import Duration
 from w2skd.recipe.schema import (
     ConstantSection,
@@ -18,6 +18,7 @@ from w2skd.recipe.schema import (
     SoftenedDistillSection,
     SwitchSection,
 )
+from w2skd.training.learning_rate import lr_factor
 
 
 def schedule(**changes):
@@ -149,8 +150,8 @@ def test_the_recipe_gives_its_spans_in_three_units():
 def test_the_temperature_goes_linearly_to_the_end_of_the_decay():
     spans = {"warmup": Duration(2, "step"), "hold": Duration(2, "step"), "decay": Duration(4, "step")}
     section = SoftenedDistillSection(temperature=4.0, final_temperature=2.0, **spans)
-    assert [temperature_at(section, step, 10, 100) for step in (0, 4, 8, 50)] == [4.0, 3.0, 2.0, 2.0]
-    assert temperature_at(SoftenedDistillSection(temperature=4.0, **spans), 6, 10, 100) == 4.0
+    assert [section.temperature_at(step, 10, 100) for step in (0, 4, 8, 50)] == [4.0, 3.0, 2.0, 2.0]
+    assert SoftenedDistillSection(temperature=4.0, **spans).temperature_at(6, 10, 100) == 4.0
 
 
 def torch_factors(make, total_steps):

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from w2skd.errors import RecipeError
+from w2skd.models import names
 from w2skd.models.catalog import CLASSIFIERS, ELSEWHERE, build_classifier
 from w2skd.models.measure import count_parameters
-from w2skd.recipe import names
 
 
 def test_recipes_know_the_catalogs_names():

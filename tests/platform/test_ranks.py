@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from known import read_run, validate_recipe
 from processes import Outcome, run_ranks, values
 from torch import nn
 
@@ -21,16 +22,16 @@ from w2skd.errors import DataError, OutputError, Stopped, UsageError
 from w2skd.models import catalog
 from w2skd.models.small_cnn import SmallCnn
 from w2skd.platform.ranks import Ranks, process_group
-from w2skd.recipe.load import validate_recipe
+from w2skd.recipe.arms import Arm
 from w2skd.recipe.schema import Recipe
 from w2skd.records.rows import EvalRow, EventRow, Row, StepRow
-from w2skd.records.rundir import Arm, RunDir, read_run, run_path
+from w2skd.records.rundir import RunDir, run_path
 from w2skd.runs import arm
 from w2skd.runs.arm import train_arm
 from w2skd.runs.options import RunOptions
 from w2skd.runs.score import score_checkpoint
 from w2skd.tasks.classification.task import ClassificationTask
-from w2skd.training.checkpoint import load_weights
+from w2skd.weights.load import load_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 12

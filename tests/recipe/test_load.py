@@ -3,15 +3,11 @@
 from pathlib import Path
 
 import pytest
+from known import load_recipe
 from told import Write
 
 from w2skd.errors import RecipeError
-from w2skd.recipe.load import (
-    find_recipe,
-    load_recipe,
-    shipped_recipes,
-    with_overrides,
-)
+from w2skd.recipe.load import find_recipe, shipped_recipes, with_overrides
 from w2skd.recipe.schema import AdamWSection, SgdSection
 
 NOWHERE = "no such file, and no shipped recipe of that name"

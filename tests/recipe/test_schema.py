@@ -2,10 +2,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from known import load_recipe
 from pydantic import ValidationError
 
 from w2skd.recipe.duration import Duration
-from w2skd.recipe.load import load_recipe
 from w2skd.recipe.schema import AdamWSection, EmaSection, MultiStepSection, SgdSection, TrainSection, overlay
 from w2skd.tasks.classification.recipe import ClassificationData, ClassificationRecipe, NormalizationSection
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from known import load_recipe, validate_recipe
 
 from w2skd.recipe.flat import flatten
-from w2skd.recipe.load import dump_recipe, load_recipe, shipped_recipes, validate_recipe
+from w2skd.recipe.load import dump_recipe, shipped_recipes
 from w2skd.recipe.yaml_text import parse_yaml
 from w2skd.tasks.classification.recipe import ClassificationRecipe
 from w2skd.tasks.detection.recipe import DetectionRecipe

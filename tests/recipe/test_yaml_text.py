@@ -6,15 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from known import load_recipe, validate_recipe
 from told import Write, problems
 
 from w2skd.errors import RecipeError
-from w2skd.recipe.load import (
-    dump_recipe,
-    load_recipe,
-    parse_yaml,
-    validate_recipe,
-)
+from w2skd.recipe.load import dump_recipe, parse_yaml
 from w2skd.recipe.schema import SgdSection
 
 

@@ -4,12 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from known import load_recipe, read_run
 
 from w2skd.errors import CheckpointError, OutputError, RunDirError, UsageError
-from w2skd.recipe.load import load_recipe, with_overrides
+from w2skd.recipe.load import with_overrides
 from w2skd.recipe.schema import Recipe
 from w2skd.records.rows import EvalRow, EventRow, Row, encode
-from w2skd.records.rundir import RunDir, find_runs, find_teacher, read_recipe, read_run, run_path
+from w2skd.records.rundir import RunDir, find_runs, find_teacher, read_recipe, run_path
 
 ROWS: list[Row] = [
     EventRow(0, "teacher", {"metrics": {"top1": 0.6}}),

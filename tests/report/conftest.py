@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from known import load_recipe
 from synthetic_runs import RECIPE, MakeRun, epoch_rows, forward_flops
 
-from w2skd.recipe.load import dump_recipe, load_recipe
+from w2skd.recipe.load import dump_recipe
 from w2skd.records.rows import EventRow, Row, encode
 
 

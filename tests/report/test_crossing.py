@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 
 import pytest
+from known import read_run
 from synthetic_runs import BATCH_SIZE, STUDENT_FLOPS, TEACHER_FLOPS, MakeRun
 
 from w2skd.records.rows import EvalRow, EventRow, Row, StepRow
-from w2skd.records.rundir import read_run
 from w2skd.report.crossing import (
     Position,
     SwitchOff,

@@ -6,11 +6,11 @@ import struct
 from pathlib import Path
 
 import pytest
+from known import read_run
 from rich.console import Console, RenderableType
 from synthetic_runs import GENERATED, MakeRun, two_arms_of_generated_images
 
 from w2skd.errors import OutputError
-from w2skd.records.rundir import read_run
 from w2skd.report import curves, units
 from w2skd.report.crossing import Position
 from w2skd.report.render import as_json, as_markdown, as_terminal, draw_curves, summary_as_terminal, write_report

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from known import read_run
 from synthetic_runs import FID_FAST, FID_SLOW, GENERATED, SCORING, MakeRun, two_arms, two_arms_of_generated_images
 
 from w2skd.errors import RunDirError
 from w2skd.recipe.threshold import Threshold
-from w2skd.records.rundir import read_run
 from w2skd.report.publish import publish
 from w2skd.report.render import as_json, as_markdown
 from w2skd.report.scoring import difference, in_one_line

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from known import read_run
 from synthetic_runs import FAST, MakeRun, two_arms
 
 from w2skd.recipe.threshold import Threshold
 from w2skd.records.rows import EventRow
-from w2skd.records.rundir import read_run
 from w2skd.report.experiment import read_experiment, teacher_is_ours
 from w2skd.report.summary import crossing_summary, teacher_gaps
 

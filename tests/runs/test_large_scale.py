@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from known import load_recipe
 from PIL import Image
 from tiny import RECIPE, assert_same_course, done, events, recipe_file, refused, run_in, stopped_at
 
 from w2skd.models.catalog import build_classifier
 from w2skd.models.plugin import forget_plugins
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.load import load_recipe
 from w2skd.runs.options import RunOptions
 from w2skd.runs.setup import set_up
-from w2skd.training.checkpoint import load_weights
 from w2skd.weights.imagenet import imagenet_ids
+from w2skd.weights.load import load_weights
 
 FISH, DOG = imagenet_ids()[0], imagenet_ids()[217]
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from known import validate_recipe
 from PIL import Image
 from tiny import (
     Crash,
@@ -29,7 +30,7 @@ from tiny import (
 )
 
 from w2skd.data import shapes
-from w2skd.recipe.load import validate_recipe, with_overrides
+from w2skd.recipe.load import with_overrides
 from w2skd.records.rows import decode
 from w2skd.runs import arm as arm_module
 from w2skd.runs import resume

@@ -10,16 +10,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny import contents, done, evaluations, refused, weights
+from w2skd.recipe.names import EVALUATION_LEAVES
 
 from w2skd.data import shapes
 from w2skd.models.small_cnn import SmallCnn
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.names import EVALUATION_LEAVES
 from w2skd.runs.score import score_checkpoint
 from w2skd.tasks.base import Evaluation
 from w2skd.tasks.classification.task import ClassificationTask
 from w2skd.tasks.diffusion.sample_pictures import write_samples
-from w2skd.training.checkpoint import Weights, load_checkpoint, load_weights
+from w2skd.training.checkpoint import load_checkpoint
+from w2skd.weights.load import Weights, load_weights
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from known import load_recipe
 from tiny import (
     assert_same_course,
     assert_same_weights,
@@ -28,13 +29,13 @@ from w2skd.data import shapes
 from w2skd.method.teacher import FrozenTeacher, state_fingerprint
 from w2skd.models.catalog import build_classifier
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.load import load_recipe
 from w2skd.records.rows import EventRow, Row
 from w2skd.records.rundir import RunDir
 from w2skd.runs.options import RunOptions
 from w2skd.runs.setup import set_up
 from w2skd.tasks.classification.task import ClassificationTask
-from w2skd.training.checkpoint import load_checkpoint, load_weights, save_model
+from w2skd.training.checkpoint import load_checkpoint
+from w2skd.weights.load import load_weights, save_model
 
 
 def test_both_arms_of_a_seed_begin_alike(recipe: Path, out: Path) -> None:

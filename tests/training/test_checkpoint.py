@@ -7,26 +7,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from known import validate_recipe
 from safetensors.torch import save_file
 from tiny import RECIPE, assert_same_weights, largest_file
 from torch import nn
 
 from w2skd.errors import CheckpointError, OutputError
 from w2skd.models.catalog import build_classifier
-from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import EmaSection
-from w2skd.training.checkpoint import (
-    Weights,
-    load_checkpoint,
-    load_into,
-    load_last_checkpoint,
-    load_weights,
-    number_of_classes,
-    rewind_to,
-    save_checkpoint,
-    save_model,
-)
+from w2skd.training.checkpoint import load_checkpoint, load_last_checkpoint, rewind_to, save_checkpoint
 from w2skd.training.optimizer import build_average
+from w2skd.weights.load import Weights, load_into, load_weights, number_of_classes, save_model
 
 RECIPE_VALUES = yaml.safe_load(RECIPE)
 

@@ -2,7 +2,8 @@ import time
 
 import pytest
 
-from w2skd.training.clock import SEGMENTS, TRAINING_SEGMENTS, Clock, training_seconds
+from w2skd.records.rows import SEGMENTS, TRAINING_SEGMENTS, training_seconds
+from w2skd.training.clock import Clock
 
 
 class Time:

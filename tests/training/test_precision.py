@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from w2skd.method.teacher import autocast
 from w2skd.training import precision as module
-from w2skd.training.precision import HIGHEST_SCALE, LossScale, autocast
+from w2skd.training.precision import HIGHEST_SCALE, LossScale
 
 CPU = torch.device("cpu")
 GOOD, BAD = torch.tensor(0.0), torch.tensor(1.0)

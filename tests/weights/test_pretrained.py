@@ -23,8 +23,8 @@ from torchvision.transforms._presets import ImageClassification
 
 from w2skd.errors import CheckpointError, RecipeError
 from w2skd.models.catalog import build_classifier
-from w2skd.training.checkpoint import Weights, load_into
 from w2skd.weights.imagenet import imagenet_ids
+from w2skd.weights.load import Weights, load_into
 from w2skd.weights.pretrained import assume_imagenet, load_folder, load_pretrained, open_weights
 
 MODEL = "torchvision:squeezenet1_1"

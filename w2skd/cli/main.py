@@ -19,10 +19,11 @@ from rich.text import Text
 from w2skd import __version__
 from w2skd.errors import CheckpointError, DeviceError, TargetNotReached, UsageError, UserError, suggest
 from w2skd.platform.files import writing
+from w2skd.recipe.arms import Arm
 from w2skd.recipe.load import dump_recipe, find_recipe, load_recipe, shipped_recipes
 from w2skd.recipe.schema import LARGEST_SEED, Recipe, published_weights
 from w2skd.records.rows import without_nan
-from w2skd.records.rundir import Arm, find_teacher
+from w2skd.records.rundir import find_teacher
 from w2skd.runs.options import RunOptions
 
 if TYPE_CHECKING:

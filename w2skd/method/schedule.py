@@ -1,4 +1,4 @@
-"""lambda(t) and the switch that ends distillation for good; the learning-rate curve.
+"""lambda(t) and the switch that ends distillation for good.
 
 All of it is arithmetic on step numbers, without torch, so that it serves any training loop:
 
@@ -10,21 +10,9 @@ All of it is arithmetic on step numbers, without torch, so that it serves any tr
     schedule.observe(step + 1, accuracy)        # after a validation
 """
 
-import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Literal
-
-from w2skd.recipe.duration import Duration
-from w2skd.recipe.schema import (
-    ConstantSection,
-    CosineSection,
-    DistillSection,
-    LrScheduleSection,
-    MultiStepSection,
-    OneCycleSection,
-    SoftenedDistillSection,
-)
 
 
 class Phase(StrEnum):
@@ -99,28 +87,6 @@ class DistillSchedule:
         self.switched_off: SwitchedOff | None = None
         self._better_in_a_row = 0
 
-    @classmethod
-    def from_section(
-        cls,
-        section: DistillSection,
-        *,
-        steps_per_epoch: int,
-        total_steps: int,
-        higher_is_better: bool,
-        teacher_value: float | None = None,
-    ) -> "DistillSchedule":
-        """Build the schedule that a recipe describes, for a run of `total_steps` optimizer steps."""
-        return cls(
-            weight=section.weight,
-            warmup_steps=section.warmup.steps(steps_per_epoch, total_steps),
-            hold_steps=section.hold.steps(steps_per_epoch, total_steps),
-            decay_steps=section.decay.steps(steps_per_epoch, total_steps),
-            higher_is_better=higher_is_better,
-            teacher_value=teacher_value,
-            margin=section.switch.margin,
-            patience=section.switch.patience,
-        )
-
     @property
     def end_step(self) -> int:
         """The first 0-based step at which the schedule itself is over."""
@@ -188,47 +154,3 @@ class DistillSchedule:
     def _switch_off(self, event: SwitchedOff) -> SwitchedOff:
         self.switched_off = event
         return event
-
-
-def temperature_at(section: SoftenedDistillSection, step: int, steps_per_epoch: int, total_steps: int) -> float:
-    """Temperature of the 0-based step: linear from `temperature` to `final_temperature` at the end of the decay."""
-    if section.final_temperature is None:
-        return section.temperature
-    spans = (section.warmup, section.hold, section.decay)
-    end_step = sum(span.steps(steps_per_epoch, total_steps) for span in spans)
-    progress = min(1.0, step / end_step) if end_step else 1.0
-    return section.temperature + (section.final_temperature - section.temperature) * progress
-
-
-def lr_factor(section: LrScheduleSection, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
-    """What the recipe's learning rate is multiplied by at the 0-based step, in [0, 1].
-
-    A linear warm-up gives step `s` the share ``(s + 1) / warmup_steps``. Past the end of the run the factor stays.
-    """
-
-    def in_steps(duration: Duration) -> int:
-        return duration.steps(steps_per_epoch, total_steps)
-
-    warmup_steps = in_steps(section.warmup)
-    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    match section:
-        case ConstantSection():
-            return warmup
-        case MultiStepSection():
-            return float(warmup * section.gamma ** sum(step >= in_steps(milestone) for milestone in section.milestones))
-        case CosineSection():
-            if step < warmup_steps:
-                return warmup
-            return _half_cosine(1.0, section.final_ratio, step - warmup_steps, total_steps - warmup_steps)
-        case OneCycleSection():
-            # The peak is the warm-up's last step and the trough the run's last step, as in torch's OneCycleLR.
-            peak = max(warmup_steps - 1, 0)
-            if step < peak:
-                return _half_cosine(section.initial_ratio, 1.0, step, peak)
-            return _half_cosine(1.0, section.final_ratio, step - peak, total_steps - 1 - peak)
-
-
-def _half_cosine(start: float, end: float, step: int, steps: int) -> float:
-    """Half a cosine from `start` at step 0 to `end` at step `steps`, and `end` from there on."""
-    progress = min(1.0, step / steps) if steps > 0 else float(step > 0)
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

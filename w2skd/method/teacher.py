@@ -2,14 +2,38 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Literal, NoReturn
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from w2skd.training.clock import Clock, Segment
-from w2skd.training.precision import autocast
+Precision = Literal["fp32", "bf16", "fp16"]
+
+DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precision -> autocast's dtype; every other precision computes in float32."""
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the autocast context of forward passes in a precision; weights stay in float32."""
+    return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)
+
+
+class TeacherClock(Protocol):
+    """Counts the seconds of a teacher's calls; `w2skd.training.clock.Clock` does."""
+
+    @property
+    def current(self) -> str | None:
+        """The segment that time counts towards at the moment."""
+        ...
+
+    def segment(self, name: Literal["teacher"]) -> AbstractContextManager[None]:
+        """Count the time inside the block towards `name`."""
+        ...
+
+    def move(self, source: Any, target: Literal["teacher"], seconds: float) -> None:
+        """Reassign seconds from one segment to another."""
+        ...
 
 
 class FrozenTeacher:
@@ -35,9 +59,9 @@ class FrozenTeacher:
         model: nn.Module,
         *,
         device: torch.device | str,
-        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        precision: Precision = "fp32",
         channels_last: bool = False,
-        clock: Clock | None = None,
+        clock: TeacherClock | None = None,
     ):
         self.model = model.to(device).eval().requires_grad_(False)
         if channels_last:
@@ -47,7 +71,7 @@ class FrozenTeacher:
         self._channels_last = channels_last
         self._clock = clock
         self._submodules = list(model.modules())
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event, Segment | None]] = []
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event, str | None]] = []
 
     def __call__(self, *inputs: Any) -> Any:
         """Answer with the model's own output: tensors, alone or in dicts, lists and (named) tuples.

@@ -18,11 +18,11 @@ from w2skd.models.cifar_resnet import (
 from w2skd.models.from_timm import build_from_timm
 from w2skd.models.from_torchvision import build_from_torchvision
 from w2skd.models.image_size import require_logits, require_whole_patches
+from w2skd.models.names import unknown_classifier
 from w2skd.models.plugin import build_from_plugin
 from w2skd.models.small_cnn import small_cnn_strong, small_cnn_weak
 from w2skd.models.vit import CifarVit
 from w2skd.models.wide_resnet import wrn_16_2, wrn_28_10, wrn_40_2
-from w2skd.recipe.names import unknown_classifier
 
 CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
     "cifar_resnet8": cifar_resnet8,
@@ -39,7 +39,7 @@ CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
     "small_cnn_weak": small_cnn_weak,
     "small_cnn_strong": small_cnn_strong,
 }
-"""Name -> constructor, called with the number of classes. `w2skd.recipe.names` lists the same names."""
+"""Name -> constructor, called with the number of classes. `w2skd.models.names` lists the same names."""
 
 
 class Build(Protocol):
@@ -54,7 +54,7 @@ ELSEWHERE: dict[str, Build] = {
     "timm": build_from_timm,
     "plugin": build_from_plugin,
 }
-"""Prefix of a name -> who builds the model. `w2skd.recipe.names` lists the same prefixes."""
+"""Prefix of a name -> who builds the model. `w2skd.models.names` lists the same prefixes."""
 
 
 def build_classifier(name: str, classes: int, image_size_px: int | None = None) -> nn.Module:

@@ -10,15 +10,9 @@ from w2skd.errors import RecipeError, suggest
 from w2skd.recipe.problems import explain, show
 from w2skd.recipe.schema import OTHER_LENGTH, Recipe, TrainSection, overlay
 from w2skd.recipe.yaml_text import dump_yaml, parse_yaml
-from w2skd.tasks.classification.recipe import ClassificationRecipe
-from w2skd.tasks.detection.recipe import DetectionRecipe
-from w2skd.tasks.diffusion.recipe import DiffusionRecipe
 
-RECIPE_TYPES: dict[str, type[Recipe]] = {
-    "classification": ClassificationRecipe,
-    "detection": DetectionRecipe,
-    "diffusion": DiffusionRecipe,
-}
+RecipeTypes = Mapping[str, type[Recipe]]
+"""Value of ``task`` -> type of the recipe; `w2skd.tasks.catalog.recipe_types` returns all that are installed."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -54,7 +48,7 @@ def find_recipe(name: str) -> Path:
     raise RecipeError(f"recipe {name}: no such file, and no shipped recipe of that name{hint}")
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str], types: RecipeTypes) -> Recipe:
     """Read a recipe and lay ``a.b=c`` overrides on it; their values are read as YAML.
 
     Raises:
@@ -75,7 +69,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"recipe {path}: not a recipe, but a {_kind(values)}; expected keys with values")
     for override in overrides:
         _override(values, override)
-    return validate_recipe(values, f"recipe {path}")
+    return validate_recipe(values, f"recipe {path}", types)
 
 
 def with_overrides(recipe: Recipe, overrides: Sequence[str], *, where: str = "--set") -> Recipe:
@@ -92,7 +86,7 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str], *, where: str = "--
     values = recipe.model_dump(mode="json")
     for override in overrides:
         _override(values, override)
-    return validate_recipe(values, where) if overrides else recipe
+    return validate_recipe(values, where, {recipe.task: type(recipe)}) if overrides else recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -100,18 +94,18 @@ def dump_recipe(recipe: Recipe) -> str:
     return dump_yaml(recipe.model_dump(mode="json"))
 
 
-def validate_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+def validate_recipe(values: Mapping[str, Any], where: str, types: RecipeTypes) -> Recipe:
     """Turn plain values, as from YAML or a checkpoint's metadata, into a recipe.
 
     Raises:
         RecipeError: with all problems, each with its dotted path and, for an unknown key, the nearest valid one.
     """
     task = values.get("task")
-    recipe_type = RECIPE_TYPES.get(task) if isinstance(task, str) else None
+    recipe_type = types.get(task) if isinstance(task, str) else None
     if recipe_type is None:
-        hint = suggest(task, RECIPE_TYPES) if isinstance(task, str) else ""
+        hint = suggest(task, types) if isinstance(task, str) else ""
         problem = f"unknown task {show(task)}{hint}" if "task" in values else "missing"
-        raise RecipeError(f"{where}: task: {problem}; known: {', '.join(RECIPE_TYPES)}")
+        raise RecipeError(f"{where}: task: {problem}; known: {', '.join(types)}")
     problems = _teacher_train_problems(values)
     try:
         recipe = recipe_type.model_validate(dict(values))

@@ -4,8 +4,9 @@ Unknown keys are refused, and nothing is converted on the way in (a quoted numbe
 task shares are here; each task adds its own in a file of its own, such as `w2skd.tasks.classification.recipe`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import (
     BaseModel,
@@ -20,7 +21,7 @@ from pydantic import (
 
 from w2skd.errors import suggest
 from w2skd.recipe.duration import Duration
-from w2skd.recipe.names import METRICS
+from w2skd.recipe.evaluation import Metric, Output
 from w2skd.recipe.threshold import Threshold
 
 LARGEST_SEED = 2**31 - 1
@@ -254,24 +255,32 @@ class SoftenedDistillSection(DistillSection):
     temperature: PositiveFloat = 2.0
     final_temperature: PositiveFloat | None = None
 
+    def temperature_at(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
+        """Return the temperature of a 0-based step, interpolated linearly over warm-up, hold and decay."""
+        if self.final_temperature is None:
+            return self.temperature
+        end_step = sum(span.steps(steps_per_epoch, total_steps) for span in (self.warmup, self.hold, self.decay))
+        progress = min(1.0, step / end_step) if end_step else 1.0
+        return self.temperature + (self.final_temperature - self.temperature) * progress
+
 
 class ReportSection(Section):
     """What the experiment is measured by.
 
     Attributes:
-        task: whose metrics there are, see `w2skd.recipe.names.METRICS`.
-        metric: the one that switch, thresholds and curves are about.
+        metrics: those that the task's evaluation yields; declared by each task.
+        metric: the one that the switch, the thresholds and the curves are about.
         thresholds: levels whose first crossing is timed.
     """
 
-    task: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]]
     metric: str
     thresholds: Annotated[tuple[Threshold, ...], Field(strict=False)] = (Threshold("teacher", "teacher", 1.0),)
 
     @field_validator("metric")
     @classmethod
     def _known(cls, name: str) -> str:
-        known = METRICS[cls.task]
+        known = [metric.name for metric in cls.metrics]
         if name not in known:
             raise ValueError(f"unknown metric {name!r}{suggest(name, known)}; known: {', '.join(known)}")
         return name
@@ -279,14 +288,51 @@ class ReportSection(Section):
     @model_validator(mode="after")
     def _check(self) -> "ReportSection":
         for threshold in self.thresholds:
-            is_share = METRICS[self.task][self.metric].is_share
-            if is_share and threshold.of == "number" and not 0 <= threshold.share <= 1:
+            if self.chosen.is_share and threshold.of == "number" and not 0 <= threshold.share <= 1:
                 raise ValueError(f"thresholds: {threshold.name} is out of reach, {self.metric} goes from 0 to 1")
         return self
 
+    @property
+    def chosen(self) -> Metric:
+        """`metric` with its direction."""
+        return next(metric for metric in self.metrics if metric.name == self.metric)
+
+
+class Place(NamedTuple):
+    """How a recipe's value points to a file or folder on this machine.
+
+    Attributes:
+        shown_as: what a publication writes in place of the folders above: ``data`` turns ``/mnt/x/cifar10`` into
+            ``data/cifar10``.
+        prefix: of the values that point somewhere, such as ``checkpoint:``; other values are names. On resume, what
+            follows the prefix may differ, since the run knows the content by its hash.
+        depth: how many last parts of the path a publication keeps.
+    """
+
+    shown_as: str
+    prefix: str = ""
+    depth: int = 1
+
 
 class Recipe(Section):
-    """An experiment. Subclasses add the task's ``data`` and ``loss`` sections."""
+    """An experiment. Each task subclasses it with its own sections and class attributes, free of torch.
+
+    Attributes:
+        outputs: option of ``w2skd evaluate`` -> the file or folder that it writes.
+        draws_pictures: whether an evaluation can draw examples (``w2skd evaluate --pictures N``).
+        places: dotted keys whose values point to a file or folder on this machine.
+        speed_only: dotted keys that may change on resume, because they change neither training nor scores.
+        scoring: sections that say how the model is scored, and not how it is trained.
+    """
+
+    outputs: ClassVar[Mapping[str, Output]] = {}
+    draws_pictures: ClassVar[bool] = False
+    places: ClassVar[Mapping[str, Place]] = {"data.root": Place("data"), "teacher.checkpoint": Place("runs", depth=2)}
+    speed_only: ClassVar[tuple[str, ...]] = (
+        *("data.root", "data.download", "data.workers", "data.worker_timeout_s"),
+        *("train.log_every", "train.checkpoint_every"),
+    )
+    scoring: ClassVar[tuple[str, ...]] = ()
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     task: str
@@ -296,6 +342,27 @@ class Recipe(Section):
     train: TrainSection
     distill: DistillSection = DistillSection()
     report: ReportSection
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that the experiment is measured by."""
+        return self.report.chosen
+
+    @classmethod
+    def task_type(cls) -> type[Any]:
+        """Import and return the `w2skd.tasks.base.Task` that trains and scores this kind of recipe."""
+        raise NotImplementedError(f"{cls.__name__} has no task")
+
+    def prepared_as(self, details: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
+        """Adapt the recipe to published weights, so that they are scored as their library scores them.
+
+        Args:
+            details: of the weights, see `w2skd.weights.pretrained`.
+
+        Returns:
+            The recipe, changed or not, and one line for each thing that a reader of the score must know.
+        """
+        return self, ()
 
     def model_of(self, role: str) -> str:
         """The name of the ``teacher``'s or the ``student``'s architecture."""

@@ -6,11 +6,24 @@ Non-finite numbers are written as ``null``, since JSON has no NaN, and read back
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
+
+Segment = Literal["train", "teacher", "data", "evaluate", "checkpoint", "compile"]
+SEGMENTS: tuple[Segment, ...] = get_args(Segment)
+"""Where a run's time goes; see `w2skd.training.clock.Clock`."""
+
+TRAINING_SEGMENTS: tuple[Segment, ...] = ("train", "teacher", "data")
+"""Segments that count as training time in a speed-up. A run without measurements pays for these too."""
 
 Seconds = dict[str, float]
-"""Cumulative seconds per segment of the clock (see `w2skd.training.clock`)."""
+"""Cumulative seconds per segment."""
+
+
+def training_seconds(clock: Mapping[str, float]) -> float:
+    """Return the seconds of a row's clock that count as training time."""
+    return sum(clock.get(name, 0.0) for name in TRAINING_SEGMENTS)
 
 
 @dataclass(frozen=True, slots=True)

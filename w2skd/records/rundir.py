@@ -20,18 +20,18 @@ from typing import IO, Any, Literal
 
 from w2skd.errors import CheckpointError, RecipeError, RunDirError, UsageError
 from w2skd.platform.files import remove_unfinished, write_atomically, write_json, writing
-from w2skd.recipe.load import dump_recipe, validate_recipe
+from w2skd.recipe.arms import STUDENT_ARMS, TEACHER, Arm
+from w2skd.recipe.load import RecipeTypes, dump_recipe, validate_recipe
 from w2skd.recipe.schema import Recipe, published_weights
 from w2skd.recipe.yaml_text import parse_yaml
 from w2skd.records.rows import EvalRow, Row, decode, encode
 
-Arm = Literal["teacher", "baseline", "w2s"]
 State = Literal["running", "finished", "stopped", "failed"]
 
 
 def run_path(experiment: Path, arm: Arm, seed: int) -> Path:
     """Where a run lives in its experiment: one teacher, one directory a seed for the other arms."""
-    return experiment / "teacher" if arm == "teacher" else experiment / arm / f"seed{seed}"
+    return experiment / TEACHER if arm == TEACHER else experiment / arm / f"seed{seed}"
 
 
 class RunDir:
@@ -160,14 +160,14 @@ class RunRecord:
     picture: str | None = None
 
 
-def read_run(path: Path) -> RunRecord:
+def read_run(path: Path, types: RecipeTypes) -> RunRecord:
     """Read a run directory, finished or not. A cut-off last line of the metrics is left out.
 
     Raises:
         RunDirError: the directory holds no run, or its records are damaged.
     """
     try:
-        recipe = read_recipe(path)
+        recipe = read_recipe(path, types)
         status = json.loads((path / "status.json").read_text())
         environment = json.loads((path / "environment.json").read_text())
         metrics = (path / "metrics.jsonl").read_bytes() if (path / "metrics.jsonl").exists() else b""
@@ -181,7 +181,7 @@ def read_run(path: Path) -> RunRecord:
         raise RunDirError(f"{path}: its records are damaged: {error}") from None
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, types: RecipeTypes) -> Recipe:
     """The resolved recipe of a run directory.
 
     Raises:
@@ -190,25 +190,25 @@ def read_recipe(path: Path) -> Recipe:
     """
     file = path / "recipe.yaml"
     values = parse_yaml(file.read_text(encoding="utf-8"), str(file))
-    return validate_recipe(values if isinstance(values, dict) else {}, str(file))
+    return validate_recipe(values if isinstance(values, dict) else {}, str(file), types)
 
 
 def find_runs(experiment: Path) -> list[Path]:
     """The run directories of an experiment in a fixed order: teacher, then each arm's seeds ascending."""
-    runs = [experiment / "teacher"] if (experiment / "teacher" / "status.json").exists() else []
-    for arm in ("baseline", "w2s"):
+    runs = [experiment / TEACHER] if (experiment / TEACHER / "status.json").exists() else []
+    for arm in STUDENT_ARMS:
         folders = [path.parent for path in (experiment / arm).glob("seed*/status.json")]
         seeds = [path for path in folders if path.name.removeprefix("seed").isdecimal()]  # and not seed0_old
         runs += sorted(seeds, key=lambda path: int(path.name.removeprefix("seed")))
     return runs
 
 
-def readable_runs(experiment: Path) -> list[RunRecord]:
+def readable_runs(experiment: Path, types: RecipeTypes) -> list[RunRecord]:
     """Those of an experiment's runs that can be read: one that is just being made, or was damaged, is left out."""
     runs = []
     for path in find_runs(experiment):
         with suppress(RunDirError):
-            runs.append(read_run(path))
+            runs.append(read_run(path, types))
     return runs
 
 
@@ -223,7 +223,7 @@ def find_teacher(recipe: Recipe, experiment: Path) -> Path:
         if not published_weights(given)[0] and not given.exists():
             raise CheckpointError(f"teacher {given}: no such checkpoint")
         return given
-    own = run_path(experiment, "teacher", 0)
+    own = run_path(experiment, TEACHER, 0)
     if (own / "model.safetensors").exists():
         return own
     raise UsageError(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from w2skd.records.rundir import Arm
+from w2skd.recipe.arms import Arm
 from w2skd.report.crossing import Position, Score, Spacing, SwitchOff
 
 SCHEMA = 1

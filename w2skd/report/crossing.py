@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from w2skd.records.rows import EvalRow, EventRow, Row, StepRow
+from w2skd.records.rows import EvalRow, EventRow, Row, StepRow, training_seconds
 from w2skd.records.rundir import RunRecord
-from w2skd.training.clock import training_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from w2skd.errors import RunDirError
-from w2skd.recipe.names import METRICS
+from w2skd.recipe.evaluation import Metric
+from w2skd.recipe.load import RecipeTypes
 from w2skd.recipe.schema import Recipe
 from w2skd.recipe.threshold import Threshold
 from w2skd.records.rundir import RunRecord, find_runs, read_run
 from w2skd.report import units
 from w2skd.report.crossing import best, events, teacher_level, validations
 from w2skd.report.scoring import difference, scoring_of
-
-ARMS: tuple[str, ...] = ("baseline", "w2s")
 
 _EXPECTED = "baseline/seed<n>/ and w2s/seed<n>/ with a status.json each"
 
@@ -47,14 +46,9 @@ class Experiment:
         return tuple(run for run in self.runs if run.arm != "teacher")
 
     @property
-    def metric(self) -> str:
-        """What thresholds are about."""
-        return self.recipe.report.metric
-
-    @property
-    def higher_is_better(self) -> bool:
-        """The metric's direction."""
-        return METRICS[self.recipe.task][self.metric].higher_is_better
+    def metric(self) -> Metric:
+        """The metric that thresholds are about."""
+        return self.recipe.metric
 
     @property
     def unit(self) -> Literal["epoch", "step"]:
@@ -85,7 +79,7 @@ def label(run: RunRecord) -> str:
     return "teacher" if run.arm == "teacher" else f"{run.arm}/seed{run.seed}"
 
 
-def read_experiment(path: Path) -> Experiment:
+def read_experiment(path: Path, types: RecipeTypes) -> Experiment:
     """Read all runs of an experiment, finished or not.
 
     Raises:
@@ -98,7 +92,7 @@ def read_experiment(path: Path) -> Experiment:
     if (path / "status.json").exists():
         above = path.resolve().parent if path.resolve().name == "teacher" else path.resolve().parent.parent
         raise RunDirError(f"{path}: a single run; give the experiment, the folder above: {above}")
-    runs = tuple(read_run(run) for run in find_runs(path))
+    runs = tuple(read_run(run, types) for run in find_runs(path))
     if any(run.arm != "teacher" for run in runs):
         found = Experiment(runs)
         _check_scored_alike(path, found.students)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from w2skd.platform.files import write_atomically, writing
 from w2skd.recipe.threshold import Threshold
+from w2skd.records.rows import SEGMENTS
 from w2skd.report import units
 from w2skd.report.contract import QUANTITIES, Report, RunReport, Spread, ThresholdReport
 from w2skd.report.crossing import SwitchOff
@@ -23,7 +24,6 @@ from w2skd.report.scoring import in_one_line
 from w2skd.report.speedup import build_report
 from w2skd.report.summary import CrossingSummary, SummaryLine
 from w2skd.report.verdict import not_reached_text
-from w2skd.training.clock import SEGMENTS
 
 _SHOW = {
     "epochs": units.epochs,

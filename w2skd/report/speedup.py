@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from w2skd.recipe.threshold import Threshold
+from w2skd.records.rows import SEGMENTS, TRAINING_SEGMENTS
 from w2skd.records.rundir import RunRecord
 from w2skd.report.contract import (
     QUANTITIES,
@@ -55,7 +56,6 @@ from w2skd.report.experiment import (
 )
 from w2skd.report.honesty import warnings
 from w2skd.report.verdict import missing_text, note, threshold_warnings, verdict
-from w2skd.training.clock import SEGMENTS, TRAINING_SEGMENTS
 
 
 def build_report(experiment: Path, thresholds: Sequence[Threshold] | None = None) -> Report:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from w2skd.recipe.arms import Arm
 from w2skd.recipe.threshold import Threshold
-from w2skd.records.rundir import Arm, RunRecord, readable_runs
+from w2skd.records.rundir import RunRecord, readable_runs
 from w2skd.report import units
 from w2skd.report.crossing import (
     Position,

@@ -18,18 +18,20 @@ from w2skd.platform.device import describe_environment, open_device
 from w2skd.platform.files import writing
 from w2skd.platform.ranks import Ranks, process_group
 from w2skd.platform.signals import StopRequest, stop_on_signals
+from w2skd.recipe.arms import Arm
 from w2skd.recipe.schema import Recipe
 from w2skd.records.rows import EventRow
-from w2skd.records.rundir import Arm, RunDir, State, find_teacher, read_run, run_path
+from w2skd.records.rundir import RunDir, State, find_teacher, read_run, run_path
 from w2skd.report.summary import teacher_gaps
 from w2skd.runs.options import RunOptions
 from w2skd.runs.progress import ProgressView, progress_view
 from w2skd.runs.resume import Start, check_scored_alike, open_run
 from w2skd.runs.setup import Setup, set_up
 from w2skd.tasks.base import Evaluation, Remark, Snapshot
-from w2skd.training.checkpoint import load_last_checkpoint, rewind_to, save_checkpoint, save_model
+from w2skd.training.checkpoint import load_last_checkpoint, rewind_to, save_checkpoint
 from w2skd.training.clock import Clock
 from w2skd.training.engine import Engine, SaveDue, evaluate
+from w2skd.weights.load import save_model
 
 
 def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Path:
@@ -285,12 +287,16 @@ def _open_teacher(
 def _plan_distillation(
     setup: Setup, total_steps: int, teacher_facts: dict[str, Any], view: ProgressView
 ) -> DistillSchedule:
-    schedule = DistillSchedule.from_section(
-        setup.recipe.distill,
-        steps_per_epoch=setup.task.steps_per_epoch,
-        total_steps=total_steps,
+    section, lengths = setup.recipe.distill, (setup.task.steps_per_epoch, total_steps)
+    schedule = DistillSchedule(
+        weight=section.weight,
+        warmup_steps=section.warmup.steps(*lengths),
+        hold_steps=section.hold.steps(*lengths),
+        decay_steps=section.decay.steps(*lengths),
         higher_is_better=setup.task.metric.higher_is_better,
         teacher_value=teacher_facts["metrics"][setup.task.metric.name],
+        margin=section.switch.margin,
+        patience=section.switch.patience,
     )
     if schedule.end_step > total_steps:
         view.note(

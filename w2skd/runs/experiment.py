@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from w2skd.platform.device import open_device
 from w2skd.platform.ranks import Ranks, process_group
 from w2skd.platform.signals import stop_on_signals
+from w2skd.recipe.arms import Arm
 from w2skd.recipe.schema import Recipe
-from w2skd.records.rundir import Arm, find_teacher, run_path
+from w2skd.records.rundir import find_teacher, run_path
 from w2skd.runs.arm import train_arm
 from w2skd.runs.options import RunOptions
 from w2skd.weights.pretrained import open_weights

@@ -14,9 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from w2skd.records.rows import EvalRow, EventRow, Row, StepRow
+from w2skd.records.rows import EvalRow, EventRow, Row, StepRow, training_seconds
 from w2skd.report import units
-from w2skd.training.clock import training_seconds
 
 _RECENT_ROWS = 10
 """Progress rows over which the speed is averaged."""

@@ -8,11 +8,12 @@ from typing import Any
 
 from w2skd.errors import CheckpointError, RunDirError, UsageError
 from w2skd.method.teacher import state_fingerprint
+from w2skd.recipe.arms import Arm
 from w2skd.recipe.flat import WHEREABOUTS, flatten, select
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
 from w2skd.records.rows import EventRow
-from w2skd.records.rundir import Arm, RunDir, find_teacher, read_recipe, read_run, readable_runs, run_path
+from w2skd.records.rundir import RunDir, find_teacher, read_recipe, read_run, readable_runs, run_path
 from w2skd.report.experiment import label
 from w2skd.report.scoring import difference, scoring_of
 from w2skd.runs.options import RunOptions

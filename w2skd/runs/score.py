@@ -16,8 +16,8 @@ from w2skd.recipe.schema import published_weights
 from w2skd.tasks.base import Evaluation, Role
 from w2skd.tasks.catalog import build_task
 from w2skd.tasks.classification.recipe import ClassificationRecipe
-from w2skd.training.checkpoint import load_weights
 from w2skd.training.engine import evaluate
+from w2skd.weights.load import load_weights
 from w2skd.weights.pretrained import open_weights
 
 

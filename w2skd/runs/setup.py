@@ -9,18 +9,18 @@ from torch import nn
 
 from w2skd.data.counter import seed_from
 from w2skd.errors import UsageError
-from w2skd.method.teacher import state_fingerprint
+from w2skd.method.teacher import autocast, state_fingerprint
 from w2skd.models.measure import activation_bytes, count_parameters, forward_flops
 from w2skd.models.plugin import load_plugin, plugin_fingerprint
 from w2skd.platform.device import open_device
 from w2skd.platform.ranks import Ranks
+from w2skd.recipe.arms import Arm
 from w2skd.recipe.schema import Recipe, TrainSection
-from w2skd.records.rundir import Arm, find_teacher
+from w2skd.records.rundir import find_teacher
 from w2skd.runs.options import RunOptions
 from w2skd.tasks.base import Role, Task
 from w2skd.tasks.catalog import build_task
-from w2skd.training.checkpoint import Weights, load_into, load_weights
-from w2skd.training.precision import autocast
+from w2skd.weights.load import Weights, load_into, load_weights
 from w2skd.weights.pretrained import open_weights
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from torch import Tensor, nn
 
 from w2skd.method.teacher import FrozenTeacher
-from w2skd.training.checkpoint import Weights
+from w2skd.recipe.evaluation import Metric
+from w2skd.weights.load import Weights
 
 
 class Role(StrEnum):
@@ -17,17 +18,6 @@ class Role(StrEnum):
 
     TEACHER = "teacher"
     STUDENT = "student"
-
-
-class Metric(NamedTuple):
-    """What switch and thresholds compare, and in which direction."""
-
-    name: str
-    higher_is_better: bool
-
-    def is_better(self, value: float, other: float) -> bool:
-        """Whether `value` is strictly better than `other`; NaN is better than nothing."""
-        return value > other if self.higher_is_better else value < other
 
 
 class Batch(Protocol):
@@ -116,6 +106,20 @@ class Task(Protocol[BatchT]):
     """What an experiment is about. A new task is one implementation of this."""
 
     metric: Metric
+
+    @staticmethod
+    def open_weights(checkpoint: Path, model: str) -> Weights:
+        """Read the weights of a teacher: a finished run, a file, or ``pretrained`` (``pretrained:TAG``).
+
+        Args:
+            checkpoint: as a recipe names it.
+            model: the recipe's name of the architecture.
+
+        Raises:
+            RecipeError: there are no published weights of that model or tag.
+            CheckpointError: the file is missing, damaged or unsafe, or cannot be fetched.
+        """
+        ...
 
     @property
     def steps_per_epoch(self) -> int:

@@ -1,34 +1,28 @@
-"""Which task a recipe is about."""
+"""Every task: the built-in ones, and those that installed packages add."""
 
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
-import torch
-
-from w2skd.platform.ranks import Ranks
-from w2skd.recipe.schema import Recipe, TrainSection
-from w2skd.tasks.base import Task
+from w2skd.recipe.schema import Recipe
 from w2skd.tasks.classification.recipe import ClassificationRecipe
-from w2skd.tasks.classification.task import ClassificationTask
 from w2skd.tasks.detection.recipe import DetectionRecipe
-from w2skd.tasks.detection.task import DetectionTask
 from w2skd.tasks.diffusion.recipe import DiffusionRecipe
 
+BUILT_IN: Mapping[str, type[Recipe]] = {
+    "classification": ClassificationRecipe,
+    "detection": DetectionRecipe,
+    "diffusion": DiffusionRecipe,
+}
+"""Value of ``task`` in a recipe -> type of the recipe."""
 
-def build_task(recipe: Recipe, *, train: TrainSection, seed: int, device: torch.device, ranks: Ranks) -> Task[Any]:
-    """The task of a recipe, with its data loaded.
+ENTRY_POINTS = "w2skd.tasks"
+"""Group of entry points by which another package registers its recipe types under the names of their tasks."""
 
-    Raises:
-        DataError: the examples are missing or damaged.
-        UsageError: the batch cannot be shared evenly among ranks and micro-batches.
-    """
-    match recipe:
-        case ClassificationRecipe():
-            return ClassificationTask(recipe, train=train, seed=seed, device=device, ranks=ranks)
-        case DetectionRecipe():
-            return DetectionTask(recipe, train=train, seed=seed, device=device, ranks=ranks)
-        case DiffusionRecipe():
-            from w2skd.tasks.diffusion.task import DiffusionTask  # diffusers and torch-fidelity take seconds to import
 
-            return DiffusionTask(recipe, train=train, seed=seed, device=device, ranks=ranks)
-        case _:
-            raise AssertionError(f"no task for {type(recipe).__name__}")
+@cache
+def recipe_types() -> Mapping[str, type[Recipe]]:
+    """Return the recipe type of every task, by the name of the task. Imports no torch."""
+    added: dict[str, Any] = {point.name: point.load() for point in entry_points(group=ENTRY_POINTS)}
+    return {**added, **BUILT_IN}

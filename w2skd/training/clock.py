@@ -7,13 +7,8 @@ speed-up in seconds can leave out evaluation and checkpoints, which are the expe
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, get_args
 
-Segment = Literal["train", "teacher", "data", "evaluate", "checkpoint", "compile"]
-SEGMENTS: tuple[Segment, ...] = get_args(Segment)
-
-TRAINING_SEGMENTS: tuple[Segment, ...] = ("train", "teacher", "data")
-"""What counts as training time in a speed-up: everything that a run without measurements would pay too."""
+from w2skd.records.rows import SEGMENTS, Segment
 
 
 class Clock:
@@ -60,8 +55,3 @@ class Clock:
         if self._current is not None:
             self._seconds[self._current] += now - self._since
         self._current, self._since = name, now
-
-
-def training_seconds(clock: Mapping[str, float]) -> float:
-    """The seconds of a row's clock that count in a speed-up."""
-    return sum(clock.get(name, 0.0) for name in TRAINING_SEGMENTS)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from w2skd.data.counter import seed_from
 from w2skd.errors import TrainingError
-from w2skd.method.schedule import DistillSchedule, SwitchedOff, lr_factor
-from w2skd.method.teacher import FrozenTeacher
+from w2skd.method.schedule import DistillSchedule, SwitchedOff
+from w2skd.method.teacher import FrozenTeacher, autocast
 from w2skd.platform.device import seed_generators
 from w2skd.platform.ranks import Ranks
 from w2skd.recipe.schema import TrainSection
@@ -21,9 +21,10 @@ from w2skd.records.rows import EvalRow, EventRow, Row, StepRow
 from w2skd.tasks.base import Batch, Evaluation, Losses, Remark, Snapshot, Task
 from w2skd.training.clock import Clock
 from w2skd.training.finite import FiniteGuard, take_step
+from w2skd.training.learning_rate import lr_factor
 from w2skd.training.network import Network
 from w2skd.training.optimizer import build_average, build_optimizer
-from w2skd.training.precision import LossScale, autocast
+from w2skd.training.precision import LossScale
 from w2skd.training.window import Window
 
 

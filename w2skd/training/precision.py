@@ -5,16 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What a forward pass is cast to; every other precision leaves it in float32."""
-
 FIRST_SCALE, LOWEST_SCALE, HIGHEST_SCALE = 2.0**16, 1.0, 2.0**24
 GROWTH_STEPS = 2000
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The precision of forward passes; weights stay in float32."""
-    return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)
 
 
 class LossScale:

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: those that torchvision and timm publish, and U-Nets in folders of diffusers.
+"""Weights that torchvision and timm publish.
 
 What a library knows of its weights comes as `Weights.details`:
 
@@ -10,8 +10,6 @@ What a library knows of its weights comes as `Weights.details`:
     source         library, model and tag, for people
     url            of the file; license or recipe_url, if the library tells them
     assumed        true where nothing but the model's name speaks for all this
-
-Of a folder of diffusers it is the source, and what `w2skd.tasks.diffusion.from_diffusers.noising_process` reads.
 """
 
 import logging
@@ -26,11 +24,11 @@ from typing import Any, NamedTuple
 import torch
 
 from w2skd.errors import CheckpointError, RecipeError, suggest
+from w2skd.models.names import PUBLISHERS
 from w2skd.recipe.schema import published_weights
-from w2skd.tasks.classification.recipe import PUBLISHERS
-from w2skd.training.checkpoint import Weights, load_weights
 from w2skd.weights.fetch import cached_or_fetched, file_name, hub_folder, one_line, sum_differs
 from w2skd.weights.imagenet import imagenet_ids
+from w2skd.weights.load import Weights, load_weights
 
 LIBRARIES = tuple(publisher.removesuffix(":") for publisher in PUBLISHERS)
 
@@ -84,8 +82,7 @@ def load_pretrained(model: str, tag: str | None = None) -> Weights:
     """Read weights that a library publishes: from its cache on this machine, else from its server.
 
     Args:
-        model: ``torchvision:<name>`` or ``timm:<name>``; timm's name may hold the tag, as in ``resnet18.a1_in1k``. Or
-            ``diffusers:<folder>``, see `load_folder`.
+        model: ``torchvision:<name>`` or ``timm:<name>``; timm's name may hold the tag, as in ``resnet18.a1_in1k``.
         tag: which weights of that model, such as ``IMAGENET1K_V1``; None takes the library's default.
 
     Returns:
@@ -96,10 +93,6 @@ def load_pretrained(model: str, tag: str | None = None) -> Weights:
         CheckpointError: the file isn't here and can't be fetched (the message says how to bring it), or is damaged.
     """
     library, _, name = model.partition(":")
-    if library == "diffusers":
-        if tag is not None:
-            raise RecipeError(f"{model}: the folder's weights have no tags: write pretrained, not pretrained:{tag}")
-        return load_folder(Path(name))
     if library == "torchvision":
         published = _of_torchvision(name, tag)
         weights = load_weights(_cached_or_fetched(published))
@@ -109,23 +102,6 @@ def load_pretrained(model: str, tag: str | None = None) -> Weights:
     else:
         raise RecipeError(f"{model}: no library publishes weights of it; known are {', '.join(LIBRARIES)}")
     return replace(weights, details=published.details)
-
-
-def load_folder(folder: Path) -> Weights:
-    """Read the weights of a U-Net that diffusers' ``save_pretrained`` wrote, alone or in a pipeline.
-
-    Returns:
-        The weights under today's names, with ``source`` and what the folder's scheduler tells as details.
-
-    Raises:
-        RecipeError: there is no such folder, or no U-Net in it.
-        CheckpointError: a file is missing, damaged or unsafe, or the network was not trained as DDPMs are.
-    """
-    from w2skd.tasks.diffusion import from_diffusers  # loads diffusers, which takes seconds
-
-    details = {"source": f"diffusers {folder}", **from_diffusers.noising_process(folder)}
-    weights = load_weights(from_diffusers.weights_file(folder))
-    return replace(weights, state=from_diffusers.present_names(weights.state), details=details)
 
 
 def assume_imagenet(weights: Weights, model: str) -> Weights:

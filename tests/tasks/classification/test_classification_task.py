@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from known import build_task, validate_recipe
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,11 +16,9 @@ from w2skd.method.losses import distillation_kl
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.models.catalog import build_classifier
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.load import validate_recipe
 from w2skd.tasks.base import Role
-from w2skd.tasks.catalog import build_task
 from w2skd.tasks.classification.task import ClassificationTask
-from w2skd.training.checkpoint import Weights
+from w2skd.weights.load import Weights
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from w2skd.errors import CheckpointError, RecipeError
 from w2skd.models.catalog import build_classifier
 from w2skd.models.measure import count_parameters, forward_flops
-from w2skd.recipe import names
+from w2skd.tasks.detection import recipe as names
 from w2skd.tasks.detection.models.catalog import (
     DETECTORS,
     backbone_classifier,

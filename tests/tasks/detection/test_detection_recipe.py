@@ -1,11 +1,11 @@
 """Detection's sections of a recipe: what they take for granted, and what is wrong with others."""
 
 import pytest
+from known import load_recipe
 from told import Write, problems
 
-from w2skd.recipe.load import dump_recipe, load_recipe
-from w2skd.recipe.names import METRICS
-from w2skd.tasks.detection.recipe import DetectionRecipe
+from w2skd.recipe.load import dump_recipe
+from w2skd.tasks.detection.recipe import DetectionRecipe, DetectionReport
 
 RECIPE = """
 name: boxes
@@ -46,7 +46,7 @@ def test_a_recipe_written_out_is_the_same_recipe(recipe_file: Write) -> None:
     assert load_recipe(recipe_file(dump_recipe(recipe))) == recipe
 
 
-@pytest.mark.parametrize("metric", METRICS["detection"])
+@pytest.mark.parametrize("metric", [metric.name for metric in DetectionReport.metrics])
 def test_every_number_of_coco_can_be_the_metric(recipe_file: Write, metric: str) -> None:
     assert load(recipe_file, f"report.metric={metric}").report.metric == metric
 

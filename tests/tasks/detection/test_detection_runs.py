@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from known import load_recipe, validate_recipe
 from processes import run_ranks, values
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -31,7 +32,7 @@ from tiny_boxes import FAMILIES, RECIPE, recipe_of
 
 from w2skd.method.teacher import FrozenTeacher, state_fingerprint
 from w2skd.platform.ranks import Ranks, process_group
-from w2skd.recipe.load import load_recipe, validate_recipe, with_overrides
+from w2skd.recipe.load import with_overrides
 from w2skd.records.rows import EventRow, Row
 from w2skd.records.rundir import RunDir
 from w2skd.runs.arm import train_arm
@@ -40,7 +41,8 @@ from w2skd.runs.score import score_checkpoint
 from w2skd.tasks.detection import coco_scores as coco
 from w2skd.tasks.detection.coco_scores import NUMBERS
 from w2skd.tasks.detection.sources import list_detection_data
-from w2skd.training.checkpoint import load_checkpoint, load_weights, save_model
+from w2skd.training.checkpoint import load_checkpoint
+from w2skd.weights.load import load_weights, save_model
 
 PARTS = {"retinanet": ("box", "class"), "fasterrcnn": ("box", "class", "objectness", "rpn_box")}
 

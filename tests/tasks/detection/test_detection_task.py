@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from known import build_task, validate_recipe
 from tiny_boxes import FAMILIES, RECIPE, coco_files
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
@@ -14,16 +15,15 @@ from w2skd.errors import CheckpointError, RecipeError, UsageError
 from w2skd.method.losses import dense_distillation, proposal_distillation
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.load import validate_recipe, with_overrides
+from w2skd.recipe.load import with_overrides
 from w2skd.tasks.base import Role
-from w2skd.tasks.catalog import build_task
 from w2skd.tasks.detection import coco_scores as coco
 from w2skd.tasks.detection.feed import detection_evaluation_batches
 from w2skd.tasks.detection.models.bodies import BODIES
 from w2skd.tasks.detection.models.output import Detections, DetectorOutput
 from w2skd.tasks.detection.sources import list_detection_data
 from w2skd.tasks.detection.task import DetectionTask
-from w2skd.training.checkpoint import Weights
+from w2skd.weights.load import Weights
 
 CPU = torch.device("cpu")
 PARTS = {"retinanet": {"class", "box"}, "fasterrcnn": {"class", "box", "objectness", "rpn_box"}}

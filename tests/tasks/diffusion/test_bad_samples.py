@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import contents, done, evaluations, refused, run_in
 from tiny_noise import recipe_of
 
-from w2skd.training.checkpoint import load_weights, save_model
+from w2skd.weights.load import load_weights, save_model
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 """Diffusion's sections of a recipe: what they take for granted, and what is wrong with others."""
 
 import pytest
+from known import load_recipe
 from told import Write, problems
 
-from w2skd.recipe.load import dump_recipe, load_recipe
-from w2skd.recipe.names import DENOISERS, FEATURE_EXTRACTORS, METRICS
-from w2skd.tasks.diffusion.recipe import DiffusionRecipe
+from w2skd.recipe.load import dump_recipe
+from w2skd.tasks.diffusion.recipe import DENOISERS, FEATURE_EXTRACTORS, DiffusionRecipe, DiffusionReport
 
 RECIPE = """
 name: pictures
@@ -62,7 +62,7 @@ def test_pixels_are_scaled_to_between_minus_one_and_one(recipe_file: Write) -> N
     assert (images.normalization.mean, images.normalization.std) == ((0.5,) * 3, (0.5,) * 3)
 
 
-@pytest.mark.parametrize("metric", METRICS["diffusion"])
+@pytest.mark.parametrize("metric", [metric.name for metric in DiffusionReport.metrics])
 def test_both_scores_can_be_the_metric_and_their_levels_have_no_bound(metric: str, recipe_file: Write) -> None:
     report = load(recipe_file, f"report={{metric: {metric}, thresholds: [60, teacher, 1.05*baseline]}}").report
     assert report.metric == metric

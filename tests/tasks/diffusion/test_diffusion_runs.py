@@ -32,8 +32,9 @@ from w2skd.records.rows import EvalRow, EventRow, StepRow
 from w2skd.runs.arm import train_arm
 from w2skd.runs.options import RunOptions
 from w2skd.runs.score import score_checkpoint
-from w2skd.training.checkpoint import load_checkpoint, load_weights
+from w2skd.training.checkpoint import load_checkpoint
 from w2skd.training.engine import Engine
+from w2skd.weights.load import load_weights
 
 
 @pytest.fixture(scope="module")

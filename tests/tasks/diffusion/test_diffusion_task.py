@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from known import build_task
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import assert_same_weights
@@ -20,12 +21,11 @@ from w2skd.errors import CheckpointError
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
 from w2skd.tasks.base import Evaluation, Role
-from w2skd.tasks.catalog import build_task
 from w2skd.tasks.diffusion.noise_schedule import Converted
 from w2skd.tasks.diffusion.task import DiffusionTask
 from w2skd.tasks.diffusion.unet import build_unet
-from w2skd.training.checkpoint import Weights, load_weights, save_model
 from w2skd.training.engine import evaluate
+from w2skd.weights.load import Weights, load_weights, save_model
 from w2skd.weights.pretrained import open_weights
 
 CPU = torch.device("cpu")

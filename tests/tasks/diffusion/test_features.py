@@ -23,10 +23,10 @@ from torch_fidelity.utils import create_feature_extractor
 
 from w2skd.errors import CheckpointError, RecipeError
 from w2skd.models.small_cnn import SmallCnn
-from w2skd.recipe.names import FEATURE_EXTRACTORS
 from w2skd.tasks.diffusion import features
 from w2skd.tasks.diffusion.features import OURS, Extractor, classifier_extractor, open_extractor
 from w2skd.tasks.diffusion.fid import FidScorer
+from w2skd.tasks.diffusion.recipe import FEATURE_EXTRACTORS
 from w2skd.tasks.diffusion.reference import open_reference
 
 INCEPTION = "inception-v3-compat"

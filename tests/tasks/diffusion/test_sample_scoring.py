@@ -19,7 +19,7 @@ from w2skd.models.catalog import build_classifier
 from w2skd.platform.ranks import Ranks
 from w2skd.tasks.diffusion.recipe import DiffusionRecipe
 from w2skd.tasks.diffusion.sample_scoring import SampleScoring
-from w2skd.training.checkpoint import load_into, load_weights, save_model
+from w2skd.weights.load import load_into, load_weights, save_model
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 
 from w2skd.errors import RecipeError
 from w2skd.models.measure import count_parameters
-from w2skd.recipe import names
+from w2skd.tasks.diffusion import recipe as names
 from w2skd.tasks.diffusion.unet import DENOISERS, UNetSize, build_unet
 
 MINI = "unet_mini_nc16_rb1"

@@ -1,8 +1,8 @@
 """The recipe sections of image classification."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -14,8 +14,9 @@ from pydantic import (
     model_validator,
 )
 
+from w2skd.models.names import PUBLISHERS, is_classifier, unknown_classifier
 from w2skd.recipe.duration import Duration
-from w2skd.recipe.names import is_classifier, unknown_classifier
+from w2skd.recipe.evaluation import Metric, Output
 from w2skd.recipe.schema import (
     FilePath,
     Recipe,
@@ -32,7 +33,6 @@ Augmentation = Literal["random_resized_crop", "crop", "flip", "trivial_augment",
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 RESIDENT_AUGMENTATIONS = ("crop", "flip", "cutout")
-PUBLISHERS = ("torchvision:", "timm:")
 DOWNLOADABLE = ("cifar10", "cifar100", "fashion_mnist")
 
 
@@ -200,31 +200,21 @@ class ClassifierStudent(StudentSection):
 class ClassificationReport(ReportSection):
     """What the experiment is measured by: ``top1``, ``top5`` or ``loss`` on the evaluation set."""
 
-    task: ClassVar[str] = "classification"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("top1", higher_is_better=True, is_share=True),
+        Metric("top5", higher_is_better=True, is_share=True),
+        Metric("loss", higher_is_better=False),
+    )
     metric: str = "top1"
 
 
 class ClassificationRecipe(Recipe):
     """An image-classification experiment."""
 
-    def prepared_as(self, preprocessing: Mapping[str, Any], normalization: Sequence[float]) -> "ClassificationRecipe":
-        """The same recipe with evaluation images prepared as published weights want it, which nothing resizes again.
-
-        Args:
-            preprocessing: ``resize_px``, ``crop_px`` and ``interpolation``.
-            normalization: three means, then three deviations.
-        """
-        values = {
-            "image_size": preprocessing["crop_px"],
-            "eval_resize": preprocessing["resize_px"],  # may be smaller: timm's volo models see black edges
-            "interpolation": preprocessing["interpolation"],
-            "normalization": NormalizationSection.model_validate({"mean": normalization[:3], "std": normalization[3:]}),
-            "feed": "streaming",
-            "progressive": None,
-        }
-        data, teacher = self.data.model_copy(update=values), self.teacher.model_copy(update={"image_size": None})
-        return self.model_copy(update={"data": data, "teacher": teacher})
-
+    outputs: ClassVar[Mapping[str, Output]] = {
+        "predictions": Output("Write the prediction for each example: .csv or .jsonl.", (".csv", ".jsonl", ".json")),
+        "confusion": Output("Draw the confusion matrix: .png.", (".png",)),
+    }
     task: Literal["classification"]
     data: ClassificationData
     teacher: ClassifierTeacher
@@ -232,3 +222,42 @@ class ClassificationRecipe(Recipe):
     loss: ClassificationLoss = ClassificationLoss()
     distill: ClassificationDistill = ClassificationDistill()
     report: ClassificationReport = ClassificationReport()
+
+    @classmethod
+    def task_type(cls) -> type[Any]:
+        """See `Recipe.task_type`."""
+        from w2skd.tasks.classification.task import ClassificationTask
+
+        return ClassificationTask
+
+    def prepared_as(self, details: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
+        """Score published weights in fp32 on images prepared as their library prepares them.
+
+        Args:
+            details: of the weights; without ``preprocessing`` the recipe stays as it is. That is ``resize_px``,
+                ``crop_px`` and ``interpolation``; ``normalization`` is three means, then three deviations.
+        """
+        if "preprocessing" not in details:
+            return self, ()
+        preprocessing, normalization = details["preprocessing"], details["normalization"]
+        resize_px, crop_px = preprocessing["resize_px"], preprocessing["crop_px"]
+        values = {
+            "image_size": crop_px,
+            "eval_resize": resize_px,  # may be smaller: timm's volo models see black edges
+            "interpolation": preprocessing["interpolation"],
+            "normalization": NormalizationSection.model_validate({"mean": normalization[:3], "std": normalization[3:]}),
+            "feed": "streaming",
+            "progressive": None,
+        }
+        cut = f", their middle {crop_px} px taken" if crop_px != resize_px else ", their middle taken"
+        how = f"shorter side to {resize_px} px ({preprocessing['interpolation']}){cut}; in fp32"
+        account = [f"images as its library prepares them: {how}"]
+        if preprocessing.get("crop_mode") == "squash":
+            account.append(
+                "its library squashes whole images to a square, here their middle is taken: expect other scores"
+            )
+        train = self.train.model_copy(update={"precision": "fp32"})
+        own = {key: value for key, value in self.teacher.train.items() if key != "precision"}
+        teacher = self.teacher.model_copy(update={"image_size": None, "train": own})
+        data = self.data.model_copy(update=values)
+        return self.model_copy(update={"data": data, "teacher": teacher, "train": train}), tuple(account)

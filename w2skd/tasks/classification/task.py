@@ -14,20 +14,19 @@ from w2skd.data.feeds import ImageFeeds
 from w2skd.data.normalize import to_bytes
 from w2skd.errors import CheckpointError, RecipeError
 from w2skd.method.losses import distillation_kl
-from w2skd.method.schedule import temperature_at
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.models.catalog import build_classifier
 from w2skd.models.image_size import require_logits
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.names import METRICS
 from w2skd.recipe.schema import TrainSection
-from w2skd.tasks.base import Evaluation, FittedModel, Losses, Metric, Preview, Role
+from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
 from w2skd.tasks.classification.accuracy import TOP_K, Accuracy
 from w2skd.tasks.classification.confusion_picture import draw_confusion
 from w2skd.tasks.classification.predictions import Prediction, count_confusion, write_predictions
 from w2skd.tasks.classification.recipe import ClassificationRecipe
-from w2skd.training.checkpoint import Weights, load_into, number_of_classes
 from w2skd.weights.classes import AdaptedClassifier, match_classes
+from w2skd.weights.load import Weights, load_into, number_of_classes
+from w2skd.weights.pretrained import open_weights
 
 
 class ClassificationTask:
@@ -47,7 +46,7 @@ class ClassificationTask:
     def __init__(
         self, recipe: ClassificationRecipe, *, train: TrainSection, seed: int, device: torch.device, ranks: Ranks
     ):
-        self.metric = Metric(recipe.report.metric, METRICS[recipe.task][recipe.report.metric].higher_is_better)
+        self.metric = recipe.metric
         self._recipe = recipe
         self._train = train
         self._device = device
@@ -60,6 +59,8 @@ class ClassificationTask:
             channels_last=train.channels_last,
             run_steps=train.total_steps,
         )
+
+    open_weights = staticmethod(open_weights)
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -154,7 +155,7 @@ class ClassificationTask:
         task = {"cross_entropy": self._cross_entropy(logits, batch)}
         if teacher is None:
             return Losses(task, {})
-        temperature = temperature_at(self._recipe.distill, batch.step, self.steps_per_epoch, self._total_steps)
+        temperature = self._recipe.distill.temperature_at(batch.step, self.steps_per_epoch, self._total_steps)
         return Losses(task, {"kl": distillation_kl(logits, teacher(batch.images), temperature)})
 
     def _cross_entropy(self, logits: Tensor, batch: LabelledImages) -> Tensor:

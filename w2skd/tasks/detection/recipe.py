@@ -1,7 +1,8 @@
 """The recipe sections of object detection."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -14,7 +15,7 @@ from pydantic import (
 )
 
 from w2skd.errors import suggest
-from w2skd.recipe.names import DETECTORS
+from w2skd.recipe.evaluation import Metric, Output
 from w2skd.recipe.schema import (
     FilePath,
     Recipe,
@@ -24,6 +25,22 @@ from w2skd.recipe.schema import (
     StudentSection,
     TeacherSection,
 )
+
+DETECTORS = (
+    "retinanet_resnet18",
+    "retinanet_resnet34",
+    "retinanet_resnet50",
+    "retinanet_resnet101",
+    "retinanet_mobilenet_v2",
+    "retinanet_slim",
+    "fasterrcnn_resnet18",
+    "fasterrcnn_resnet34",
+    "fasterrcnn_resnet50",
+    "fasterrcnn_resnet101",
+    "fasterrcnn_mobilenet_v2",
+    "fasterrcnn_slim",
+)
+"""Family, underscore, body; detectors of one family can teach one another."""
 
 SidePx = Annotated[int, Field(ge=32, le=8192)]
 
@@ -158,7 +175,13 @@ class DetectionEval(Section):
 class DetectionReport(ReportSection):
     """What the experiment is measured by: ``ap``, ``ap50``, ... as COCO defines them, as shares from 0 to 1."""
 
-    task: ClassVar[str] = "detection"
+    metrics: ClassVar[tuple[Metric, ...]] = tuple(
+        Metric(name, higher_is_better=True, is_share=True)
+        for name in (
+            *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+            *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
+        )
+    )
     metric: str = "ap50"
 
 
@@ -171,6 +194,12 @@ class DetectionRecipe(Recipe):
     stay.
     """
 
+    outputs: ClassVar[Mapping[str, Output]] = {
+        "results": Output("Write all detections in COCO's format: .json.", (".json",))
+    }
+    draws_pictures: ClassVar[bool] = True
+    speed_only: ClassVar[tuple[str, ...]] = (*Recipe.speed_only, "eval.backend")
+    scoring: ClassVar[tuple[str, ...]] = ("eval",)
     task: Literal["detection"]
     data: DetectionData
     detector: DetectorSection = DetectorSection()
@@ -202,3 +231,10 @@ class DetectionRecipe(Recipe):
         if self.distill.weight > 0 and not any(parts):
             raise ValueError("distill: the teacher's parts all have weight 0: give one of them more, or weight: 0")
         return self
+
+    @classmethod
+    def task_type(cls) -> type[Any]:
+        """See `Recipe.task_type`."""
+        from w2skd.tasks.detection.task import DetectionTask
+
+        return DetectionTask

@@ -12,12 +12,10 @@ from w2skd.data.normalize import to_bytes
 from w2skd.data.workers import default_workers
 from w2skd.errors import CheckpointError
 from w2skd.method.losses import dense_distillation, proposal_distillation
-from w2skd.method.schedule import temperature_at
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.names import METRICS
 from w2skd.recipe.schema import TrainSection
-from w2skd.tasks.base import Evaluation, FittedModel, Losses, Metric, Preview, Role
+from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
 from w2skd.tasks.detection.batch import ImagesWithBoxes
 from w2skd.tasks.detection.box_pictures import draw_boxes
 from w2skd.tasks.detection.coco_scores import CocoScorer, choose_backend
@@ -34,8 +32,8 @@ from w2skd.tasks.detection.models.retinanet import RetinaNet
 from w2skd.tasks.detection.recipe import DetectionRecipe, DetectorStudent, DetectorTeacher
 from w2skd.tasks.detection.sources import list_detection_data
 from w2skd.tasks.detection.transforms import DetectionTransform
-from w2skd.training.checkpoint import Weights, load_into
 from w2skd.weights.fit import fit
+from w2skd.weights.load import Weights, load_into
 from w2skd.weights.pretrained import open_weights
 
 _SMALLEST_CROP = 0.5
@@ -61,7 +59,7 @@ class DetectionTask:
     """
 
     def __init__(self, recipe: DetectionRecipe, *, train: TrainSection, seed: int, device: torch.device, ranks: Ranks):
-        self.metric = Metric(recipe.report.metric, METRICS[recipe.task][recipe.report.metric].higher_is_better)
+        self.metric = recipe.metric
         self._recipe = recipe
         self._train = train
         self._seed = seed
@@ -77,6 +75,8 @@ class DetectionTask:
             jitter=data.scale_range if "scale" in data.augment else (1.0, 1.0),
             crop=(_SMALLEST_CROP, 1.0) if "crop" in data.augment else None,
         )
+
+    open_weights = staticmethod(open_weights)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -142,8 +142,9 @@ class DetectionTask:
         if normalization not in (None, self.describe_model()["normalization"]):
             raise CheckpointError(f"{weights.path}: its images were normalised in another way than the data's are")
         anchor_scale = self._recipe.detector.anchor_scale
-        if isinstance(weights.recipe, DetectionRecipe) and weights.recipe.detector.anchor_scale != anchor_scale:
-            anchor_scale = weights.recipe.detector.anchor_scale
+        known = (weights.recipe or {}).get("detector", {}).get("anchor_scale", anchor_scale)
+        if known != anchor_scale:
+            anchor_scale = known
             account.append(f"its anchors are those it was trained with, of anchor_scale {anchor_scale:g}")
         detector = self._build(name, anchor_scale)
         count = _categories_in(detector, weights)
@@ -243,7 +244,7 @@ class DetectionTask:
         section = self._recipe.distill
         if "objectness" in student:
             total_steps = self._train.total_steps(self.steps_per_epoch)
-            temperature = temperature_at(section, step, self.steps_per_epoch, total_steps)
+            temperature = section.temperature_at(step, self.steps_per_epoch, total_steps)
             parts = proposal_distillation(student, teacher, temperature=temperature)
         else:
             parts = dense_distillation(

@@ -121,7 +121,7 @@ def open_extractor(name: str, weights: Path | None, *, device: torch.device | st
     """One of torch-fidelity's feature extractors, in the layer that it takes for FID.
 
     Args:
-        name: torch-fidelity's, see `w2skd.recipe.names.FEATURE_EXTRACTORS`.
+        name: torch-fidelity's, see `w2skd.tasks.diffusion.recipe.FEATURE_EXTRACTORS`.
         weights: file of its weights: a state dict as ``.pth`` or ``.safetensors``, or OpenAI's own file of a CLIP;
             None takes torch's cache, else the network.
         device: where it runs.

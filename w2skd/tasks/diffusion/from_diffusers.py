@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from w2skd.errors import CheckpointError, RecipeError, UserError
 from w2skd.tasks.diffusion.unet import DenoisingUNet, require_halving
+from w2skd.weights.load import Weights, load_weights
 
 _CLASS = "UNet2DModel"
 _KNOWN = frozenset(inspect.signature(DenoisingUNet.__init__).parameters) - {"self", "args", "kwargs"}
@@ -55,6 +57,21 @@ def build_from_folder(folder: Path, *, size_px: int, classes: int | None) -> Den
         raise RecipeError(f"{file}: no network can be built of it: {reason[:200]}") from None
     require_halving(f"diffusers:{folder}", size_px, levels)
     return model
+
+
+def load_folder(folder: Path) -> Weights:
+    """Read the weights of a U-Net that diffusers' ``save_pretrained`` wrote, alone or in a pipeline.
+
+    Returns:
+        The weights under today's names, with ``source`` and what the folder's scheduler tells as details.
+
+    Raises:
+        RecipeError: there is no such folder, or no U-Net in it.
+        CheckpointError: a file is missing, damaged or unsafe, or the network was not trained as DDPMs are.
+    """
+    details = {"source": f"diffusers {folder}", **noising_process(folder)}
+    weights = load_weights(weights_file(folder))
+    return replace(weights, state=present_names(weights.state), details=details)
 
 
 def weights_file(folder: Path) -> Path:

@@ -18,12 +18,11 @@ from w2skd.errors import CheckpointError
 from w2skd.method.teacher import state_fingerprint
 from w2skd.models.catalog import build_classifier
 from w2skd.platform.ranks import Ranks
-from w2skd.tasks.classification.recipe import ClassificationRecipe
 from w2skd.tasks.diffusion.features import Extractor, classifier_extractor, open_extractor
 from w2skd.tasks.diffusion.fid import FidScorer, too_few
 from w2skd.tasks.diffusion.recipe import DiffusionRecipe
 from w2skd.tasks.diffusion.reference import Reference, open_reference
-from w2skd.training.checkpoint import load_into, load_weights
+from w2skd.weights.load import load_into, load_weights
 
 _READ_AT_ONCE = 512
 """Real images that are in memory together where a feed does not keep them all."""
@@ -153,9 +152,10 @@ def _of_classifier(run: Path, size_px: int, device: torch.device, batch_size: in
         wanted = "the run of a classifier in whose features images are compared, trained with w2skd"
         raise CheckpointError(f"fid.extractor: {error}; it takes {wanted}") from None
     recipe = weights.recipe
-    if not isinstance(recipe, ClassificationRecipe) or weights.model_name is None:
+    if recipe is None or recipe.get("task") != "classification" or weights.model_name is None:
         raise CheckpointError(f"{weights.path}: fid.extractor: no classifier that w2skd trained")
-    own_px = recipe.data.image_size or (28 if recipe.data.source == "fashion_mnist" else 32)
+    data = recipe["data"]
+    own_px = data["image_size"] or (28 if data["source"] == "fashion_mnist" else 32)
     model = build_classifier(weights.model_name, len(weights.details["classes"]), own_px)
     load_into(model, weights, expected=weights.model_name)
     values = weights.details["normalization"]

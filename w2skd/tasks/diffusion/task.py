@@ -11,23 +11,22 @@ from torch import Tensor, nn
 from w2skd.data.batch import LabelledImages
 from w2skd.data.feeds import ImageFeeds
 from w2skd.data.normalize import to_bytes
-from w2skd.errors import CheckpointError
+from w2skd.errors import CheckpointError, RecipeError
 from w2skd.method.losses import weighted_squared_error
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.names import METRICS
-from w2skd.recipe.schema import TrainSection
-from w2skd.tasks.base import Evaluation, FittedModel, Losses, Metric, Preview, Role
+from w2skd.recipe.schema import TrainSection, published_weights
+from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
 from w2skd.tasks.diffusion.batch import ImagesToNoise
-from w2skd.tasks.diffusion.from_diffusers import build_from_folder
+from w2skd.tasks.diffusion.from_diffusers import build_from_folder, load_folder
 from w2skd.tasks.diffusion.noise_schedule import Converted, NoiseSchedule
 from w2skd.tasks.diffusion.recipe import DiffusionRecipe, TimestepWeighting
 from w2skd.tasks.diffusion.sample_pictures import draw_samples, write_samples
-from w2skd.tasks.diffusion.sampling import generate
 from w2skd.tasks.diffusion.sample_scoring import SampleScoring
+from w2skd.tasks.diffusion.sampling import generate
 from w2skd.tasks.diffusion.starting_noise import starting_noise
 from w2skd.tasks.diffusion.unet import DenoisingUNet, build_unet
-from w2skd.training.checkpoint import Weights, load_into
+from w2skd.weights.load import Weights, load_into, load_weights
 
 _FOLDER = "diffusers:"
 """What the names of networks begin with whose architecture a folder tells."""
@@ -62,7 +61,7 @@ class DiffusionTask:
     """
 
     def __init__(self, recipe: DiffusionRecipe, *, train: TrainSection, seed: int, device: torch.device, ranks: Ranks):
-        self.metric = Metric(recipe.report.metric, METRICS[recipe.task][recipe.report.metric].higher_is_better)
+        self.metric = recipe.metric
         self._recipe = recipe
         self._train = train
         self._device = device
@@ -77,6 +76,18 @@ class DiffusionTask:
         )
         self._schedule = NoiseSchedule(recipe.diffusion, device)
         self._scoring = SampleScoring(recipe, self._feeds, device=device, ranks=ranks)
+
+    @staticmethod
+    def open_weights(checkpoint: Path, model: str) -> Weights:
+        """See `w2skd.tasks.base.Task.open_weights`; ``pretrained`` means the weights in a folder of diffusers."""
+        published, tag = published_weights(checkpoint)
+        if not published:
+            return load_weights(checkpoint)
+        if not model.startswith(_FOLDER):
+            raise RecipeError(f"{model}: no library publishes weights of it")
+        if tag is not None:
+            raise RecipeError(f"{model}: the folder's weights have no tags: write pretrained, not pretrained:{tag}")
+        return load_folder(Path(model.removeprefix(_FOLDER)))
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -138,7 +149,7 @@ class DiffusionTask:
         # Weights of another number of classes do not fit, nor does a folder's network take images of another size.
         implied = ["classes"] * (not ours["classes"]) + ["image_size"] * name.startswith(_FOLDER)
         theirs = {**{key: ours[key] for key in implied}, **weights.details}
-        if weights.recipe is None or weights.recipe.task == self._recipe.task:
+        if weights.recipe is None or weights.recipe["task"] == self._recipe.task:
             for key, what in _MUST_AGREE.items():
                 if key in theirs and theirs[key] != ours[key]:
                     here, there = _difference(ours[key], theirs[key])

@@ -23,7 +23,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
 from w2skd.errors import RecipeError
-from w2skd.recipe.names import unknown_denoiser
+from w2skd.tasks.diffusion.recipe import unknown_denoiser
 
 
 class DenoisingUNet(UNet2DModel):  # type: ignore[misc]  # without types
@@ -72,7 +72,7 @@ DENOISERS: dict[str, UNetSize] = {
     "unet_mini_nc32_rb2": UNetSize(32, 2, *_MINI),
     "unet_mini_nc64_rb2": UNetSize(64, 2, *_MINI),
 }
-"""Name -> size. `w2skd.recipe.names` lists the same names."""
+"""Name -> size. `w2skd.tasks.diffusion.recipe` lists the same names."""
 
 
 def build_unet(name: str, *, size_px: int, classes: int | None) -> DenoisingUNet:

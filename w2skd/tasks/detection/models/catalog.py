@@ -52,7 +52,7 @@ DETECTORS: dict[str, tuple[type[RetinaNet] | type[FasterRCNN], str]] = {
     for family, architecture in (("retinanet", RetinaNet), ("fasterrcnn", FasterRCNN))
     for body in BODIES
 }
-"""Name -> architecture, and the name of its body. `w2skd.recipe.names` lists the same names."""
+"""Name -> architecture, and the name of its body. `w2skd.tasks.detection.recipe` lists the same names."""
 
 
 def build_detector(
@@ -67,7 +67,7 @@ def build_detector(
     """A freshly initialised detector, on the CPU.
 
     Args:
-        name: one of `w2skd.recipe.names.DETECTORS`.
+        name: one of `w2skd.tasks.detection.recipe.DETECTORS`.
         classes: K, without a background.
         frozen_norm: batch normalisations of the body keep statistics and scales, see `FrozenBatchNorm`. Only for a
             body that gets weights: a fresh one would have no normalisation at all. Slim bodies normalise groups, and

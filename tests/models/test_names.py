@@ -1,6 +1,6 @@
 import pytest
 
-from w2skd.recipe.names import CLASSIFIERS, is_classifier, unknown_classifier
+from w2skd.models.names import CLASSIFIERS, is_classifier, unknown_classifier
 
 
 @pytest.mark.parametrize(

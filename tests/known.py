@@ -1,0 +1,26 @@
+"""Functions that need to know every type of recipe, with all types that are installed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import w2skd.recipe.load
+from w2skd.recipe.schema import Recipe
+from w2skd.records import rundir
+from w2skd.tasks.catalog import recipe_types
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    return w2skd.recipe.load.load_recipe(name, overrides, recipe_types())
+
+
+def validate_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    return w2skd.recipe.load.validate_recipe(values, where, recipe_types())
+
+
+def read_run(path: Path) -> rundir.RunRecord:
+    return rundir.read_run(path, recipe_types())
+
+
+def build_task(recipe: Recipe, **options: Any) -> Any:
+    return recipe.task_type()(recipe, **options)

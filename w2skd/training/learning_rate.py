@@ -1,0 +1,40 @@
+"""The learning-rate schedules of a recipe, as arithmetic on step numbers."""
+
+import math
+
+from w2skd.recipe.duration import Duration
+from w2skd.recipe.schema import ConstantSection, CosineSection, LrScheduleSection, MultiStepSection, OneCycleSection
+
+
+def lr_factor(section: LrScheduleSection, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
+    """What the recipe's learning rate is multiplied by at the 0-based step, in [0, 1].
+
+    A linear warm-up gives step `s` the share ``(s + 1) / warmup_steps``. Past the end of the run the factor stays.
+    """
+
+    def in_steps(duration: Duration) -> int:
+        return duration.steps(steps_per_epoch, total_steps)
+
+    warmup_steps = in_steps(section.warmup)
+    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    match section:
+        case ConstantSection():
+            return warmup
+        case MultiStepSection():
+            return float(warmup * section.gamma ** sum(step >= in_steps(milestone) for milestone in section.milestones))
+        case CosineSection():
+            if step < warmup_steps:
+                return warmup
+            return _half_cosine(1.0, section.final_ratio, step - warmup_steps, total_steps - warmup_steps)
+        case OneCycleSection():
+            # The peak is the warm-up's last step and the trough the run's last step, as in torch's OneCycleLR.
+            peak = max(warmup_steps - 1, 0)
+            if step < peak:
+                return _half_cosine(section.initial_ratio, 1.0, step, peak)
+            return _half_cosine(1.0, section.final_ratio, step - peak, total_steps - 1 - peak)
+
+
+def _half_cosine(start: float, end: float, step: int, steps: int) -> float:
+    """Half a cosine from `start` at step 0 to `end` at step `steps`, and `end` from there on."""
+    progress = min(1.0, step / steps) if steps > 0 else float(step > 0)
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
