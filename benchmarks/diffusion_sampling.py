@@ -1,6 +1,6 @@
-"""Generating images against a bare DDIM loop of the same network, written as diffusers' documentation has it.
+"""Image generation against a bare DDIM loop with the same network, as in diffusers' documentation.
 
-Both start from the same noise, made beforehand; the bare loop's scheduler is made beforehand too. Target: at most 1.05.
+Both start from the same noise. Noise and the bare loop's scheduler are prepared in advance. Target: at most 1.05.
 
     python benchmarks/diffusion_sampling.py [--model unet_mini_nc16_rb1] [--size 16] [--batch-size 16] [--json]
 """
@@ -51,9 +51,9 @@ def ours(options) -> Callable[[], None]:
 def main() -> None:
     arguments = parser(__doc__, rounds=48)
     arguments.add_argument("--model", default="unet_mini_nc16_rb1")
-    arguments.add_argument("--size", type=int, default=16, help="px of an image's sides [16]")
+    arguments.add_argument("--size", type=int, default=16, help="side of the images in px [16]")
     arguments.add_argument("--batch-size", type=int, default=16)
-    arguments.add_argument("--steps", type=int, default=20, help="of the sampler [20]")
+    arguments.add_argument("--steps", type=int, default=20, help="sampling steps [20]")
     arguments.add_argument("--device", default="cpu")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
@@ -62,8 +62,8 @@ def main() -> None:
     ratio = turns.ratio("ours", "bare")
     step_ms = {name: turns.seconds(name) / options.steps * 1e3 for name in turns.wall}
     rows = [
-        ("generating / bare DDIM loop", f"{ratio}", "target at most 1.05"),
-        *((f"  {name}, a step", f"{milliseconds:.1f} ms", "") for name, milliseconds in step_ms.items()),
+        ("generate / bare DDIM loop", f"{ratio}", "target at most 1.05"),
+        *((f"  {name}, per step", f"{milliseconds:.1f} ms", "") for name, milliseconds in step_ms.items()),
     ]
     report(options, rows, {"ratios": {"sampling": ratio.as_dict()}, "step_ms": step_ms})
 

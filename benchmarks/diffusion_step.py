@@ -1,7 +1,7 @@
-"""What distillation costs a denoising network: a distilled step against a student's step and its teacher's forward.
+"""Overhead of distillation for a denoising network: a distilled step against a student's step plus a teacher's forward.
 
-The images, and for the teacher's forward alone the noised ones, are made beforehand. So what is left is the price of
-the second squared error and of the bookkeeping; target: at most 1.05. All are measured in the same rounds.
+Images are prepared in advance, for the teacher's forward also their noise. The remaining overhead is the second squared
+error and the bookkeeping; target: at most 1.05. All variants are measured in the same rounds.
 
     python benchmarks/diffusion_step.py [--teacher unet_mini_nc16_rb1] [--student unet_mini_nc32_rb2] [--json]
 """
@@ -19,6 +19,7 @@ from w2skd.models.catalog import build_classifier
 from w2skd.platform.ranks import Ranks
 from w2skd.recipe.load import validate_recipe
 from w2skd.tasks.base import Role
+from w2skd.tasks.catalog import recipe_types
 from w2skd.tasks.diffusion.batch import ImagesToNoise
 from w2skd.tasks.diffusion.recipe import DiffusionRecipe
 from w2skd.tasks.diffusion.task import DiffusionTask
@@ -29,10 +30,10 @@ CLASSES = 10
 
 
 class Premade(DiffusionTask):
-    """The same task on a few batches that come round for ever."""
+    """The task with a few batches that repeat endlessly."""
 
     def train_batches(self, first_step: int) -> Iterator[ImagesToNoise]:
-        """Batches of the feed."""
+        """Repeat the feed's first batches."""
         batches = super().train_batches(first_step)
         made = [next(batches) for _ in range(BATCHES)]
         while True:
@@ -40,7 +41,7 @@ class Premade(DiffusionTask):
 
 
 def recipe(teacher: str, student: str, judge: Path, *, size: int, batch_size: int, log_every: int) -> DiffusionRecipe:
-    """Training without an end, a validation or a checkpoint: what remains is steps."""
+    """A training run without end, validations or checkpoints."""
     made = validate_recipe(
         {
             "name": "benchmark",
@@ -59,13 +60,14 @@ def recipe(teacher: str, student: str, judge: Path, *, size: int, batch_size: in
             },
         },
         "benchmark",
+        recipe_types(),
     )
     assert isinstance(made, DiffusionRecipe)
     return made
 
 
 def write_judge(path: Path) -> Path:
-    """A classifier that nobody trained: a task cannot be without one, and steps do not ask it."""
+    """Write an untrained classifier: the task requires one, but training steps do not use it."""
     about = {"classes": [str(number) for number in range(CLASSES)], "normalization": [0.5] * 6}
     plan = classification_recipe("small_cnn_weak", "small_cnn_weak", batch_size=8, log_every=1)
     save_model(path, build_classifier("small_cnn_weak", CLASSES, 32).state_dict(), plan, "student", about)
@@ -77,7 +79,7 @@ def task(plan: DiffusionRecipe) -> Premade:
 
 
 def teacher_alone(plan: DiffusionRecipe, steps: int) -> Callable[[], None]:
-    """The teacher's forward, as often as a block has steps."""
+    """Run the teacher's forward once per step of a block."""
     made = task(plan)
     torch.manual_seed(1)
     model, batches = made.build_model(Role.TEACHER).eval(), made.train_batches(0)
@@ -95,9 +97,9 @@ def main() -> None:
     arguments = parser(__doc__, rounds=48)
     arguments.add_argument("--teacher", default="unet_mini_nc16_rb1")
     arguments.add_argument("--student", default="unet_mini_nc32_rb2")
-    arguments.add_argument("--size", type=int, default=16, help="px of an image's sides [16]")
+    arguments.add_argument("--size", type=int, default=16, help="side of the images in px [16]")
     arguments.add_argument("--batch-size", type=int, default=16)
-    arguments.add_argument("--steps", type=int, default=1, help="steps a block, and a log row [1]")
+    arguments.add_argument("--steps", type=int, default=1, help="steps per block and per log row [1]")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""Do FID and KID equal those of torch-fidelity's own command, and what do they cost?
+"""Compare FID and KID with those of torch-fidelity's own command, and measure their cost.
 
-Two sets of made-up pictures are written as PNGs, the first as the samples, the second as the real images. The command
-`fidelity` reads both folders; our scorer gets the pixels of the same files. Both use one file of weights in Inception's
-layout, random unless --weights names another: whether numbers agree does not depend on what the network has learned.
-With fewer than 2,049 images of each FID is biased, for both alike.
+Two sets of synthetic images are written as PNG files: the samples and the real images. The command `fidelity` reads
+both folders; our scorer gets the pixels of the same files. Both use the same Inception weights, random unless --weights
+is given: agreement does not depend on what the network has learned. With fewer than 2,049 images per set FID is biased,
+equally for both.
 
     python benchmarks/fid_equality.py [--images 64] [--size-px 32] [--weights FILE] [--json]
 """
@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 from timing.alternating import parser, report
-from torch import Tensor, nn
+from timing.random_inception import write_random_inception
+from torch import Tensor
 from torch.nn import functional
 from torchvision.io import decode_image
 
-from w2skd.tasks.diffusion.features import BareInception, open_extractor
+from w2skd.tasks.diffusion.features import open_extractor
 from w2skd.tasks.diffusion.fid import FidScorer
 from w2skd.tasks.diffusion.reference import open_reference
 from w2skd.tasks.diffusion.sample_pictures import write_samples
@@ -33,23 +34,12 @@ COMMAND = "import sys; from torch_fidelity.fidelity import main; sys.exit(main()
 
 
 def pictures(count: int, size_px: int, seed: int, contrast: float) -> Tensor:
-    """Smooth colours with some grain, uint8 [count, 3, size_px, size_px]."""
+    """Draw smooth colours with some grain, uint8 [count, 3, size_px, size_px]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 4, 4, generator=generator)
     smooth = functional.interpolate(coarse, (size_px, size_px), mode="bicubic")
     grain = torch.randn(count, 3, size_px, size_px, generator=generator)
     return (128 + contrast * 255 * (smooth - 0.5) + 8 * grain).clamp(0, 255).to(torch.uint8)
-
-
-def random_weights(path: Path) -> Path:
-    """A file in Inception's layout."""
-    torch.manual_seed(0)
-    network = BareInception()
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    torch.save(network.state_dict(), path)
-    return path
 
 
 def read(folder: Path) -> Iterator[Tensor]:
@@ -72,9 +62,9 @@ def by_command(fake: Path, real: Path, weights: Path, subset_size: int, threads:
 
 def main() -> None:
     options = parser(__doc__, rounds=1)
-    options.add_argument("--images", type=int, default=64, help="of either set [64]")
-    options.add_argument("--size-px", type=int, default=32, help="side of the pictures [32]")
-    options.add_argument("--weights", type=Path, help="file of Inception's weights; random ones without it")
+    options.add_argument("--images", type=int, default=64, help="images per set [64]")
+    options.add_argument("--size-px", type=int, default=32, help="side of the images [32]")
+    options.add_argument("--weights", type=Path, help="Inception weights; random if omitted")
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     seconds: dict[str, float] = {}
@@ -84,7 +74,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        weights = chosen.weights or random_weights(folder / "inception.pth")
+        weights = chosen.weights or write_random_inception(folder / "inception.pth")
         for seed, (kind, contrast) in enumerate((("fake", 0.7), ("real", 1.0))):
             (folder / kind).mkdir()
             write_samples(pictures(chosen.images, chosen.size_px, seed, contrast), folder / kind)
@@ -123,15 +113,15 @@ def main() -> None:
         for key, (own, other) in pairs.items()
         if key != "kid_std"
     ]
-    told = {
-        "command": "the command, all of it",
-        "open": "reading, checking and loading the weights",
-        "reference": "the reference, computed",
-        "cached": "the reference, out of the cache",
-        "features": "features of the samples",
-        "result": "FID and KID from features",
+    labels = {
+        "command": "the command, in total",
+        "open": "read, check and load the weights",
+        "reference": "compute the reference",
+        "cached": "load the reference from the cache",
+        "features": "compute features of the samples",
+        "result": "compute FID and KID from features",
     }
-    rows += [(what, f"{seconds[key]:.2f} s", "") for key, what in told.items()]
+    rows += [(label, f"{seconds[key]:.2f} s", "") for key, label in labels.items()]
     report(chosen, rows, {"scores": pairs, "relative": relative, "seconds": seconds})
 
 

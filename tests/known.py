@@ -6,7 +6,11 @@ from typing import Any
 
 import w2skd.recipe.load
 from w2skd.recipe.schema import Recipe
+from w2skd.recipe.threshold import Threshold
 from w2skd.records import rundir
+from w2skd.report import experiment, render, speedup, summary
+from w2skd.report import publish as publishing
+from w2skd.report.contract import Report
 from w2skd.tasks.catalog import recipe_types
 
 
@@ -24,3 +28,23 @@ def read_run(path: Path) -> rundir.RunRecord:
 
 def build_task(recipe: Recipe, **options: Any) -> Any:
     return recipe.task_type()(recipe, **options)
+
+
+def read_experiment(path: Path) -> experiment.Experiment:
+    return experiment.read_experiment(path, recipe_types())
+
+
+def build_report(path: Path, thresholds: Sequence[Threshold] | None = None) -> Report:
+    return speedup.build_report(path, recipe_types(), thresholds)
+
+
+def write_report(path: Path, thresholds: Sequence[Threshold] | None = None) -> Report:
+    return render.write_report(path, recipe_types(), thresholds)
+
+
+def publish(path: Path, target: Path) -> Report:
+    return publishing.publish(path, target, recipe_types())
+
+
+def crossing_summary(run: rundir.RunRecord, path: Path | None) -> summary.CrossingSummary:
+    return summary.crossing_summary(run, path, recipe_types())

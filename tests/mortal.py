@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -38,24 +39,48 @@ class Blow:
 
 
 class Nursery:
-    """Runs commands in forked processes, for as long as the block lasts."""
+    """Runs commands in forked processes, for as long as the block lasts.
+
+    Args:
+        packages: more folders from which Python imports.
+    """
+
+    def __init__(self, packages: Sequence[Path] = ()) -> None:
+        repository = Path(__file__).resolve().parent.parent
+        self._path = os.pathsep.join(str(folder) for folder in (repository, *packages))
 
     def __enter__(self) -> "Nursery":
-        repository = Path(__file__).resolve().parent.parent
-        environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": self._path, "OMP_NUM_THREADS": "1"}
         self._program = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
         )
         return self
+
+    def kill(self) -> None:
+        """Kill the program and every command that it runs."""
+        os.killpg(self._program.pid, signal.SIGKILL)
 
     def __exit__(self, *_: object) -> None:
         self._program.communicate(timeout=30)
 
-    def run(self, blow: Blow, said: Path, *arguments: object) -> int:
-        """Run a command, with all that it says going to a file; return its exit code, or minus its deadly signal."""
+    def run(self, blow: Blow | None, said: Path, *arguments: object, variables: Mapping[str, str] | None = None) -> int:
+        """Run a command with its output in a file; return its exit code, or minus the signal that killed it.
+
+        Args:
+            blow: the signal that hits the command, if any.
+            said: the file.
+            arguments: of the command.
+            variables: of the environment, on top of this process's own.
+        """
         assert self._program.stdin
         assert self._program.stdout
-        request = {"blow": asdict(blow), "said": str(said), "arguments": [str(argument) for argument in arguments]}
+        values = [str(argument) for argument in arguments]
+        request = {"blow": blow and asdict(blow), "said": str(said), "arguments": values, "variables": variables or {}}
         print(json.dumps(request), file=self._program.stdin, flush=True)
         return int(self._program.stdout.readline())
 
@@ -89,7 +114,9 @@ def _run(request: dict[str, Any]) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv = ["w2skd", *request["arguments"]]
-    _strike(Blow(**request["blow"]))
+    os.environ |= request["variables"]
+    if request["blow"] is not None:
+        _strike(Blow(**request["blow"]))
     main()
 
 

@@ -13,56 +13,46 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "w2skd"
 
 FLOORS = {
-    "": 0,  # w2skd/__init__ itself, which imports nothing
-    "errors": 0,
-    "records": 1,
-    "clock": 1,
-    "distributed": 1,
-    "precision": 1,
-    "fit": 1,
-    "files": 1,
-    "fetch": 1,
-    "unpickle": 1,
-    "signals": 1,
-    "recipe": 1,
-    "rundir": 2,
-    "schedule": 2,
-    "checkpoint": 2,
-    "distill": 2,
-    "teacher": 2,
-    "finite": 2,
-    "optimizer": 2,
-    "network": 2,
-    "predictions": 2,
-    "pictures": 3,
-    "pretrained": 3,
-    "window": 2,
-    "device": 2,
-    "data": 2,
-    "models": 2,
-    "metrics": 2,
-    "report": 4,
-    "tasks.base": 3,
-    "tasks": 4,
-    "engine": 4,
-    "tasks.catalog": 5,
-    "progress": 5,
-    "run": 6,
-    "score": 6,
-    "compare": 7,
-    "cli": 8,
-    "__main__": 9,
+    "": 0,  # w2skd/__init__, which imports on demand only
+    "errors": 1,
+    "platform": 2,
+    "recipe": 3,
+    "records": 4,
+    "method": 5,
+    "data": 6,
+    "pictures": 6,
+    "models": 6,
+    "weights": 7,
+    "tasks.base": 8,
+    "training": 9,
+    "tasks": 10,
+    "tasks.catalog": 11,
+    "report": 12,
+    "runs": 13,
+    "cli": 14,
+    "__main__": 15,
 }
-"""Module or folder -> floor; a module's own entry goes before its folder's."""
+"""Module or folder -> floor. Imports go to lower floors or stay within a folder; a module's own entry wins."""
 
 TORCH_FREE = (
-    *("errors", "records", "clock", "files", "signals", "recipe"),
-    *("rundir", "schedule", "report", "progress", "cli"),
+    *("", "errors", "platform.files", "platform.signals", "recipe", "records", "report", "runs.options", "cli"),
+    *(
+        "models.names",
+        "tasks.catalog",
+        "tasks.classification.recipe",
+        "tasks.detection.recipe",
+        "tasks.diffusion.recipe",
+    ),
 )
+"""Modules and folders that load no heavy package."""
+
 OF_DIFFUSION = ("diffusers", "torch_fidelity")
 HEAVY = ("torch", "torchvision", "numpy", "matplotlib", "PIL", "safetensors", *OF_DIFFUSION)
 
-REPORT_MAY_IMPORT = ("errors", "records", "clock", "files", "recipe", "rundir", "report")
+REPORT_MAY_IMPORT = ("errors", "platform.files", "recipe", "records", "report")
+METHOD_MAY_IMPORT = ("errors", "method")
+
+MOST_LINES, MOST_STATEMENTS, MOST_PARAMETERS, MOST_LOOSE_MODULES = 400, 60, 6, 4
 
 
 class Import(NamedTuple):
@@ -164,9 +154,19 @@ def _may_import(module: str, found: Import) -> bool:
     here, there = floor(module), floor(found.target)
     if here is None or there is None:
         return False
-    folder = module.partition(".")[0]
-    own_folder = "." in module and found.target.partition(".")[0] == folder
-    return found.target == "" or there < here or (own_folder and there <= here)
+    if found.target == "" or there < here:
+        return True
+    return there == here and "." in module and _folder(module) == _folder(found.target)
+
+
+def _folder(module: str) -> str:
+    """Return the folder whose modules may import each other; each task has one of its own."""
+    parts = module.split(".")
+    return ".".join(parts[:2] if parts[0] == "tasks" else parts[:1])
+
+
+def _is_in(module: str, places: Sequence[str]) -> bool:
+    return any(module == place or (place != "" and module.startswith(f"{place}.")) for place in places)
 
 
 def heavy_imports(
@@ -174,7 +174,7 @@ def heavy_imports(
 ) -> list[str]:
     """Packages that come with a module, or one in a folder, when it is loaded, also through what it imports itself."""
     heavy = []
-    for start in (module for module in modules if module.partition(".")[0] in starts):
+    for start in (module for module in modules if _is_in(module, starts)):
         seen, waiting = {start}, [start]
         while waiting:
             module = waiting.pop()
@@ -197,19 +197,20 @@ def test_what_must_start_fast_loads_nothing_heavy() -> None:
     assert heavy_imports(sources()) == []
 
 
-def test_other_tasks_do_not_wait_for_what_diffusion_needs() -> None:
-    assert heavy_imports(sources(), ("run", "score", "compare"), OF_DIFFUSION) == []
-    assert heavy_imports(sources(), ("tasks",), OF_DIFFUSION) != []
+def test_other_tasks_do_not_load_the_packages_of_diffusion() -> None:
+    assert heavy_imports(sources(), ("runs", "tasks.classification", "tasks.detection"), OF_DIFFUSION) == []
+    assert heavy_imports(sources(), ("tasks.diffusion",), OF_DIFFUSION) != []
 
 
-def test_reports_read_run_directories_and_nothing_else() -> None:
+@pytest.mark.parametrize(("folder", "allowed"), [("report", REPORT_MAY_IMPORT), ("method", METHOD_MAY_IMPORT)])
+def test_reports_read_records_only_and_the_method_stands_alone(folder: str, allowed: Sequence[str]) -> None:
     modules = sources()
     wrong = [
         f"{module} -> {found.target}"
         for module in modules
-        if module.partition(".")[0] == "report"
+        if _is_in(module, (folder,))
         for found in imports(module, modules[module], modules)
-        if (found.ours and found.target.partition(".")[0] not in REPORT_MAY_IMPORT) or found.target.startswith("torch")
+        if found.ours and not _is_in(found.target, allowed)
     ]
     assert wrong == []
 
@@ -221,16 +222,35 @@ def test_the_command_line_starts_without_torch_and_matplotlib() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_engine_is_short_and_knows_no_task() -> None:
-    engine = (PACKAGE / "engine.py").read_text(encoding="utf-8")
-    assert len(engine.splitlines()) < 300
-    words = ("classif", "detect", "diffusion", "label", "logit", "box", "noise", "denois", "sampl", "fid", "unet")
-    assert [word for word in words if word in engine.lower()] == []
+def test_training_is_one_short_loop_and_knows_no_task() -> None:
+    assert len((PACKAGE / "training" / "engine.py").read_text(encoding="utf-8").splitlines()) < 300
+    words = ("classif", "detect", "diffusion", "label", "logit", "box", "denois", "sampler", "fid", "unet")
+    found = [
+        (path.name, word)
+        for path in (PACKAGE / "training").glob("*.py")
+        for word in words
+        if word in path.read_text(encoding="utf-8").lower()
+    ]
+    assert found == []
 
 
-def test_no_room_is_for_things_without_a_name() -> None:
+def test_only_one_module_names_the_arms() -> None:
+    found = [
+        (module, node.value)
+        for module, source in sources().items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and node.value in ("baseline", "w2s") and module != "recipe.arms"
+    ]
+    assert found == []
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
     names = {part for module in sources() for part in module.split(".")}
-    assert names & {"utils", "util", "helpers", "helper", "common", "misc"} == set()
+    assert names & {"utils", "util", "helpers", "helper", "common", "misc", "tools", "shared"} == set()
+
+
+def test_few_modules_lie_loose_at_the_top() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_LOOSE_MODULES
 
 
 def test_packages_have_empty_init_files() -> None:
@@ -238,18 +258,41 @@ def test_packages_have_empty_init_files() -> None:
     assert filled == []
 
 
+def test_no_file_is_long() -> None:
+    lengths = {module: len(source.splitlines()) for module, source in sources().items()}
+    assert {module: length for module, length in lengths.items() if length > MOST_LINES} == {}
+
+
+def test_no_function_is_long_or_takes_many_parameters() -> None:
+    found = []
+    for module, source in sources().items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                statements = sum(isinstance(inner, ast.stmt) for inner in ast.walk(node)) - 1
+                arguments = node.args
+                names = [each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+                parameters = len([name for name in names if name not in ("self", "cls")])
+                if statements > MOST_STATEMENTS or parameters > MOST_PARAMETERS:
+                    found.append((module, node.name, statements, parameters))
+    assert found == []
+
+
 GOOD = {
     "": "",
     "errors": "",
-    "records": "from w2skd.errors import suggest",
     "recipe": "",
-    "recipe.names": "",
-    "recipe.load": "from w2skd.recipe.names import TASKS\nfrom .names import TASKS\nfrom ..errors import suggest",
+    "recipe.schema": "",
+    "recipe.load": "from w2skd.recipe.schema import Recipe\nfrom .schema import Recipe\nfrom ..errors import suggest",
+    "records": "from w2skd.errors import suggest",
     "tasks": "",
-    "tasks.base": "import w2skd.records.rows",
-    "tasks.classification": "from w2skd.tasks import base\nfrom w2skd import __version__",
-    "tasks.catalog": "from w2skd.tasks.classification.task import ClassificationTask",
-    "run": "import os\nfrom w2skd import records\nfrom w2skd.tasks.catalog import build_task",
+    "tasks.base": "import w2skd.records",
+    "tasks.red": "",
+    "tasks.red.recipe": "from w2skd.recipe.schema import Recipe\ndef f():\n    from .task import RedTask",
+    "tasks.red.task": "from w2skd.tasks import base\nfrom w2skd.tasks.red.recipe import RedRecipe",
+    "tasks.blue": "",
+    "tasks.blue.task": "from w2skd import __version__",
+    "tasks.catalog": "from w2skd.tasks.red.recipe import RedRecipe",
+    "runs": "import os\nfrom w2skd import records\nfrom w2skd.tasks.catalog import recipe_types",
 }
 
 
@@ -260,22 +303,22 @@ def test_a_good_house_passes() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "target", "line"),
     [
-        ("records", "from w2skd.run import train", "run", 1),
-        ("records", "def f():\n    from w2skd.run import train", "run", 2),
-        ("records", "def f():\n    import w2skd.run as run", "run", 2),
-        ("records", "from w2skd import errors, run", "run", 1),
-        ("records", "from . import run", "run", 1),
-        ("records", "from .run import train", "run", 1),
-        ("recipe.load", "from ..run import train", "run", 1),
-        ("recipe.load", "from .. import run", "run", 1),
-        ("recipe.load", "class A:\n    from w2skd.run import x", "run", 2),
-        ("recipe.load", "if TYPE_CHECKING:\n    import w2skd.run", "run", 2),
-        ("recipe.load", "from importlib import import_module\nimport_module('w2skd.run')", "run", 2),
-        ("recipe.load", "from w2skd.records.rows import Row", "records", 1),
-        ("records", "from w2skd.recipe.names import TASKS", "recipe.names", 1),
-        ("records", "from w2skd import recipe", "recipe", 1),
-        ("tasks.base", "from .classification import x", "tasks.classification", 1),
-        ("tasks.classification", "from . import catalog", "tasks.catalog", 1),
+        ("records", "from w2skd.runs import train", "runs", 1),
+        ("records", "def f():\n    from w2skd.runs import train", "runs", 2),
+        ("records", "def f():\n    import w2skd.runs as runs", "runs", 2),
+        ("records", "from w2skd import errors, runs", "runs", 1),
+        ("records", "from . import runs", "runs", 1),
+        ("records", "from .runs import train", "runs", 1),
+        ("recipe.load", "from ..runs import train", "runs", 1),
+        ("recipe.load", "from .. import runs", "runs", 1),
+        ("recipe.load", "class A:\n    from w2skd.runs import x", "runs", 2),
+        ("recipe.load", "if TYPE_CHECKING:\n    import w2skd.runs", "runs", 2),
+        ("recipe.load", "from importlib import import_module\nimport_module('w2skd.runs')", "runs", 2),
+        ("recipe.load", "from w2skd.records import Row", "records", 1),
+        ("tasks.base", "from .red.task import RedTask", "tasks.red.task", 1),
+        ("tasks.red.task", "from w2skd.tasks import catalog", "tasks.catalog", 1),
+        ("tasks.red.task", "from ..blue.task import BlueTask", "tasks.blue.task", 1),
+        ("tasks.red.task", "def f():\n    from w2skd.tasks.blue.task import BlueTask", "tasks.blue.task", 2),
         ("", "from w2skd.errors import suggest", "errors", 1),
         ("", "from .errors import suggest", "errors", 1),
         ("records", "from w2skd.nowhere import x", "nowhere", 1),
@@ -290,7 +333,7 @@ def test_a_module_without_a_floor_is_found() -> None:
 
 
 def test_the_package_may_load_its_parts_on_demand() -> None:
-    assert wrong_arrows({**GOOD, "": "def __getattr__(name):\n    from w2skd.run import x\n    return x"}) == []
+    assert wrong_arrows({**GOOD, "": "def __getattr__(name):\n    from w2skd.runs import x\n    return x"}) == []
 
 
 @pytest.mark.parametrize(
@@ -302,9 +345,9 @@ def test_the_package_may_load_its_parts_on_demand() -> None:
         ("records", "def f():\n    import torch", []),
         ("records", "if TYPE_CHECKING:\n    import torch", []),
         ("records", "import torchlight", []),
-        ("run", "import torch", []),
+        ("runs", "import torch", []),
     ],
 )
 def test_something_heavy_is_found(module: str, source: str, expected: list[str]) -> None:
-    house = {"errors": "", "records": "from w2skd.errors import suggest", "run": "", module: source}
+    house = {"errors": "", "records": "from w2skd.errors import suggest", "runs": "", module: source}
     assert sorted(problem.partition(" (")[0] for problem in heavy_imports(house)) == expected

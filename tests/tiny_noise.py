@@ -1,4 +1,4 @@
-"""The smallest experiment of diffusion, in about a second a run on one core, and what its images are compared by."""
+"""The smallest diffusion experiment, about one second per run on one core, and the classifier that scores it."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ train:
 
 
 def classifier_in(folder: Path) -> Path:
-    """A classifier that nobody trained, with 64 features, as a finished run leaves it; made once a folder."""
+    """An untrained classifier with 64 features, written like a finished run's; created once per folder."""
     path = folder / "classifier.safetensors"
     if not path.exists():
         with torch.random.fork_rng(devices=[]):
@@ -63,14 +63,14 @@ def classifier_in(folder: Path) -> Path:
 
 
 def recipe_of(folder: Path) -> Path:
-    """The recipe as a file in a folder, with the classifier beside it."""
+    """Write the recipe and its classifier into a folder; return the recipe's path."""
     path = folder / "noise.yaml"
     path.write_text(RECIPE.replace("FOLDER", str(classifier_in(folder).parent)))
     return path
 
 
 def read_recipe(folder: Path, *overrides: str) -> DiffusionRecipe:
-    """The recipe itself, with the classifier in a folder."""
+    """Return the recipe, with its classifier in a folder."""
     text = RECIPE.replace("FOLDER", str(classifier_in(folder).parent))
     recipe = with_overrides(validate_recipe(yaml.safe_load(text), "test"), overrides)
     assert isinstance(recipe, DiffusionRecipe)

@@ -1,4 +1,4 @@
-"""``python -m w2skd``, which is what torchrun starts."""
+"""``python -m w2skd``, as torchrun starts it."""
 
 from w2skd.cli.main import main
 

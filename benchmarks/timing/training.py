@@ -13,6 +13,7 @@ from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
 from w2skd.records.rows import StepRow
 from w2skd.tasks.base import Role
+from w2skd.tasks.catalog import recipe_types
 from w2skd.tasks.classification.task import ClassificationTask
 from w2skd.training.clock import Clock
 from w2skd.training.engine import Engine
@@ -40,6 +41,7 @@ def recipe(teacher: str, student: str, *, batch_size: int, log_every: int) -> Re
             },
         },
         "benchmark",
+        recipe_types(),
     )
 
 

@@ -13,6 +13,7 @@ from w2skd.report import units
 from w2skd.report.contract import Report, ThresholdReport, pair
 from w2skd.report.render import write_report
 from w2skd.report.speedup import build_report
+from w2skd.tasks.catalog import recipe_types
 
 RESULTS = Path(__file__).resolve().parent
 README = RESULTS.parent.parent / "README.md"
@@ -26,7 +27,7 @@ def table() -> str:
         "|---|---|---|---|---|---|",
     ]
     for folder in experiments():
-        report = build_report(folder)
+        report = build_report(folder, recipe_types())
         lines += [line(folder.name, threshold, report) for threshold in report.thresholds]
     return "\n".join(lines) + "\n"
 
@@ -73,7 +74,7 @@ def main() -> int:
     if "--check" in sys.argv:
         return int(fresh != text)
     for folder in experiments():
-        write_report(folder)
+        write_report(folder, recipe_types())
     README.write_text(fresh, encoding="utf-8")
     return 0
 

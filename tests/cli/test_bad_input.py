@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tiny import RECIPE, contents, done, evaluations, recipe_file, refused, w2skd
 
-from w2skd.cli import main as cli
+import w2skd as w2skd_package
 from w2skd.recipe.load import shipped_recipes
 
 # Recipes
@@ -107,7 +107,7 @@ def test_overwriting_what_is_to_be_resumed_is_refused(recipe: Path, copied: Path
     before = contents(copied)
     last = copied / "w2s" / "seed0" / "checkpoints" / "last.pt"
     line = refused("distill", "-r", recipe, "--out", copied, "--overwrite", "--resume", last, code=2)
-    assert line == f"--overwrite would discard the run that --resume {last} goes on with: give one of the two"
+    assert line == f"--overwrite discards the run that --resume {last} resumes: use one of the two"
     assert contents(copied) == before
 
 
@@ -152,7 +152,7 @@ def test_without_a_teacher_torch_is_not_even_imported(recipe: Path, tmp_path: Pa
         "import sys\nfrom w2skd.cli.main import app\n"
         "try:\n    app(sys.argv[1:])\nfinally:\n    print('torch' in sys.modules)"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(w2skd_package.__file__).parents[1])}
     found = subprocess.run(
         [sys.executable, "-c", program, "distill", "-r", str(recipe), "--out", str(tmp_path / "runs")],
         capture_output=True,

@@ -17,7 +17,10 @@ from known import load_recipe
 from PIL import Image
 from tiny import contents, done, refused, w2skd
 
-from w2skd import __version__, cli
+import w2skd as w2skd_package
+from w2skd import __version__
+from w2skd.cli.printing import print_score
+from w2skd.recipe.evaluation import Metric
 from w2skd.recipe.load import shipped_recipes
 from w2skd.tasks.classification.task import ClassificationTask
 
@@ -136,34 +139,32 @@ def test_a_metric_that_is_no_number_is_null_in_json(experiment: Path, tmp_path: 
 # Dry runs
 
 
+def scored_model(metrics: dict[str, float], tables: dict[str, Any]) -> Any:
+    shares = tuple(Metric(name, higher_is_better=True, is_share=name in ("top1", "ap")) for name in metrics)
+    recipe = SimpleNamespace(metric=shares[0], report=SimpleNamespace(metrics=shares))
+    evaluation = SimpleNamespace(metrics=metrics, tables=tables)
+    return SimpleNamespace(checkpoint=Path("a.pt"), model="m", recipe=recipe, account=(), evaluation=evaluation)
+
+
 def test_of_a_long_table_the_terminal_gets_the_lowest_rows(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"class": f"n{place}", "examples": 5, "top1": place / 100} for place in reversed(range(60))]
     rows[0]["top1"] = math.nan
-    scored = SimpleNamespace(
-        checkpoint=Path("model.pt"),
-        model="m",
-        metric="top1",
-        account=(),
-        evaluation=SimpleNamespace(metrics={"top1": 0.3}, tables={"classes": rows}),
-    )
-    cli._print_score(scored, as_json=False)  # type: ignore[arg-type]
+    print_score(scored_model({"top1": 0.3}, {"classes": rows}), as_json=False)
     said = capsys.readouterr().out
     assert re.findall(r"n\d+ ", said) == [f"n{place} " for place in range(40)]
-    assert "the lowest 40 of 60; --json has all" in said
+    assert "the lowest 40 of 60; --json prints all" in said
 
 
 def test_numbers_have_the_digits_that_they_carry(capsys: pytest.CaptureFixture[str]) -> None:
     metrics = {"fid": 41.25, "kid": 0.0012345, "top1": 0.0312, "loss": 2.5, "ap": math.nan}
-    evaluation = SimpleNamespace(metrics=metrics, tables={})
-    scored = SimpleNamespace(checkpoint=Path("a.pt"), model="m", metric="fid", account=(), evaluation=evaluation)
-    cli._print_score(scored, as_json=False)  # type: ignore[arg-type]
+    print_score(scored_model(metrics, {}), as_json=False)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert lines == [["fid", "41.2500"], ["kid", "0.001234"], ["top1", "0.0312"], ["loss", "2.5000"], ["ap", "nan"]]
 
 
 def test_published_weights_only_teach(recipe: Path) -> None:
     line = refused("distill", "-r", recipe, "--baseline", "--init-from", "pretrained:IMAGENET1K_V1", code=2)
-    assert line.startswith("--init-from pretrained:IMAGENET1K_V1: takes a finished run or a file with weights")
+    assert line.startswith("--init-from pretrained:IMAGENET1K_V1: published weights can only teach; give a finished")
 
 
 def test_flags_take_no_value() -> None:
@@ -174,7 +175,7 @@ def test_flags_take_no_value() -> None:
 
 def test_what_to_score_must_be_said() -> None:
     line = refused("evaluate", code=2)
-    assert line == "say what to score: --checkpoint CKPT, or --model NAME for published weights"
+    assert line == "nothing to score: give --checkpoint CKPT, or --model NAME for published weights"
 
 
 def test_a_dry_run_tells_how_scores_come_about(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +241,7 @@ def test_a_target_of_an_unknown_metric_is_told(experiment: Path) -> None:
 
 def test_a_role_that_is_none_is_told(experiment: Path) -> None:
     line = refused("evaluate", "-c", experiment / "teacher", "--role", "pupil", code=2)
-    assert line == "--role pupil: teacher or student"
+    assert line == "--role pupil: use teacher or student"
 
 
 # Reports
@@ -249,11 +250,11 @@ def test_a_role_that_is_none_is_told(experiment: Path) -> None:
 def test_a_report_can_require_a_speedup(copied: Path) -> None:
     said = done("speedup-report", copied, "--require", "0.01")
     assert "Result" in said.out
-    assert f"saved under {copied}/report" in said.out
+    assert f"saved {copied}/report" in said.out
     line = refused("speedup-report", copied, "--require", "100", code=3)
     assert line.startswith("required was a speed-up of 100 at teacher: ")
     line = refused("speedup-report", copied, "--require", "nan", code=2)
-    assert line == "--require nan: nothing is above or below it"
+    assert line == "--require nan: give a number"
     assert w2skd("speedup-report", copied, "--require", "much").code == 2
 
 
@@ -312,12 +313,16 @@ def test_a_second_ctrl_c_ends_at_once_and_says_so(
 
     monkeypatch.setattr(Engine, "_take_step", interrupt)
     line = refused("train-teacher", "-r", recipe, "--out", tmp_path / "runs", code=130)
-    assert line == "interrupted at once; what was saved before stands"
+    assert line == "interrupted at once; earlier checkpoints are kept"
     assert json.loads((tmp_path / "runs/teacher/status.json").read_text())["state"] == "stopped"
 
 
 def test_ranks_but_the_first_say_nothing() -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2]), "RANK": "1", "WORLD_SIZE": "2"}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(w2skd_package.__file__).parents[1]),
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+    }
     found = subprocess.run(
         [sys.executable, "-m", "w2skd", "distill", "-r", "nowhere"], capture_output=True, env=environment, check=False
     )
@@ -327,7 +332,6 @@ def test_ranks_but_the_first_say_nothing() -> None:
 def test_a_rank_that_lacks_its_device_says_so_itself(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_SPEAKS", False)
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
     said = w2skd("distill", "--baseline", "-r", recipe, "--out", tmp_path / "runs", "--device", "cuda:9")

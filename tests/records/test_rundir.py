@@ -11,6 +11,7 @@ from w2skd.recipe.load import with_overrides
 from w2skd.recipe.schema import Recipe
 from w2skd.records.rows import EvalRow, EventRow, Row, encode
 from w2skd.records.rundir import RunDir, find_runs, find_teacher, read_recipe, run_path
+from w2skd.tasks.catalog import recipe_types
 
 ROWS: list[Row] = [
     EventRow(0, "teacher", {"metrics": {"top1": 0.6}}),
@@ -206,7 +207,7 @@ def test_a_directory_that_is_not_there_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="not a run directory"):
         read_run(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError):
-        read_recipe(tmp_path / "nowhere")
+        read_recipe(tmp_path / "nowhere", recipe_types())
 
 
 @pytest.mark.parametrize(

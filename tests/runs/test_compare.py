@@ -107,7 +107,7 @@ def test_a_part_of_another_recipe_ends_it_before_its_turn(compare: Any, tmp_path
     said = w2skd(*compare, "--seeds", "0", "--set", "distill.weight=2.0")
     assert said.code == 2
     (line,) = said.problems
-    assert line.startswith(f"{out}/w2s/seed0 holds a run of another recipe (distill.weight: 1.0 -> 2.0)")
+    assert line.startswith(f"{out}/w2s/seed0: holds a run of another recipe (distill.weight: 1.0 -> 2.0)")
     assert contents(out) == before
 
 

@@ -119,14 +119,14 @@ def test_the_teacher_is_measured_on_the_students_classes_and_images(tmp_path: Pa
     options = RunOptions(tmp_path / "runs")
     settings = [*on_images(root)[1::2], f"teacher.checkpoint={imagenet_teacher}"]
     setup = set_up(load_recipe(str(recipe_file(tmp_path)), settings), "w2s", options, Ranks())
-    assert setup.teacher_model is not None
+    assert setup.teacher is not None
     images = setup.task.example_batch().images
     model = build_classifier("torchvision:resnet18", 1000).eval()
     state = torch.load(imagenet_teacher)["model"]
     model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     with torch.no_grad():
         expected = model(images)[:, [0, 217]]  # the same normalisation: folders of images have ImageNet's
-        torch.testing.assert_close(setup.teacher_model.eval()(images), expected)
+        torch.testing.assert_close(setup.teacher.model.eval()(images), expected)
 
 
 def test_a_teacher_may_see_smaller_images(tmp_path: Path, imagenet_teacher: Path) -> None:

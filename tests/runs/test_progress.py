@@ -4,8 +4,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from w2skd.recipe.evaluation import Metric
 from w2skd.records.rows import EvalRow, EventRow, StepRow
-from w2skd.runs.progress import ProgressView, progress_view
+from w2skd.runs.progress import ProgressView
+
+TOP1 = Metric("top1", higher_is_better=True, is_share=True)
+LOSS, FID = (Metric(name, higher_is_better=False) for name in ("loss", "fid"))
 
 
 def clock(train: float = 0.0, teacher: float = 0.0, evaluate: float = 0.0, compile_: float = 0.0) -> dict[str, float]:
@@ -40,10 +44,9 @@ def make(terminal: bool = False, quiet: bool = False, **changes: Any) -> tuple[P
         "title": "demo w2s seed 0",
         "total_steps": 1200,
         "steps_per_epoch": 100,
-        "metric": "top1",
-        "higher_is_better": True,
+        "metric": TOP1,
     }
-    return progress_view(**{**arguments, **changes}, quiet=quiet, console=console), output
+    return ProgressView(**{**arguments, **changes}, quiet=quiet, console=console), output
 
 
 def panel(view: ProgressView, width: int = 80) -> list[str]:
@@ -84,9 +87,7 @@ def test_a_plain_line_is_not_wrapped_and_flushed_at_once() -> None:
             flushed.append(self.getvalue())
 
     console = Console(file=File(), width=40)
-    view = progress_view(
-        title="t", total_steps=10, steps_per_epoch=5, metric="top1", higher_is_better=True, quiet=False, console=console
-    )
+    view = ProgressView(title="t", total_steps=10, steps_per_epoch=5, metric=TOP1, quiet=False, console=console)
     with view:
         view.show(step_row(5), phase="hold")
     line = flushed[-1].splitlines()[-1]
@@ -129,7 +130,7 @@ def test_validations_stay_as_lines(terminal: bool) -> None:
 
 
 def test_the_best_of_a_loss_is_the_lowest_and_never_nan() -> None:
-    view, output = make(metric="loss", higher_is_better=False)
+    view, output = make(metric=LOSS)
     with view:
         for step, value in ((100, float("nan")), (200, 1.5), (300, 1.7)):
             view.show(eval_row(step, value, metric="loss"))
@@ -162,7 +163,7 @@ def test_why_distillation_went_off(details: dict[str, object], expected: str, ep
 
 
 def test_a_run_whose_length_is_told_in_steps_tells_its_places_in_steps() -> None:
-    view, output = make(unit="step", metric="fid", higher_is_better=False, total_steps=30_000)
+    view, output = make(unit="step", metric=FID, total_steps=30_000)
     with view:
         view.show(teacher_row(60.125, "fid"))
         view.show(eval_row(2000, 151.75, metric="fid"), phase="hold")
@@ -182,7 +183,7 @@ def test_a_run_whose_length_is_told_in_steps_tells_its_places_in_steps() -> None
 
 
 def test_a_lower_metric_surpasses_from_below() -> None:
-    view, output = make(metric="loss", higher_is_better=False)
+    view, output = make(metric=LOSS)
     with view:
         view.show(EventRow(700, "distillation_off", {"reason": "surpassed", "student": 1.1, "teacher": 1.25}))
     assert "1.1 < 1.25" in output.getvalue()
@@ -299,9 +300,7 @@ def test_brackets_are_text_not_markup() -> None:
 
 
 def test_it_writes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    view = progress_view(
-        title="t", total_steps=10, steps_per_epoch=5, metric="top1", higher_is_better=True, quiet=False
-    )
+    view = ProgressView(title="t", total_steps=10, steps_per_epoch=5, metric=TOP1, quiet=False)
     with view:
         view.show(step_row(5))
     captured = capsys.readouterr()

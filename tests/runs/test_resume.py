@@ -31,10 +31,11 @@ from tiny import (
 
 from w2skd.data import shapes
 from w2skd.recipe.load import with_overrides
+from w2skd.recipe.schema import Place
 from w2skd.records.rows import decode
 from w2skd.runs import arm as arm_module
-from w2skd.runs import resume
 from w2skd.runs.resume import differing_keys
+from w2skd.tasks.classification.recipe import ClassificationRecipe
 from w2skd.tasks.classification.task import ClassificationTask
 from w2skd.training.checkpoint import load_checkpoint
 from w2skd.training.clock import Clock
@@ -58,7 +59,7 @@ def test_a_finished_run_does_not_answer_for_another_teacher(recipe: Path, copied
 def test_a_finished_run_does_not_answer_for_other_first_weights(recipe: Path, copied: Path) -> None:
     source = run_in(copied, "baseline")
     line = refused("distill", "-r", recipe, "--out", copied, "--baseline", "--init-from", source, code=2)
-    assert "did not begin from" in line
+    assert "did not start from" in line
 
 
 def test_where_a_run_went_on_is_noted(distill: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +86,8 @@ def test_a_run_goes_on_only_where_it_is_scored_as_it_was(
     scored_by(extractor="vgg19", sizes=(8, 16))
     line = refused(*distill, code=2)
     assert line == (
-        f"{run_in(out)} holds a run that was scored in another way: extractor is vgg16 in its records, vgg19 in this "
-        "call; choose another --out, or discard it (--overwrite)"
+        f"{run_in(out)}: holds a run that was scored differently: extractor is vgg16 in its records, vgg19 in this "
+        "command; choose another --out or discard it (--overwrite)"
     )
     assert contents(out) == before
     scored_by(extractor="vgg16", sizes=(8, 16))
@@ -112,8 +113,8 @@ def test_a_run_begins_only_where_it_is_scored_as_the_others_of_its_experiment(
     before = contents(copied)
     scored_by(samples=10_000)
     assert refused(*another, code=2) == (
-        f"{copied}/w2s/seed1 would be scored in another way than {copied}/baseline/seed0, and could not be compared "
-        "with it: samples is 10,000 in this call, 2,000 in baseline/seed0; choose another --out"
+        f"{copied}/w2s/seed1: would be scored differently from {copied}/baseline/seed0 and could not be compared with "
+        "it: samples is 10,000 in this command, 2,000 in baseline/seed0; choose another --out"
     )
     assert contents(copied) == before
     assert not (copied / "w2s" / "seed1").exists()
@@ -152,14 +153,14 @@ def test_a_finished_run_whose_folder_of_diffusers_was_moved_answers_for_its_teac
 ) -> None:
     """It is the model that the recipe names today that tells how to read the teacher's weights."""
     asked = []
-    original = resume.open_weights
+    original = ClassificationTask.open_weights
 
     def open_weights(checkpoint: Path, model: str) -> Any:
         asked.append(model)
         return original(checkpoint, model)
 
-    monkeypatch.setattr(resume, "open_weights", open_weights)
-    monkeypatch.setattr(resume, "_KEPT_IN_A_PLACE", {"teacher.model": "cifar_resnet"})
+    monkeypatch.setattr(ClassificationTask, "open_weights", staticmethod(open_weights))
+    monkeypatch.setattr(ClassificationRecipe, "places", {"teacher.model": Place("models", prefix="cifar_resnet")})
     done("distill", "-r", recipe, "--out", copied, "--set", "teacher.model=cifar_resnet14")
     assert asked == ["cifar_resnet14"]
 
@@ -230,7 +231,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
         case "code":
             torch.save({"format": 1, "engine": Path.cwd}, last)
     said = done(*distill).err
-    assert re.search(rf"{last}: .*; going on from the one before$", said, re.MULTILINE)
+    assert re.search(rf"{last}: .*; resuming from the checkpoint before$", said, re.MULTILINE)
     assert "resumed at step 12, 2 steps lost" in said
     assert_same_course(run_in(out), run_in(experiment))
 
@@ -267,7 +268,7 @@ def test_missing_rows_are_noticed(left: int, distill: Any, out: Path) -> None:
     metrics.write_bytes(metrics.read_bytes()[:left])
     before = contents(out)
     line = refused(*distill, code=2)
-    assert line.startswith(f"{metrics}: rows are missing that the last checkpoint knew of")
+    assert line.startswith(f"{metrics}: rows are missing that the last checkpoint recorded")
     assert contents(out) == before
 
 
@@ -325,7 +326,7 @@ def test_a_checkpoint_of_something_else_is_refused(distill: Any, out: Path, expe
 def test_a_run_that_is_there_is_refused_with_never(recipe: Path, copied: Path) -> None:
     before = contents(copied)
     line = refused("distill", "--recipe", recipe, "--out", copied, "--resume", "never", code=2)
-    assert line == f"{run_in(copied)} already holds a run: resume it (--resume auto), or discard it (--overwrite)"
+    assert line == f"{run_in(copied)}: already holds a run; resume it (--resume auto) or discard it (--overwrite)"
     assert contents(copied) == before
 
 
@@ -333,7 +334,7 @@ def test_a_run_of_another_recipe_is_refused_with_the_keys(recipe: Path, copied: 
     before = contents(copied)
     changes = ("--set", "train.optimizer.lr=0.5", "--set", "distill.temperature=3.0", "--set", "data.augment=[flip]")
     line = refused("distill", "--recipe", recipe, "--out", copied, *changes, code=2)
-    assert line.startswith(f"{run_in(copied)} holds a run of another recipe (")
+    assert line.startswith(f"{run_in(copied)}: holds a run of another recipe (")
     for part in (
         "data.augment: ['crop', 'flip'] -> ['flip']",
         "distill.temperature: 2.0 -> 3.0",

@@ -10,13 +10,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny import contents, done, evaluations, refused, weights
-from w2skd.recipe.names import EVALUATION_LEAVES
 
 from w2skd.data import shapes
 from w2skd.models.small_cnn import SmallCnn
 from w2skd.platform.ranks import Ranks
-from w2skd.runs.score import score_checkpoint
+from w2skd.recipe.evaluation import Output
+from w2skd.runs.options import ScoreOptions
+from w2skd.runs.score import score_model
 from w2skd.tasks.base import Evaluation
+from w2skd.tasks.classification.recipe import ClassificationRecipe
 from w2skd.tasks.classification.task import ClassificationTask
 from w2skd.tasks.diffusion.sample_pictures import write_samples
 from w2skd.training.checkpoint import load_checkpoint
@@ -97,7 +99,7 @@ def test_what_was_written_is_said(run: Path, tmp_path: Path) -> None:
 
 def test_samples_are_for_tasks_that_have_some(run: Path, tmp_path: Path) -> None:
     line = refused("evaluate", "-c", run, "--samples", tmp_path / "new", code=2)
-    assert line == "--samples is not for classification, which has --predictions, --confusion"
+    assert line == "--samples: not an output of classification, which offers --predictions, --confusion"
     assert contents(tmp_path) == {}
 
 
@@ -105,7 +107,7 @@ def test_a_folder_in_which_samples_would_mix_with_other_files_is_refused_before_
     (tmp_path / "mine.png").touch()
     (tmp_path / "model.pt").write_text("no model")
     line = refused("evaluate", "-c", tmp_path / "model.pt", "--samples", tmp_path, code=2)
-    assert line == f"{tmp_path}: not empty; samples go into a new or an empty folder"
+    assert line == f"--samples {tmp_path}: the folder is not empty; give a new or an empty one"
     line = refused("evaluate", "-c", tmp_path / "model.pt", "--samples", tmp_path / "mine.png" / "new", code=1)
     assert line == f"cannot write {tmp_path}/mine.png/new: Not a directory"
 
@@ -120,7 +122,7 @@ def test_samples_go_where_they_are_wanted(run: Path, tmp_path: Path, monkeypatch
         return replace(original(self, model, with_predictions=True), files=files)
 
     monkeypatch.setattr(ClassificationTask, "evaluate", evaluate)
-    monkeypatch.setitem(EVALUATION_LEAVES, "classification", ("samples", "pictures"))
+    monkeypatch.setattr(ClassificationRecipe, "outputs", {"samples": Output("Write samples.")})
     said = done("evaluate", "-c", run, "--samples", tmp_path / "new" / "samples").out
     assert said.splitlines()[-1] == f"saved {tmp_path}/new/samples"
     assert list(contents(tmp_path)) == [f"new/samples/00000{number}.png" for number in range(3)]
@@ -129,12 +131,12 @@ def test_samples_go_where_they_are_wanted(run: Path, tmp_path: Path, monkeypatch
 def test_a_bare_state_dict_needs_a_recipe(run: Path, tmp_path: Path) -> None:
     torch.save(weights(run), tmp_path / "bare.pt")
     line = refused("evaluate", "-c", tmp_path / "bare.pt", code=1)
-    assert line == f"{tmp_path}/bare.pt: carries no recipe; say with --recipe how its model is built and scored"
+    assert line == f"{tmp_path}/bare.pt: contains no recipe; name one with --recipe"
 
 
 def test_published_weights_need_a_recipe_and_a_known_model(recipe: Path) -> None:
     line = refused("evaluate", "--model", "torchvision:resnet18", code=2)
-    assert line == "--recipe is missing: on which images torchvision:resnet18 is scored, only it can tell"
+    assert line == "--recipe is missing: it names the data on which torchvision:resnet18 is scored"
     line = refused("evaluate", "--model", "resnet18", "--recipe", recipe, code=2)
     assert line.startswith("--model: teacher.model: unknown model 'resnet18' (did you mean 'torchvision:resnet18'")
 
@@ -156,8 +158,8 @@ def test_a_run_that_is_not_finished_is_told(experiment: Path, tmp_path: Path) ->
 
 
 def test_from_python(run: Path) -> None:
-    scored = score_checkpoint(run, recipe_name=None, overrides=[], role=None, device_name="cpu", ranks=Ranks())
-    assert (scored.model, scored.metric) == ("small_cnn_weak", "loss")
+    scored = score_model(ScoreOptions(run, device="cpu"), Ranks())
+    assert (scored.model, scored.recipe.metric.name) == ("small_cnn_weak", "loss")
     assert scored.evaluation.metrics == pytest.approx(evaluations(run)[-1][-1], rel=1e-6)
 
 
@@ -176,7 +178,7 @@ def test_published_weights_see_images_as_their_library_prepares_them(
 ) -> None:
     """Whatever size the recipe has its teacher see."""
     seen: list[tuple[int, ...]] = []
-    monkeypatch.setattr("w2skd.runs.score.open_weights", lambda *_: published(run))
+    monkeypatch.setattr(ClassificationTask, "open_weights", lambda *_: published(run))
     forward = SmallCnn.forward
     monkeypatch.setattr(SmallCnn, "forward", lambda self, x: (seen.append(x.shape[1:]), forward(self, x))[1])
     settings = ("--set", "data.workers=0", "--set", "teacher.image_size=8", "--model", "small_cnn_weak")
@@ -189,7 +191,7 @@ def test_published_weights_see_images_as_their_library_prepares_them(
 def test_what_is_not_prepared_as_the_library_does_is_told(
     run: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("w2skd.runs.score.open_weights", lambda *_: published(run, crop_mode="squash"))
+    monkeypatch.setattr(ClassificationTask, "open_weights", lambda *_: published(run, crop_mode="squash"))
     found = score("pretrained", "--recipe", recipe, "--set", "data.workers=0", "--model", "small_cnn_weak")
     assert found["account"][1:] == [
         "its library squashes whole images to a square, here their middle is taken: expect other scores"

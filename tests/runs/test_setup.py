@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from known import load_recipe
+from known import load_recipe, validate_recipe
 from tiny import (
     assert_same_course,
     assert_same_weights,
@@ -194,7 +194,9 @@ def test_a_teacher_with_the_same_classes_in_another_order_teaches_the_same(
     assert teacher.recipe is not None
     turned = dict(teacher.state) | {name: teacher.state[name].flip(0) for name in ("head.weight", "head.bias")}
     details = teacher.details | {"classes": teacher.details["classes"][::-1]}
-    save_model(out / "teacher" / "model.safetensors", turned, teacher.recipe, "teacher", details)
+    save_model(
+        out / "teacher" / "model.safetensors", turned, validate_recipe(teacher.recipe, "here"), "teacher", details
+    )
     said = done(*distill)
     assert "the same 10 classes in another order" in said.err
     ours, theirs = events(run_in(out), "teacher")[0], events(run_in(experiment), "teacher")[0]
@@ -208,14 +210,20 @@ def test_a_teacher_with_another_normalization_is_given_its_own(distill: Any, out
     teacher = load_weights(out / "teacher")
     assert teacher.recipe is not None
     details = teacher.details | {"normalization": [0.8, 0.8, 0.8, 0.4, 0.4, 0.4]}
-    save_model(out / "teacher" / "model.safetensors", teacher.state, teacher.recipe, "teacher", details)
+    save_model(
+        out / "teacher" / "model.safetensors",
+        teacher.state,
+        validate_recipe(teacher.recipe, "here"),
+        "teacher",
+        details,
+    )
     setup = set_up(load_recipe(str(experiment.parent / "tiny.yaml")), "w2s", RunOptions(out), Ranks())
-    assert setup.teacher_model is not None
+    assert setup.teacher is not None
     images = setup.task.example_batch().images
     plain = build_classifier("cifar_resnet8", 10).eval()
     plain.load_state_dict(dict(teacher.state))
     seen_its_way = (images * 0.2 + 0.4 - 0.8) / 0.4
-    torch.testing.assert_close(setup.teacher_model.eval()(images), plain(seen_its_way))
+    torch.testing.assert_close(setup.teacher.model.eval()(images), plain(seen_its_way))
 
 
 def test_a_resume_with_another_teacher_is_refused(distill: Any, out: Path, experiment: Path) -> None:
@@ -223,7 +231,7 @@ def test_a_resume_with_another_teacher_is_refused(distill: Any, out: Path, exper
     state = {name: tensor + 0.5 for name, tensor in weights(out / "teacher").items() if tensor.is_floating_point()}
     torch.save({**weights(out / "teacher"), **state}, out / "other.pt")
     line = refused(*distill, "--teacher", out / "other.pt", code=1)
-    assert line.startswith(f"{out}/other.pt: another teacher than the one that this run began with (")
+    assert line.startswith(f"{out}/other.pt: not the teacher that this run started with (")
     done(*distill)
     assert_same_course(run_in(out), run_in(experiment))
 
@@ -245,6 +253,6 @@ def test_images_too_small_for_a_model_are_told(recipe: Path, out: Path) -> None:
 
 def test_a_distillation_longer_than_the_run_is_told(recipe: Path, out: Path) -> None:
     said = done("distill", "--recipe", recipe, "--out", out, "--set", "distill.hold=40step")
-    assert "warm-up, hold and decay take 60 steps, the run has 30" in said.err
+    assert "warm-up, hold and decay take 60 steps, but the run has 30" in said.err
     said = done("distill", "--recipe", recipe, "--out", out, "--seed", 1)
     assert "distillation lasts" not in said.err

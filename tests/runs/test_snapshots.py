@@ -94,12 +94,12 @@ def test_what_is_no_matter_of_writing_ends_the_run(distill: Any, out: Path, monk
 
 def test_drawing_counts_as_validation(distill: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[str | None] = []
-    original = arm_module._draw
+    original = arm_module._Training._draw
 
-    def draw(draw_it: Any, path: Path, clock: Any, view: Any) -> None:
-        original(lambda _: held.append(clock.current), path, clock, view)
+    def draw(training: Any, draw_it: Any, path: Path) -> None:
+        original(training, lambda _: held.append(training.clock.current), path)
 
-    monkeypatch.setattr(arm_module, "_draw", draw)
+    monkeypatch.setattr(arm_module._Training, "_draw", draw)
     done(*distill)
     assert held == ["evaluate"] * (len(VALIDATED) + 1)
 

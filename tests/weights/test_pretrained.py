@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tiny import assert_same_weights, done, recipe_file
 from torch import Tensor
 from torchvision.models import Weights as PublishedWeights
@@ -25,7 +25,7 @@ from w2skd.errors import CheckpointError, RecipeError
 from w2skd.models.catalog import build_classifier
 from w2skd.weights.imagenet import imagenet_ids
 from w2skd.weights.load import Weights, load_into
-from w2skd.weights.pretrained import assume_imagenet, load_folder, load_pretrained, open_weights
+from w2skd.weights.pretrained import assume_imagenet, load_pretrained
 
 MODEL = "torchvision:squeezenet1_1"
 NAMES = torchvision.models.get_model_weights("resnet18").DEFAULT.meta["categories"]
@@ -359,52 +359,3 @@ def test_evaluate_scores_published_weights_prediction_by_prediction_as_their_pre
         assert row["predicted"] == names[int(shares.argmax())]
         assert row["confidence"] == pytest.approx(shares.max().item(), abs=1e-5)
     assert len({row["confidence"] for row in rows}) == len(rows)
-
-
-@pytest.fixture
-def pipeline(tmp_path: Path) -> Path:
-    """A folder as diffusers writes it."""
-    from diffusers.models.unets.unet_2d import UNet2DModel
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    model = UNet2DModel(sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, **blocks)
-    model.save_pretrained(tmp_path / "ddpm" / "unet")
-    DDPMScheduler(beta_schedule="squaredcos_cap_v2").save_pretrained(tmp_path / "ddpm" / "scheduler")
-    return tmp_path / "ddpm"
-
-
-def test_weights_of_a_folder_of_diffusers_fit_the_network_that_it_describes(pipeline: Path) -> None:
-    from w2skd.tasks.diffusion.from_diffusers import build_from_folder
-
-    weights = open_weights(Path("pretrained"), f"diffusers:{pipeline}")
-    file = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
-    assert weights.path == file
-    assert weights.details == {
-        "source": f"diffusers {pipeline}",
-        "prediction": "epsilon",
-        "timesteps": 1000,
-        "beta_schedule": "cosine",
-    }
-    assert_same_weights(weights.state, load_file(file))
-    load_into(build_from_folder(pipeline, size_px=8, classes=None), weights, expected="diffusers")
-
-
-def test_pickled_weights_of_diffusers_are_read_without_running_them(pipeline: Path) -> None:
-    safe = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
-    state, pickled = load_file(safe), safe.with_suffix(".bin")
-    safe.unlink()
-    torch.save(state, pickled)
-    assert_same_weights(load_folder(pipeline).state, state)
-    torch.save({"x": Path("code")}, pickled)
-    with pytest.raises(CheckpointError, match=r"model\.bin: refused, since it carries pickled code"):
-        load_folder(pipeline)
-    safe.write_bytes(b"cut off")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged or cut off"):
-        load_folder(pipeline)
-
-
-def test_folders_of_diffusers_have_no_tags(pipeline: Path) -> None:
-    with pytest.raises(RecipeError, match="have no tags: write pretrained, not pretrained:v2"):
-        open_weights(Path("pretrained:v2"), f"diffusers:{pipeline}")

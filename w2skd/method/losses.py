@@ -194,32 +194,6 @@ def _box_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return between.sum(dim=-1)
 
 
-def weighted_squared_error(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Mean squared error of a denoising network's prediction, each example with the weight of its timestep.
-
-    The same for the noise that was added (Ho et al. 2020, equation 14) and for what a teacher says of it, so that the
-    two can be weighed against each other.
-
-    Args:
-        predicted: the student's, [N, 3, S, S], any floating dtype.
-        target: what it should be, of that shape; no gradient flows to it.
-        weights: [N], 0 or more; all 1 is the plain mean.
-
-    Returns:
-        0-d float32: the mean over colours and pixels, times the weight, the mean over the batch. In float32 also within
-        autocast.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    _require_shape("predictions", predicted, target, "[N, 3, S, S]", 4)
-    if weights.shape != predicted.shape[:1]:
-        raise ValueError(f"weights {list(weights.shape)} of predictions {list(predicted.shape)}")
-    with torch.autocast(predicted.device.type, enabled=False):
-        errors = (predicted.float() - target.detach().float()).square().flatten(1).mean(1)
-        return (weights.float() * errors).mean()
-
-
 def _require_shape(what: str, student: Tensor, teacher: Tensor, wanted: str, dimensions: int) -> None:
     if student.shape != teacher.shape or student.ndim != dimensions:
         shapes = f"{list(student.shape)} and {list(teacher.shape)}"

@@ -11,7 +11,9 @@ model.safetensors  the final model, with its recipe inside
 
 import fcntl
 import json
+import os
 import shutil
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,6 +64,9 @@ class RunDir:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a")
+        # A forked data worker must not hold the lock after this process was killed.
+        lock = weakref.ref(self._lock)
+        os.register_at_fork(after_in_child=lambda: (file := lock()) is not None and file.close())
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

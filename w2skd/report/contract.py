@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from w2skd.recipe.arms import Arm
+from w2skd.recipe.arms import HELPED, REFERENCE, Arm
+from w2skd.recipe.evaluation import Metric
 from w2skd.report.crossing import Position, Score, Spacing, SwitchOff
 
 SCHEMA = 1
@@ -148,8 +149,7 @@ class Report:
     schema: int
     name: str
     task: str
-    metric: str
-    higher_is_better: bool
+    metric: Metric
     unit: Literal["epoch", "step"]
     thresholds: tuple[ThresholdReport, ...]
     teacher: TeacherReport | None
@@ -160,7 +160,7 @@ class Report:
 
 def pair(seed: int, first: Crossings) -> tuple[Position, Position]:
     """The crossings of baseline and w2s with a seed that both reached the level with."""
-    baseline, w2s = first["baseline"][seed], first["w2s"][seed]
+    baseline, w2s = first[REFERENCE][seed], first[HELPED][seed]
     assert baseline, f"baseline did not cross with seed {seed}"
     assert w2s, f"w2s did not cross with seed {seed}"
     return baseline, w2s

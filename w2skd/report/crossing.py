@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from w2skd.recipe.arms import HELPED
+from w2skd.recipe.evaluation import Metric
 from w2skd.records.rows import EvalRow, EventRow, Row, StepRow, training_seconds
 from w2skd.records.rundir import RunRecord
 
@@ -80,35 +82,30 @@ def position(row: StepRow | EvalRow) -> Position:
     return Position(row.step, row.epoch, row.examples, seconds)
 
 
-def reaches(value: float, level: float, higher_is_better: bool) -> bool:
-    """Whether `value` is as good as `level`; NaN never is."""
-    return value >= level if higher_is_better else value <= level
-
-
-def first_crossing(rows: Iterable[Row], metric: str, level: float, higher_is_better: bool) -> Position | None:
+def first_crossing(rows: Iterable[Row], metric: Metric, level: float) -> Position | None:
     """The first validation at which `metric` is at least as good as `level`, or None."""
     assert not math.isnan(level), "no run can be timed against NaN"
     for row in validations(rows):
-        if reaches(row.metrics.get(metric, math.nan), level, higher_is_better):
+        if metric.reaches(row.metrics.get(metric.name, math.nan), level):
             return position(row)
     return None
 
 
-def best(rows: Iterable[Row], metric: str, higher_is_better: bool) -> Score | None:
+def best(rows: Iterable[Row], metric: Metric) -> Score | None:
     """The best validation, the earlier one of equals; None when there is no finite one."""
-    scores = [Score(row.metrics.get(metric, math.nan), position(row)) for row in validations(rows)]
+    scores = [Score(row.metrics.get(metric.name, math.nan), position(row)) for row in validations(rows)]
     finite = [score for score in scores if math.isfinite(score.value)]
-    sign = 1 if higher_is_better else -1
+    sign = 1 if metric.higher_is_better else -1
     return max(finite, key=lambda score: sign * score.value, default=None)
 
 
-def final(rows: Iterable[Row], metric: str) -> Score | None:
+def final(rows: Iterable[Row], metric: Metric) -> Score | None:
     """The last validation; None when there is none or its metric is not finite."""
     last = last_validation(rows)
     return (
         None
-        if last is None or not math.isfinite(last.metrics.get(metric, math.nan))
-        else Score(last.metrics[metric], position(last))
+        if last is None or not math.isfinite(last.metrics.get(metric.name, math.nan))
+        else Score(last.metrics[metric.name], position(last))
     )
 
 
@@ -154,10 +151,10 @@ def distillation_off(rows: Sequence[Row]) -> SwitchOff | None:
     )
 
 
-def teacher_level(rows: Iterable[Row], metric: str) -> float | None:
+def teacher_level(rows: Iterable[Row], metric: Metric) -> float | None:
     """The teacher's own metric, as measured at the start of a distilled run."""
     event = next(iter(events(rows, "teacher")), None)
-    value = event.details.get("metrics", {}).get(metric) if event else None
+    value = event.details.get("metrics", {}).get(metric.name) if event else None
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
@@ -183,7 +180,7 @@ def with_flops(place: Position, run: RunRecord) -> Position:
 
 def _distilled_examples(place: Position, run: RunRecord) -> float:
     """Examples up to a position that the teacher saw too."""
-    if run.arm != "w2s" or place.step == 0:
+    if run.arm != HELPED or place.step == 0:
         return 0.0
     off = distillation_off(run.rows)
     # Every step takes the same number of examples, so a step between two rows needs no row of its own.

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2skd.platform.files import write_atomically
+from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS, TEACHER
+from w2skd.recipe.evaluation import Metric
 from w2skd.report import units
 from w2skd.report.contract import Report, RunReport, ThresholdReport
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"baseline": "#D55E00", "w2s": "#0072B2"}
+COLOURS = {REFERENCE: "#D55E00", HELPED: "#0072B2"}
 """Vermillion and blue of the palette of Okabe and Ito (2008), which colour-blind readers tell apart."""
 
 _INK, _MUTED, _FAINT = "#222222", "#666666", "#DDDDDD"
@@ -39,26 +41,26 @@ class _Heights:
     An FID begins at hundreds and ends at a few; on a plain axis, all that matters would happen at the bottom.
     """
 
-    metric: str
+    metric: Metric
     by_logarithm: bool
 
     @classmethod
     def of_report(cls, report: Report) -> "_Heights":
         values = [value for run in report.runs if run.arm in COLOURS for value in run.curve.value if value is not None]
-        is_share = report.metric in units.PERCENT
+        is_share = report.metric.is_share
         wide = bool(values) and min(values) > 0 and max(values) >= _WIDE * min(values)
         return cls(report.metric, not is_share and wide)
 
     def of(self, value: float) -> float:
         if self.by_logarithm:
             return math.log10(value) if value > 0 else -math.inf
-        return 100 * value if self.metric in units.PERCENT else value
+        return 100 * value if self.metric.is_share else value
 
     @property
     def name(self) -> str:
         if self.by_logarithm:
-            return f"{self.metric} (logarithmic)"
-        return f"{self.metric} (%)" if self.metric in units.PERCENT else self.metric
+            return f"{self.metric.name} (logarithmic)"
+        return f"{self.metric.name} (%)" if self.metric.is_share else self.metric.name
 
     def mark(self, axes: "Axes") -> None:
         """Round values as ticks of a logarithmic axis, which is none to matplotlib: lines and labels stay straight."""
@@ -171,7 +173,7 @@ def _teachers(report: Report) -> list[RunReport]:
     return [
         run
         for run in report.runs
-        if run.arm == "teacher" and (run.environment.get("scoring") or {}) == report.scoring and run.curve.value
+        if run.arm == TEACHER and (run.environment.get("scoring") or {}) == report.scoring and run.curve.value
     ]
 
 
@@ -197,7 +199,7 @@ def _mark_switches(axes: "Axes", runs: Sequence[RunReport], lines: Mapping[str, 
     for run in runs:
         point = lines[run.run].at(run.distillation_off.step) if run.distillation_off else None
         if point:
-            axes.plot(*point, marker="o", markersize=7, markerfacecolor="white", color=COLOURS["w2s"], zorder=5)
+            axes.plot(*point, marker="o", markersize=7, markerfacecolor="white", color=COLOURS[HELPED], zorder=5)
 
 
 def _labels(report: Report, against: str, scale: float, heights: _Heights) -> list[_Label]:
@@ -230,7 +232,7 @@ def _ratio(threshold: ThresholdReport, against: str) -> str:
 def _ends(threshold: ThresholdReport, against: str, scale: float) -> tuple[float, float] | None:
     """The median crossings of baseline and w2s, over the seeds with which both crossed."""
     ends = []
-    for arm in ("baseline", "w2s"):
+    for arm in STUDENT_ARMS:
         places = [getattr(threshold.first[arm][seed], against) for seed in threshold.pairs]
         if not places or None in places:
             return None
@@ -245,7 +247,7 @@ def _limit(axes: "Axes", report: Report, lines: Sequence[_Line], labels: Sequenc
     if not values:
         return
     skipped = 0 if all_values else int(_WORST_LEFT_OUT * len(values))
-    shown = values[skipped:] if report.higher_is_better else values[: len(values) - skipped]
+    shown = values[skipped:] if report.metric.higher_is_better else values[: len(values) - skipped]
     reach = _NEAR * (values[-1] - values[0])
     levels = [label.level for label in labels if values[0] - reach <= label.level <= values[-1] + reach]
     low, high = min(*shown, *levels, shown[0]), max(*shown, *levels, shown[0])
@@ -297,7 +299,7 @@ def _head(figure: "Figure", report: Report) -> None:
         handles.append(Line2D([], [], label="the teacher itself", **_TEACHER))
     if any(run.distillation_off for run in report.runs):
         look: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 7, "markerfacecolor": "white"}
-        handles.append(Line2D([], [], color=COLOURS["w2s"], label="distillation off", **look))
+        handles.append(Line2D([], [], color=COLOURS[HELPED], label="distillation off", **look))
     look = {"marker": "o", "markersize": 5, "linewidth": 1.4, "markeredgecolor": "white"}
     handles.append(Line2D([], [], color=_INK, label="between crossings", **look))
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=10.5)

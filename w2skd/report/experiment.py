@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from w2skd.errors import RunDirError
+from w2skd.recipe.arms import HELPED, REFERENCE, TEACHER
 from w2skd.recipe.evaluation import Metric
 from w2skd.recipe.load import RecipeTypes
 from w2skd.recipe.schema import Recipe
@@ -18,7 +19,7 @@ from w2skd.report import units
 from w2skd.report.crossing import best, events, teacher_level, validations
 from w2skd.report.scoring import difference, scoring_of
 
-_EXPECTED = "baseline/seed<n>/ and w2s/seed<n>/ with a status.json each"
+_EXPECTED = f"{REFERENCE}/seed<n>/ and {HELPED}/seed<n>/ with a status.json each"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Experiment:
     @property
     def teacher(self) -> RunRecord | None:
         """The run that trained the teacher, where this experiment holds it."""
-        return next((run for run in self.runs if run.arm == "teacher"), None)
+        return next((run for run in self.runs if run.arm == TEACHER), None)
 
     @property
     def recipe(self) -> Recipe:
@@ -43,7 +44,7 @@ class Experiment:
     @property
     def students(self) -> tuple[RunRecord, ...]:
         """All runs but the teacher's."""
-        return tuple(run for run in self.runs if run.arm != "teacher")
+        return tuple(run for run in self.runs if run.arm != TEACHER)
 
     @property
     def metric(self) -> Metric:
@@ -76,7 +77,7 @@ class Level:
 
 def label(run: RunRecord) -> str:
     """A run's place in its experiment, the same wherever the experiment lies."""
-    return "teacher" if run.arm == "teacher" else f"{run.arm}/seed{run.seed}"
+    return TEACHER if run.arm == TEACHER else f"{run.arm}/seed{run.seed}"
 
 
 def read_experiment(path: Path, types: RecipeTypes) -> Experiment:
@@ -90,10 +91,10 @@ def read_experiment(path: Path, types: RecipeTypes) -> Experiment:
     if not path.is_dir():
         raise RunDirError(f"{path}: no such folder; looked for an experiment, with {_EXPECTED}")
     if (path / "status.json").exists():
-        above = path.resolve().parent if path.resolve().name == "teacher" else path.resolve().parent.parent
+        above = path.resolve().parent if path.resolve().name == TEACHER else path.resolve().parent.parent
         raise RunDirError(f"{path}: a single run; give the experiment, the folder above: {above}")
     runs = tuple(read_run(run, types) for run in find_runs(path))
-    if any(run.arm != "teacher" for run in runs):
+    if any(run.arm != TEACHER for run in runs):
         found = Experiment(runs)
         _check_scored_alike(path, found.students)
         return found
@@ -131,9 +132,9 @@ def resolve(threshold: Threshold, experiment: Experiment) -> Level:
     share = threshold.share
     if reference <= 0 and share != 1:  # a KID, an unbiased estimate, may be a little below 0
         shown = units.level(reference, experiment.metric)
-        why = f"{experiment.metric} is {shown}, and a share of what is not above 0 says nothing of better or worse"
+        why = f"{experiment.metric.name} is {shown}, and a share of what is not above 0 says nothing of better or worse"
         return Level(threshold, None, f"the {threshold.of}'s {why}")
-    return Level(threshold, reference * share if experiment.higher_is_better else reference / share)
+    return Level(threshold, reference * share if experiment.metric.higher_is_better else reference / share)
 
 
 def resolve_all(thresholds: Iterable[Threshold], experiment: Experiment) -> list[Level]:
@@ -143,28 +144,25 @@ def resolve_all(thresholds: Iterable[Threshold], experiment: Experiment) -> list
 
 def teacher_levels(experiment: Experiment) -> dict[int, float]:
     """Seed -> the teacher's level as each w2s run measured it."""
-    levels = {seed: teacher_level(run.rows, experiment.metric) for seed, run in experiment.arm("w2s").items()}
+    levels = {seed: teacher_level(run.rows, experiment.metric) for seed, run in experiment.arm(HELPED).items()}
     return {seed: level for seed, level in levels.items() if level is not None}
 
 
 def baseline_bests(experiment: Experiment) -> dict[int, float]:
     """Seed -> the best that each baseline reached."""
-    scores = {
-        seed: best(run.rows, experiment.metric, experiment.higher_is_better)
-        for seed, run in experiment.arm("baseline").items()
-    }
+    scores = {seed: best(run.rows, experiment.metric) for seed, run in experiment.arm(REFERENCE).items()}
     return {seed: score.value for seed, score in scores.items() if score is not None}
 
 
 def _no_teacher_level(experiment: Experiment) -> str:
-    if any(events(run.rows, "teacher") for run in experiment.arm("w2s").values()):
-        return f"the teacher was measured, but its {experiment.metric} is not finite"
+    if any(events(run.rows, "teacher") for run in experiment.arm(HELPED).values()):
+        return f"the teacher was measured, but its {experiment.metric.name} is not finite"
     return "no w2s run yet that measured its teacher"
 
 
 def _no_baseline_best(experiment: Experiment) -> str:
-    if any(validations(run.rows) for run in experiment.arm("baseline").values()):
-        return f"the baseline was validated, but its {experiment.metric} was never finite"
+    if any(validations(run.rows) for run in experiment.arm(REFERENCE).values()):
+        return f"the baseline was validated, but its {experiment.metric.name} was never finite"
     return "no baseline run yet with a validation"
 
 
@@ -173,17 +171,17 @@ def teacher_is_ours(experiment: Experiment) -> bool:
     if experiment.teacher is None:
         return False
     made = {event.details.get("fingerprint") for event in events(experiment.teacher.rows, "finished")}
-    runs = experiment.arm("w2s").values()
+    runs = experiment.arm(HELPED).values()
     used = {event.details.get("fingerprint") for run in runs for event in events(run.rows, "teacher")}
     told_otherwise = made and None not in made and used - made - {None}
     return all(_inside(run) for run in runs) and not told_otherwise
 
 
-def gap(teacher: float, level: float, higher_is_better: bool) -> float | None:
+def gap(teacher: float, level: float, metric: Metric) -> float | None:
     """How much better (above 0) or weaker (below 0) than `level` the teacher is, relative to `level`."""
     if level == 0 or not math.isfinite(level):
         return None
-    return (teacher - level if higher_is_better else level - teacher) / abs(level)
+    return (teacher - level if metric.higher_is_better else level - teacher) / abs(level)
 
 
 def median_range(values: Sequence[float]) -> tuple[float, float, float]:
@@ -198,6 +196,6 @@ def _inside(run: RunRecord) -> bool:
         return True
     experiment = run.path.resolve().parent.parent
     parts = checkpoint.parts
-    return (experiment / "teacher") in (checkpoint.resolve(), *checkpoint.resolve().parents) or (
-        (experiment.name, "teacher") in pairwise(parts)
+    return (experiment / TEACHER) in (checkpoint.resolve(), *checkpoint.resolve().parents) or (
+        (experiment.name, TEACHER) in pairwise(parts)
     )

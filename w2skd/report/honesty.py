@@ -4,15 +4,17 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS
 from w2skd.recipe.flat import WHEREABOUTS, flatten, select
 from w2skd.records.rundir import RunRecord
 from w2skd.report import units
 from w2skd.report.crossing import events
-from w2skd.report.experiment import ARMS, Experiment, label, teacher_is_ours, teacher_levels
+from w2skd.report.experiment import Experiment, label, teacher_is_ours, teacher_levels
 from w2skd.report.scoring import difference, scoring_of
 
-_COMPARED = ("task", "train", "data", "student", "loss", "diffusion")
-"""Sections of a recipe. How it scores is not among them: runs of both arms that differ there are not even read."""
+_NOT_COMPARED = frozenset({"name", "seed", "teacher", "distill", "report"})
+"""Sections that may differ between the arms. How a run is scored is not compared here either: arms that differ there
+are not read at all."""
 _HARDWARE = ("device", "device_name", "threads", "ranks")
 _SOFTWARE = ("w2skd", "commit", "torch")
 _ENOUGH_SEEDS = 3
@@ -26,9 +28,9 @@ def warnings(experiment: Experiment) -> Iterator[str]:
 
 def _recipes(experiment: Experiment) -> Iterator[str]:
     """Both arms have to be trained in the same way."""
-    for line in _differences(experiment.students, lambda run: _sections(run, _COMPARED)):
+    for line in _differences(experiment.students, _trained):
         yield f"the runs were not trained alike: {line}"
-    w2s = list(experiment.arm("w2s").values())
+    w2s = list(experiment.arm(HELPED).values())
     for line in _differences(w2s, lambda run: _sections(run, ("distill", "teacher"))):
         yield f"the w2s runs were not distilled alike: {line}"
     first = experiment.students[0]
@@ -62,8 +64,8 @@ def _unfinished(experiment: Experiment) -> Iterator[str]:
 
 
 def _seeds(experiment: Experiment) -> Iterator[str]:
-    baseline, w2s = (set(experiment.arm(name)) for name in ARMS)
-    for name, lonely in (("baseline", baseline - w2s), ("w2s", w2s - baseline)):
+    baseline, w2s = (set(experiment.arm(name)) for name in STUDENT_ARMS)
+    for name, lonely in ((REFERENCE, baseline - w2s), (HELPED, w2s - baseline)):
         if lonely:
             seeds = "seed" if len(lonely) == 1 else "seeds"
             yield f"{seeds} {_list(sorted(lonely))} in the {name} arm only: left out of every speed-up"
@@ -79,7 +81,7 @@ def _teachers(experiment: Experiment) -> Iterator[str]:
     if len(set(levels.values())) > 1:
         shown = ", ".join(f"{units.level(level, experiment.metric)} (seed {seed})" for seed, level in levels.items())
         yield f"the w2s runs had teachers of different levels: {shown}; the median is taken"
-    for run in experiment.arm("w2s").values():
+    for run in experiment.arm(HELPED).values():
         for event in events(run.rows, "teacher"):
             if "data_fingerprint" not in event.details:  # the records of older versions
                 continue
@@ -89,7 +91,7 @@ def _teachers(experiment: Experiment) -> Iterator[str]:
                 yield f"what the teacher of {label(run)} learned from is not on record: {outside}"
             elif learned_from != run.environment.get("data_fingerprint"):
                 yield f"the teacher of {label(run)} learned from other data: part of its strength comes from outside"
-    if experiment.arm("w2s") and not teacher_is_ours(experiment):
+    if experiment.arm(HELPED) and not teacher_is_ours(experiment):
         why = "it was not trained in this experiment" if experiment.teacher else "its run is not in this experiment"
         yield f"the teacher's training cost is not in this report: {why}"
 
@@ -142,6 +144,11 @@ def _differences(runs: Sequence[RunRecord], values: Callable[[RunRecord], dict[s
                 holders.setdefault(json.dumps(found[key], sort_keys=True), []).append(name)
         if len(holders) > 1:
             yield f"{key} is " + ", ".join(f"{_plain(value)} in {_names(names)}" for value, names in holders.items())
+
+
+def _trained(run: RunRecord) -> dict[str, Any]:
+    sections = type(run.recipe).model_fields.keys() - _NOT_COMPARED - {*run.recipe.scoring}
+    return _sections(run, [name for name in type(run.recipe).model_fields if name in sections])
 
 
 def _sections(run: RunRecord, sections: Sequence[str]) -> dict[str, Any]:

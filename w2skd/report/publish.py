@@ -6,6 +6,7 @@ from pathlib import Path
 from w2skd.errors import RunDirError
 from w2skd.platform.files import writing
 from w2skd.recipe.flat import flatten
+from w2skd.recipe.load import RecipeTypes
 from w2skd.records.rundir import RunRecord
 from w2skd.report.contract import Report
 from w2skd.report.experiment import read_experiment
@@ -14,7 +15,7 @@ from w2skd.report.render import write_report
 RECORDS = ("recipe.yaml", "environment.json", "status.json", "metrics.jsonl")
 
 
-def publish(experiment: Path, target: Path) -> Report:
+def publish(experiment: Path, target: Path, types: RecipeTypes) -> Report:
     """Copy every run's records, and its last picture, to `target`, and report there.
 
     `target` must be new, empty or an earlier publication. Where on a machine the experiment, a teacher from elsewhere,
@@ -25,7 +26,7 @@ def publish(experiment: Path, target: Path) -> Report:
         RunDirError: `experiment` holds no runs, or `target` is the experiment itself or holds weights.
         OutputError: `target` cannot be written.
     """
-    runs = read_experiment(experiment).runs
+    runs = read_experiment(experiment, types).runs
     if target.resolve() == experiment.resolve() or any(target.glob("**/model.safetensors")):
         raise RunDirError(f"{target}: holds runs with their weights; give another folder for the records")
     for run in runs:
@@ -40,25 +41,18 @@ def publish(experiment: Path, target: Path) -> Report:
             if run.picture is not None:
                 (folder / run.picture).parent.mkdir(exist_ok=True)
                 shutil.copyfile(run.path / run.picture, folder / run.picture)
-    return write_report(target)
+    return write_report(target, types)
 
 
 def _without_places(text: str, run: RunRecord, experiment: Path) -> str:
     places = {str(experiment.resolve()): f"runs/{experiment.resolve().name}"}
     values = flatten(run.recipe.model_dump(mode="json"))
-    for key, kind in (("data.root", "data"), ("fid.cache", "cache")):
-        path = Path(values.get(key) or ".")
-        if path.is_absolute():
-            places[str(path)] = f"{kind}/{path.name}"
-    extractor = str(values.get("fid.extractor", "")).partition(":")[2]
-    models = (values["teacher.checkpoint"], extractor, values.get("fid.weights"))
-    for path in (Path(model) for model in models if model):
-        if path.is_absolute() and path.parent.name:
-            places[str(path.parent)] = f"runs/{path.parent.name}"
-    for key in ("teacher.model", "student.model"):
-        library, _, folder = str(values[key]).partition(":")
-        if library == "diffusers" and Path(folder).is_absolute():
-            places[str(Path(folder))] = f"models/{Path(folder).name}"
+    for key, place in run.recipe.places.items():
+        value = str(values.get(key) or "")
+        path = Path(value.removeprefix(place.prefix))
+        folder = path if place.depth == 1 else path.parent
+        if value.startswith(place.prefix) and path.is_absolute() and folder.name:
+            places[str(folder)] = f"{place.shown_as}/{folder.name}"
     # The longest first: what lies in another place has a name of its own.
     for place, name in sorted(places.items(), key=lambda item: -len(item[0])):
         text = text.replace(place, name)

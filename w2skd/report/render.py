@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -14,6 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from w2skd.platform.files import write_atomically, writing
+from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS
+from w2skd.recipe.evaluation import Metric
+from w2skd.recipe.load import RecipeTypes
 from w2skd.recipe.threshold import Threshold
 from w2skd.records.rows import SEGMENTS
 from w2skd.report import units
@@ -35,7 +39,7 @@ _SHOW = {
 _TITLES = {"epochs": "epochs", "steps": "steps", "examples": "examples", "seconds": "training time", "flops": "FLOPs"}
 _WITH_TEACHER = "  with teacher"
 
-_MEDIAN_HEAD = ("median", "baseline", "w2s", "speed-up", "over seeds")
+_MEDIAN_HEAD = ("median", *STUDENT_ARMS, "speed-up", "over seeds")
 _RUN_HEAD = ("run", "best", "final", "state", "time", "teacher", "distilled until")
 _WORDS = frozenset({"median", "seed", "run", "threshold", "reached", "state", "over seeds", "distilled until"})
 """Columns that read from the left."""
@@ -56,7 +60,12 @@ _MEASURED = (
 
 def as_json(report: Report) -> str:
     """The report as JSON, byte for byte the same for the same runs; groups of plain numbers take one line each."""
-    text = json.dumps(asdict(report), indent=2, ensure_ascii=False, allow_nan=False)
+    values: dict[str, Any] = {}
+    for key, value in asdict(report).items():
+        values |= {key: value}
+        if key == "metric":
+            values |= {"metric": report.metric.name, "higher_is_better": report.metric.higher_is_better}
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
     return _NUMBERS_ONLY.sub(lambda match: _one_line(match[0]), text) + "\n"
 
 
@@ -91,7 +100,7 @@ def as_markdown(report: Report) -> str:
 def summary_as_terminal(summary: CrossingSummary) -> RenderableType:
     """Where the run crossed its thresholds, for the end of a training."""
     parts: list[RenderableType] = [_line(f"{summary.run}: {_scores(summary)}", "bold")]
-    if summary.arm == "w2s":
+    if summary.arm == HELPED:
         teacher = units.level(summary.teacher_level, summary.metric)
         off = (
             _switched_off(summary.distillation_off, summary.metric, summary.unit) or f"on to the end, teacher {teacher}"
@@ -100,7 +109,7 @@ def summary_as_terminal(summary: CrossingSummary) -> RenderableType:
     parts += [_line(f"not compared with {line}", "yellow") for line in summary.left_out]
     if summary.lines:
         other = "step" if summary.unit == "epoch" else "epoch"
-        head = ("threshold", "reached", other, "time", "baseline", "speed-up")
+        head = ("threshold", "reached", other, "time", REFERENCE, "speed-up")
         parts.append(
             _table(
                 head if summary.baseline_run else head[:4], [_summary_cells(line, summary) for line in summary.lines]
@@ -109,7 +118,7 @@ def summary_as_terminal(summary: CrossingSummary) -> RenderableType:
     return Group(*parts)
 
 
-def write_report(experiment: Path, thresholds: Sequence[Threshold] | None = None) -> Report:
+def write_report(experiment: Path, types: RecipeTypes, thresholds: Sequence[Threshold] | None = None) -> Report:
     """Build the report and write ``report.json``, ``report.md`` and ``curves.png`` under ``<experiment>/report/``.
 
     Args:
@@ -120,7 +129,7 @@ def write_report(experiment: Path, thresholds: Sequence[Threshold] | None = None
         RunDirError: see `build_report`.
         OutputError: the files cannot be written.
     """
-    report = build_report(experiment, thresholds)
+    report = build_report(experiment, types, thresholds)
     folder = experiment / "report"
     with writing(folder):
         folder.mkdir(exist_ok=True)
@@ -131,10 +140,10 @@ def write_report(experiment: Path, thresholds: Sequence[Threshold] | None = None
 
 
 def _markdown_lines(report: Report) -> Iterator[str]:
-    yield from (f"# {_escape(report.name)}: baseline against w2s", "", f"{_escape(_about(report))}.", "")
+    yield from (f"# {_escape(report.name)}: {REFERENCE} against {HELPED}", "", f"{_escape(_about(report))}.", "")
     if report.scoring:
         yield from (f"{_escape(_scored(report))}.", "")
-    yield from (f"![{report.metric} of every run](curves.png)", "")
+    yield from (f"![{report.metric.name} of every run](curves.png)", "")
     for threshold in report.thresholds:
         yield from (f"- **{_escape(_title(threshold, report))}**: {_escape(threshold.verdict)}",)
     if report.warnings:
@@ -163,8 +172,8 @@ def _pictures(report: Report) -> Iterator[str]:
     """What the models gave at the end, the arms beside each other, for the first seed that has pictures of both."""
     pictures = {(run.arm, run.seed): run for run in report.runs if run.picture is not None}
     for (arm, seed), baseline in pictures.items():
-        w2s = pictures.get(("w2s", seed))
-        if arm == "baseline" and w2s is not None:
+        w2s = pictures.get((HELPED, seed))
+        if arm == REFERENCE and w2s is not None:
             head = [run.run for run in (baseline, w2s)]
             shown = [f"![{run.run}](../{run.picture})" for run in (baseline, w2s)]
             yield from ("", "## What the models give", "", *_markdown_table(head, iter([shown])))
@@ -173,7 +182,7 @@ def _pictures(report: Report) -> Iterator[str]:
 
 def _about(report: Report) -> str:
     """What was measured, in one line."""
-    parts = [f"{report.metric}, {'higher' if report.higher_is_better else 'lower'} is better"]
+    parts = [f"{report.metric.name}, {'higher' if report.metric.higher_is_better else 'lower'} is better"]
     teacher = report.teacher
     if teacher is not None:
         text = f"teacher {units.level(teacher.level, report.metric)}" if teacher.level is not None else "teacher"
@@ -210,7 +219,7 @@ def _median_rows(threshold: ThresholdReport, report: Report) -> Iterator[Cells]:
     teacher = report.teacher
     for quantity in sorted(QUANTITIES, key=lambda name: name != f"{report.unit}s"):
         attribute = QUANTITIES[quantity]
-        baseline, w2s = (_medians(threshold, arm, attribute) for arm in ("baseline", "w2s"))
+        baseline, w2s = (_medians(threshold, arm, attribute) for arm in STUDENT_ARMS)
         if baseline is None and w2s is None:
             continue
         show = _SHOW[quantity]
@@ -235,13 +244,13 @@ def _spread_cells(spread: Spread | None) -> Cells:
 
 
 def _seed_head(unit: str) -> Cells:
-    return ("seed", "baseline", "w2s", f"{unit}s", "time", "FLOPs")
+    return ("seed", *STUDENT_ARMS, f"{unit}s", "time", "FLOPs")
 
 
 def _seed_rows(threshold: ThresholdReport, unit: str, interval: bool = False) -> Iterator[Cells]:
     """One row a seed of either arm: where it crossed, or by when it had not."""
-    for seed in sorted(set(threshold.first["baseline"]) | set(threshold.first["w2s"])):
-        crossings = [_crossing_cell(threshold, arm, seed, unit) for arm in ("baseline", "w2s")]
+    for seed in sorted(set(threshold.first[REFERENCE]) | set(threshold.first[HELPED])):
+        crossings = [_crossing_cell(threshold, arm, seed, unit) for arm in STUDENT_ARMS]
         ratios = [units.ratio(threshold.speedup[name].get(seed)) for name in (f"{unit}s", "seconds", "flops")]
         cells = (str(seed), *crossings, *ratios)
         yield (*cells, _interval_cell(threshold.speedup_interval.get(seed))) if interval else cells
@@ -264,7 +273,7 @@ def _interval_cell(interval: tuple[float, float | None] | None) -> str:
 def _run_rows(report: Report) -> Iterator[Cells]:
     for run in report.runs:
         off = ""
-        if run.arm == "w2s":
+        if run.arm == HELPED:
             off = "the end" if run.state == "finished" else "now" if run.reached else units.NONE
         if run.distillation_off:
             off = f"{_when(run.distillation_off, report.unit)}, {run.distillation_off.reason}"
@@ -274,7 +283,7 @@ def _run_rows(report: Report) -> Iterator[Cells]:
             units.level(run.final.value if run.final else None, report.metric),
             run.state,
             units.duration(run.reached.seconds if run.reached else None),
-            units.share(run.teacher_share) if run.arm == "w2s" else "",
+            units.share(run.teacher_share) if run.arm == HELPED else "",
             off,
         )
 
@@ -288,7 +297,7 @@ def _when(off: SwitchOff, unit: str) -> str:
     return f"epoch {units.epochs(off.epoch)}" if unit == "epoch" and off.epoch is not None else f"step {off.step:,}"
 
 
-def _switched_off(off: SwitchOff | None, metric: str, unit: str) -> str:
+def _switched_off(off: SwitchOff | None, metric: Metric, unit: str) -> str:
     """Why distillation ended, in words."""
     if off is None:
         return ""
@@ -303,8 +312,8 @@ def _switched_off(off: SwitchOff | None, metric: str, unit: str) -> str:
 
 def _scores(summary: CrossingSummary) -> str:
     if summary.best is None or summary.last is None:
-        return f"no validation of {summary.metric} yet"
-    best = f"best {summary.metric} {units.level(summary.best.value, summary.metric)} at "
+        return f"no validation of {summary.metric.name} yet"
+    best = f"best {summary.metric.name} {units.level(summary.best.value, summary.metric)} at "
     best += units.place(summary.best.at, summary.unit)
     last = units.level(summary.final.value if summary.final else None, summary.metric)
     return f"{best}, {last} at {units.place(summary.last, summary.unit)}"

@@ -7,6 +7,7 @@ whose metrics have such choices put them on record as ``scoring`` in ``environme
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from w2skd.recipe.arms import TEACHER
 from w2skd.records.rundir import RunRecord
 
 
@@ -49,7 +50,7 @@ def scored_alike(run: RunRecord, others: Iterable[RunRecord]) -> tuple[list[RunR
     alike, different = [], []
     for other in others:
         found = difference(scoring_of(run), scoring_of(other))
-        if found is None or "teacher" in (run.arm, other.arm):
+        if found is None or TEACHER in (run.arm, other.arm):
             alike.append(other)
         else:
             different.append((other, found.between("this run", "that one")))

@@ -7,6 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS
+from w2skd.recipe.evaluation import Metric
+from w2skd.recipe.load import RecipeTypes
 from w2skd.recipe.threshold import Threshold
 from w2skd.records.rows import SEGMENTS, TRAINING_SEGMENTS
 from w2skd.records.rundir import RunRecord
@@ -43,7 +46,6 @@ from w2skd.report.crossing import (
     with_flops,
 )
 from w2skd.report.experiment import (
-    ARMS,
     Experiment,
     Level,
     gap,
@@ -58,7 +60,7 @@ from w2skd.report.honesty import warnings
 from w2skd.report.verdict import missing_text, note, threshold_warnings, verdict
 
 
-def build_report(experiment: Path, thresholds: Sequence[Threshold] | None = None) -> Report:
+def build_report(experiment: Path, types: RecipeTypes, thresholds: Sequence[Threshold] | None = None) -> Report:
     """Read an experiment and report on it.
 
     Args:
@@ -68,7 +70,7 @@ def build_report(experiment: Path, thresholds: Sequence[Threshold] | None = None
     Raises:
         RunDirError: see `read_experiment`.
     """
-    found = read_experiment(experiment)
+    found = read_experiment(experiment, types)
     teacher = _teacher(found)
     levels = resolve_all(found.recipe.report.thresholds if thresholds is None else thresholds, found)
     reports = tuple(_threshold(level, found, teacher) for level in levels)
@@ -78,7 +80,6 @@ def build_report(experiment: Path, thresholds: Sequence[Threshold] | None = None
         name=found.recipe.name,
         task=found.recipe.task,
         metric=found.metric,
-        higher_is_better=found.higher_is_better,
         unit=found.unit,
         thresholds=reports,
         teacher=teacher,
@@ -100,7 +101,7 @@ def _run(run: RunRecord, experiment: Experiment) -> RunReport:
         seed=run.seed,
         state=str(run.status.get("state", "unknown")),
         reason=run.status.get("reason"),
-        best=_costed(best(run.rows, experiment.metric, experiment.higher_is_better), run),
+        best=_costed(best(run.rows, experiment.metric), run),
         final=_costed(final(run.rows, experiment.metric), run),
         reached=reached and with_flops(reached, run),
         total_steps=run.status.get("total_steps"),
@@ -120,10 +121,10 @@ def _costed(score: Score | None, run: RunRecord) -> Score | None:
     return score and Score(score.value, with_flops(score.at, run))
 
 
-def _curve(run: RunRecord, metric: str) -> Curve:
+def _curve(run: RunRecord, metric: Metric) -> Curve:
     rows = validations(run.rows)
     places = [position(row) for row in rows]
-    values = [row.metrics.get(metric, math.nan) for row in rows]
+    values = [row.metrics.get(metric.name, math.nan) for row in rows]
     return Curve(
         step=tuple(place.step for place in places),
         epoch=tuple(place.epoch for place in places),
@@ -134,7 +135,7 @@ def _curve(run: RunRecord, metric: str) -> Curve:
 
 def _teacher(experiment: Experiment) -> TeacherReport | None:
     """What is known of the teacher; None when there is neither a teacher's run nor a w2s run."""
-    levels, w2s = teacher_levels(experiment), experiment.arm("w2s")
+    levels, w2s = teacher_levels(experiment), experiment.arm(HELPED)
     level = median_range(list(levels.values()))[0] if levels else None
     run, ours = experiment.teacher, teacher_is_ours(experiment)
     if run is None or not ours:
@@ -147,8 +148,8 @@ def _teacher(experiment: Experiment) -> TeacherReport | None:
 
 
 def _threshold(level: Level, experiment: Experiment, teacher: TeacherReport | None) -> ThresholdReport:
-    first: Crossings = {name: _first(level, experiment, name) for name in ARMS}
-    baseline, w2s = first["baseline"], first["w2s"]
+    first: Crossings = {name: _first(level, experiment, name) for name in STUDENT_ARMS}
+    baseline, w2s = first[REFERENCE], first[HELPED]
     seeds = tuple(sorted(set(baseline) & set(w2s)))
     pairs = tuple(seed for seed in seeds if baseline[seed] and w2s[seed])
     speedup = {name: _ratios(first, pairs, attribute) for name, attribute in QUANTITIES.items()}
@@ -157,9 +158,9 @@ def _threshold(level: Level, experiment: Experiment, teacher: TeacherReport | No
         "seconds": {} if seconds is None else _ratios(first, pairs, "seconds", seconds),
         "flops": {} if flops is None else _ratios(first, pairs, "flops", flops),
     }
-    grid = {name: _grid(first[name], experiment.arm(name)) for name in ARMS}
+    grid = {name: _grid(first[name], experiment.arm(name)) for name in STUDENT_ARMS}
     over_seeds = {name: _spread(ratios) for name, ratios in speedup.items()}
-    not_reached = {name: _not_reached(level, first[name], experiment.arm(name)) for name in ARMS}
+    not_reached = {name: _not_reached(level, first[name], experiment.arm(name)) for name in STUDENT_ARMS}
     missing = [text for seed in seeds if (text := missing_text(seed, first, not_reached, experiment.unit))]
     distance = _teacher_gap(level, experiment, teacher)
     return ThresholdReport(
@@ -188,7 +189,7 @@ def _first(level: Level, experiment: Experiment, arm: str) -> dict[int, Position
     for seed, run in experiment.arm(arm).items():
         place = None
         if level.value is not None:
-            place = first_crossing(run.rows, experiment.metric, level.value, experiment.higher_is_better)
+            place = first_crossing(run.rows, experiment.metric, level.value)
         found[seed] = place and with_flops(place, run)
     return found
 
@@ -214,8 +215,8 @@ def _grid(first: Mapping[int, Position | None], runs: Mapping[int, RunRecord]) -
 def _interval(seed: int, first: Crossings, grid: Mapping[str, Mapping[int, Spacing]]) -> tuple[float, float | None]:
     """The true crossing of a run lies after the validation before: (b - gb) / w to b / (w - gw)."""
     baseline, w2s = pair(seed, first)
-    earliest_baseline = baseline.epoch - grid["baseline"][seed].epochs
-    earliest_w2s = w2s.epoch - grid["w2s"][seed].epochs
+    earliest_baseline = baseline.epoch - grid[REFERENCE][seed].epochs
+    earliest_w2s = w2s.epoch - grid[HELPED][seed].epochs
     low = earliest_baseline / w2s.epoch if w2s.epoch > 0 else 0.0
     return round(low, 6), round(baseline.epoch / earliest_w2s, 6) if earliest_w2s > 1e-6 else None
 
@@ -232,5 +233,5 @@ def _not_reached(
 def _teacher_gap(level: Level, experiment: Experiment, teacher: TeacherReport | None) -> float | None:
     if level.value is None or teacher is None or teacher.level is None:
         return None
-    distance = gap(teacher.level, level.value, experiment.higher_is_better)
+    distance = gap(teacher.level, level.value, experiment.metric)
     return None if distance is None else round(distance, 6)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from w2skd.recipe.arms import Arm
+from w2skd.recipe.arms import HELPED, REFERENCE, TEACHER, Arm
+from w2skd.recipe.evaluation import Metric
+from w2skd.recipe.load import RecipeTypes
 from w2skd.recipe.threshold import Threshold
 from w2skd.records.rundir import RunRecord, readable_runs
 from w2skd.report import units
@@ -62,7 +64,7 @@ class CrossingSummary:
     run: str
     arm: Arm
     seed: int
-    metric: str
+    metric: Metric
     unit: Literal["epoch", "step"]
     best: Score | None
     final: Score | None
@@ -75,7 +77,7 @@ class CrossingSummary:
     left_out: tuple[str, ...]
 
 
-def crossing_summary(run: RunRecord, experiment: Path | None) -> CrossingSummary:
+def crossing_summary(run: RunRecord, experiment: Path | None, types: RecipeTypes) -> CrossingSummary:
     """Where one run crossed the thresholds of its recipe.
 
     Args:
@@ -83,10 +85,10 @@ def crossing_summary(run: RunRecord, experiment: Path | None) -> CrossingSummary
         experiment: where its siblings are; those that cannot be read, or compared, are left out. None looks at the run
             alone.
     """
-    siblings, others = scored_alike(run, [] if experiment is None else readable_runs(experiment))
+    siblings, others = scored_alike(run, [] if experiment is None else readable_runs(experiment, types))
     family = Experiment((run, *(other for other in siblings if label(other) != label(run))))
-    baseline = family.arm("baseline").get(run.seed) if run.arm == "w2s" else None
-    levels = [] if run.arm == "teacher" else resolve_all(run.recipe.report.thresholds, family)
+    baseline = family.arm(REFERENCE).get(run.seed) if run.arm == HELPED else None
+    levels = [] if run.arm == TEACHER else resolve_all(run.recipe.report.thresholds, family)
     last, baseline_last = last_validation(run.rows), last_validation(baseline.rows) if baseline else None
     return CrossingSummary(
         run=label(run),
@@ -94,7 +96,7 @@ def crossing_summary(run: RunRecord, experiment: Path | None) -> CrossingSummary
         seed=run.seed,
         metric=family.metric,
         unit=family.unit,
-        best=best(run.rows, family.metric, family.higher_is_better),
+        best=best(run.rows, family.metric),
         final=final(run.rows, family.metric),
         last=position(last) if last else None,
         teacher_level=teacher_level(run.rows, family.metric),
@@ -106,16 +108,16 @@ def crossing_summary(run: RunRecord, experiment: Path | None) -> CrossingSummary
     )
 
 
-def teacher_gaps(run: RunRecord, experiment: Path, thresholds: Sequence[Threshold]) -> list[str]:
+def teacher_gaps(run: RunRecord, experiment: Path, thresholds: Sequence[Threshold], types: RecipeTypes) -> list[str]:
     """How far a run's teacher is from each target, as far as both are known yet, and what that lets one expect."""
-    siblings, _ = scored_alike(run, readable_runs(experiment))
+    siblings, _ = scored_alike(run, readable_runs(experiment, types))
     family = Experiment((run, *(other for other in siblings if label(other) != label(run))))
     levels = teacher_levels(family)
     lines = []
     for level in resolve_all(thresholds, family):
         if level.value is None or not levels or level.threshold.of == "teacher":
             continue
-        distance = gap(median_range(list(levels.values()))[0], level.value, family.higher_is_better)
+        distance = gap(median_range(list(levels.values()))[0], level.value, family.metric)
         if distance is None:
             continue
         target = units.threshold(level.threshold.name, level.value, family.metric)
@@ -137,4 +139,4 @@ def _line(level: Level, run: RunRecord, baseline: RunRecord | None, family: Expe
 def _crossing(level: Level, run: RunRecord | None, family: Experiment) -> Position | None:
     if run is None or level.value is None:
         return None
-    return first_crossing(run.rows, family.metric, level.value, family.higher_is_better)
+    return first_crossing(run.rows, family.metric, level.value)

@@ -2,29 +2,26 @@
 
 import math
 
-from w2skd.recipe.names import METRICS
+from w2skd.recipe.evaluation import Metric
 from w2skd.report.crossing import Position
-
-PERCENT = frozenset(name for metrics in METRICS.values() for name, facts in metrics.items() if facts.is_share)
-"""Metrics that are shares and read best in percent."""
 
 NONE = "-"
 
 
-def level(value: float | None, metric: str) -> str:
+def level(value: float | None, metric: Metric) -> str:
     """``70.9%``, or four significant digits of a metric that is not a share: ``41.25``, ``0.001234``, ``12,345``."""
     if value is None:
         return NONE
-    if metric in PERCENT:
+    if metric.is_share:
         return f"{100 * value:.1f}%"
     return f"{value:,.0f}" if 9999.5 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
-def threshold(name: str, value: float | None, metric: str) -> str:
+def threshold(name: str, value: float | None, metric: Metric) -> str:
     """``teacher (70.9%)``, or ``top1 90.0%`` for a threshold that is a number."""
     if value is None:
         return f"{name} (unknown)"
-    return f"{metric} {level(value, metric)}" if _is_number(name) else f"{name} ({level(value, metric)})"
+    return f"{metric.name} {level(value, metric)}" if _is_number(name) else f"{name} ({level(value, metric)})"
 
 
 def epochs(value: float | None) -> str:

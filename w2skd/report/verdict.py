@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS
+from w2skd.recipe.evaluation import Metric
 from w2skd.report import units
 from w2skd.report.contract import Crossings, Spread, ThresholdReport, pair
 from w2skd.report.crossing import Position
-from w2skd.report.experiment import ARMS, Level
+from w2skd.report.experiment import Level
 
 WORKING_BAND = 0.15
 """A teacher up to this much weaker than the target helped in the published runs: an observed band, not a law."""
@@ -65,11 +67,11 @@ def verdict(
 
 def missing_text(seed: int, first: Crossings, not_reached: Crossings, unit: str) -> str | None:
     """Who did not reach the level with this seed."""
-    late = [arm for arm in ARMS if seed in not_reached[arm]]
+    late = [arm for arm in STUDENT_ARMS if seed in not_reached[arm]]
     if not late:
         return None
     texts = [f"{arm} {not_reached_text(not_reached[arm][seed], unit)}" for arm in late]
-    other = next((arm for arm in ARMS if arm not in late), None)
+    other = next((arm for arm in STUDENT_ARMS if arm not in late), None)
     there = first[other][seed] if other else None
     return f"seed {seed}: {', '.join(texts)}" + (f" ({other} at {units.place(there, unit)})" if there else "")
 
@@ -79,13 +81,13 @@ def not_reached_text(last: Position | None, unit: str) -> str:
     return f"not reached by {units.place(last, unit)}" if last else "not validated yet"
 
 
-def threshold_warnings(report: ThresholdReport, metric: str) -> list[str]:
+def threshold_warnings(report: ThresholdReport, metric: Metric) -> list[str]:
     """What a threshold's own numbers hide: the grid of the validations, and those who did not get there."""
     title = units.threshold(report.name, report.value, metric)
     lines = []
     if report.value is None:
         lines.append(f"{title}: {report.reason}")
-    failed = [seed for seed in report.seeds if seed in report.not_reached["w2s"] and report.first["baseline"][seed]]
+    failed = [seed for seed in report.seeds if seed in report.not_reached[HELPED] and report.first[REFERENCE][seed]]
     if failed:
         seeds = ", ".join(str(seed) for seed in failed)
         lines.append(f"{title}: w2s did not get there with seed {seeds} but baseline did; a median leaves that out")
@@ -110,5 +112,5 @@ def threshold_warnings(report: ThresholdReport, metric: str) -> list[str]:
 
 def _within_one_validation(seed: int, report: ThresholdReport) -> bool:
     baseline, w2s = pair(seed, report.first)
-    widest = max(report.grid[arm][seed].steps for arm in ARMS)
+    widest = max(report.grid[arm][seed].steps for arm in STUDENT_ARMS)
     return abs(baseline.step - w2s.step) <= widest

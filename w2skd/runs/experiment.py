@@ -1,39 +1,47 @@
-"""The whole experiment: teacher, then baseline and accelerated arm seed by seed, then the report."""
+"""A whole experiment: the teacher, then every arm with every seed."""
 
 from collections.abc import Callable, Sequence
 
 from w2skd.platform.device import open_device
 from w2skd.platform.ranks import Ranks, process_group
 from w2skd.platform.signals import stop_on_signals
-from w2skd.recipe.arms import Arm
+from w2skd.recipe.arms import STUDENT_ARMS, TEACHER, Arm
 from w2skd.recipe.schema import Recipe
 from w2skd.records.rundir import find_teacher, run_path
 from w2skd.runs.arm import train_arm
 from w2skd.runs.options import RunOptions
-from w2skd.weights.pretrained import open_weights
 
 
-def compare(
+def run_experiment(
     recipe: Recipe, seeds: Sequence[int], options: RunOptions, ranks: Ranks, announce: Callable[[str], None]
 ) -> None:
-    """Run everything that the experiment still lacks; what is finished is skipped, what was cut off goes on.
+    """Train every run that the experiment still lacks: finished runs are skipped, interrupted ones resume.
 
-    The arms of a seed follow each other and take turns in going first, so that a machine whose speed drifts, or
-    warms up, treats them alike.
+    For each seed the arms run back to back, alternating which goes first, so that a drift of the machine's speed
+    affects both alike.
+
+    Args:
+        recipe: of the experiment; its own seed is the teacher's.
+        seeds: of the student's runs.
+        options: of every run.
+        ranks: this process among its peers.
+        announce: called with a line before each run.
 
     Raises:
-        UserError: the first run that fails; the same call goes on from there.
+        UserError: the first failure of a run. The same call continues from there.
     """
-    runs: list[tuple[Arm, int]] = [] if recipe.teacher.checkpoint is not None else [("teacher", recipe.seed)]
+    own_teacher = recipe.teacher.checkpoint is None
+    runs: list[tuple[Arm, int]] = [(TEACHER, recipe.seed)] if own_teacher else []
     for number, seed in enumerate(seeds):
-        pair: list[tuple[Arm, int]] = [("baseline", seed), ("w2s", seed)]
-        runs += pair if number % 2 == 0 else reversed(pair)
-    if recipe.teacher.checkpoint is not None:
+        arms = STUDENT_ARMS if number % 2 == 0 else STUDENT_ARMS[::-1]
+        runs += [(arm, seed) for arm in arms]
+    if not own_teacher:
         find_teacher(recipe, options.out)
-    # One process group and one ear for signals around all runs: a stop may come between two of them.
+    # One process group and one signal handler for all runs, since a signal may arrive between two of them.
     with process_group(ranks, open_device(options.device, ranks)), stop_on_signals() as stop:
-        if recipe.teacher.checkpoint is not None:
-            # Nobody wants to hear after days of baselines that the teacher can't be had; published weights come now.
+        if not own_teacher:
+            # A teacher that cannot be loaded must fail now, not after hours of reference runs.
+            open_weights = recipe.task_type().open_weights
             ranks.on_all(lambda: open_weights(find_teacher(recipe, options.out), recipe.teacher.model))
         for number, (arm, seed) in enumerate(runs, start=1):
             if ranks.any(stop()):

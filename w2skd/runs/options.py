@@ -1,22 +1,23 @@
-"""What the command line says beside the recipe. Without torch, so that it costs the command line nothing."""
+"""What a command asks for beside the recipe. Free of torch, so that the command line starts fast."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line says beside the recipe.
+    """Options of a command that trains.
 
     Attributes:
-        out: the experiment's directory.
-        resume: ``auto`` goes on with what is there, ``never`` refuses a directory that holds a run, and a path names
-            the checkpoint of this run to go on from.
-        overwrite: discard a run that is there.
+        out: directory of the experiment.
+        resume: ``auto`` resumes an existing run, ``never`` refuses a directory that holds one, and a path names the
+            checkpoint of this run to resume from.
+        overwrite: discard an existing run.
         init_from: weights to start from instead of a fresh initialisation.
-        device: ``auto``, ``cpu``, ``cuda`` (one GPU a rank), ``cuda:1``.
-        quiet: show events and results only.
-        plugin: the user's own file with models.
+        device: ``auto``, ``cpu``, ``cuda`` (one GPU per rank) or ``cuda:N``.
+        quiet: print events and results only.
+        plugin: the user's own Python file with models.
     """
 
     out: Path
@@ -29,5 +30,30 @@ class RunOptions:
 
     @property
     def named_checkpoint(self) -> Path | None:
-        """The checkpoint that `resume` names, if it names one."""
+        """The checkpoint that `resume` names, if it is a path."""
         return None if self.resume in ("auto", "never") else Path(self.resume)
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Options of a command that evaluates a model.
+
+    Attributes:
+        checkpoint: a finished run, a file with weights, or ``pretrained`` (``pretrained:TAG``).
+        model: the architecture, if it differs from the recipe's.
+        recipe: file or name of a recipe that replaces the one inside the checkpoint; required where there is none.
+        overrides: ``a.b=c`` settings on top of the recipe.
+        role: ``teacher`` or ``student`` of the recipe; None takes the checkpoint's own role, else the student.
+        device: as in `RunOptions`.
+        plugin: as in `RunOptions`.
+        outputs: names of the files to prepare, as in `Recipe.outputs`, and ``pictures``.
+    """
+
+    checkpoint: Path
+    model: str | None = None
+    recipe: str | None = None
+    overrides: Sequence[str] = ()
+    role: str | None = None
+    device: str = "auto"
+    plugin: Path | None = None
+    outputs: Collection[str] = ()

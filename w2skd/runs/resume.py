@@ -1,4 +1,4 @@
-"""How a run begins: afresh, from a checkpoint, not at all, or with a refusal that says why."""
+"""How a run starts: fresh, from a checkpoint, not at all, or with a refusal that gives the reason."""
 
 import json
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from typing import Any
 
 from w2skd.errors import CheckpointError, RunDirError, UsageError
 from w2skd.method.teacher import state_fingerprint
-from w2skd.recipe.arms import Arm
-from w2skd.recipe.flat import WHEREABOUTS, flatten, select
+from w2skd.recipe.arms import HELPED, REFERENCE, TEACHER, Arm
+from w2skd.recipe.flat import flatten, select
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
 from w2skd.records.rows import EventRow
@@ -19,35 +19,20 @@ from w2skd.report.scoring import difference, scoring_of
 from w2skd.runs.options import RunOptions
 from w2skd.runs.setup import describe_init
 from w2skd.tasks.base import Role
+from w2skd.tasks.catalog import recipe_types
 from w2skd.training.checkpoint import load_checkpoint, load_last_checkpoint
-from w2skd.weights.pretrained import open_weights
-
-_IGNORED_ON_RESUME = (
-    *(*WHEREABOUTS, "data.workers", "data.worker_timeout_s"),
-    *("train.log_every", "train.checkpoint_every"),
-    *("sampler.batch_size", "fid.batch_size", "fid.cache", "fid.weights"),  # which weights these are, the scoring tells
-)
-"""Keys that may differ between a run and its resume: they do not change what is learned."""
-
-_KEPT_IN_A_PLACE: Mapping[str, str] = {
-    "fid.extractor": "checkpoint:",
-    "teacher.model": "diffusers:",
-    "student.model": "diffusers:",
-}
-"""Keys that may name a place, and how such values begin. What lies there may be moved: the scoring holds the weights'
-sum of the one, the checkpoint a fingerprint or all weights of the others."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a run begins: afresh, from a checkpoint, or not at all.
+    """How a run starts.
 
     Attributes:
-        checkpoint: to go on from.
-        note: what the user should know about it.
-        discard: what is there goes first.
-        rewind: the checkpoint was named, and may not be the newest.
-        finished: there is nothing left to do.
+        checkpoint: the state to resume from; None starts fresh.
+        note: a line for the user.
+        discard: remove what the directory holds first.
+        rewind: the checkpoint was named by the user and may not be the newest.
+        finished: nothing is left to do.
     """
 
     checkpoint: dict[str, Any] | None = None
@@ -56,55 +41,55 @@ class Start:
     rewind: bool = False
     finished: bool = False
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps that are already done."""
+        return self.checkpoint["engine"]["step"] if self.checkpoint else 0
+
 
 def open_run(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> Start:
-    """Lock the directory and see what is there."""
+    """Lock the run directory and decide how the run starts.
+
+    Raises:
+        RunDirError: the directory is in use, or holds another run.
+        CheckpointError: no checkpoint can be read, or the named one belongs to another run.
+        UsageError: the options contradict each other.
+    """
     named = options.named_checkpoint
     if named is not None and options.overwrite:
-        raise UsageError(f"--overwrite would discard the run that --resume {named} goes on with: give one of the two")
+        raise UsageError(f"--overwrite discards the run that --resume {named} resumes: use one of the two")
     run.lock()
     if options.overwrite:
         return Start(discard=True)
     if not run.holds_a_run():
         if named is not None:
-            raise RunDirError(f"{run.path}: nothing to resume here; --init-from {named} takes weights only")
+            raise RunDirError(f"{run.path}: no run to resume; --init-from {named} loads the weights only")
         return Start()
     if options.resume == "never":
-        raise RunDirError(f"{run.path} already holds a run: resume it (--resume auto), or discard it (--overwrite)")
-    try:
-        theirs = read_recipe(run.path)
-    except FileNotFoundError:
-        raise RunDirError(f"{run.path} is not empty and holds no run: choose another --out, or --overwrite") from None
-    differing = differing_keys(theirs, recipe, arm)
-    if differing:
-        raise RunDirError(
-            f"{run.path} holds a run of another recipe ({'; '.join(differing)}): "
-            "choose another --out, or discard it (--overwrite)"
-        )
-    if options.init_from is not None and run.environment().get("init_from") != describe_init(options.init_from):
-        raise RunDirError(f"{run.path} holds a run that did not begin from {options.init_from}: choose another --out")
-    if named is None and run.model_path.exists() and run.status().get("state") == "finished":
-        if arm == "w2s":
-            _check_teacher_of(run, recipe, find_teacher(recipe, options.out))
-        return Start(finished=True, note="already finished")
+        raise RunDirError(f"{run.path}: already holds a run; resume it (--resume auto) or discard it (--overwrite)")
+    _check_same_run(run, recipe, arm, options)
     if named is not None:
         return Start(_named_checkpoint(run, named, recipe, arm), rewind=True)
+    if run.model_path.exists() and run.status().get("state") == "finished":
+        if arm == HELPED:
+            _check_teacher_of(run, recipe, find_teacher(recipe, options.out))
+        return Start(finished=True, note="already finished")
     checkpoint, problem = load_last_checkpoint(run.checkpoints)
     if checkpoint is not None and not run.has_rows_up_to(checkpoint["metrics_offset"]):
         raise RunDirError(
-            f"{run.metrics_path}: rows are missing that the last checkpoint knew of: discard the run (--overwrite), "
-            "or go on from an earlier checkpoint of it (--resume PATH)"
+            f"{run.metrics_path}: rows are missing that the last checkpoint recorded; discard the run (--overwrite) "
+            "or resume from an earlier checkpoint of it (--resume PATH)"
         )
-    return Start(checkpoint, f"{problem}; going on from the one before" if problem else None)
+    return Start(checkpoint, f"{problem}; resuming from the checkpoint before" if problem else None)
 
 
 def check_scored_alike(run: RunDir, start: Start, facts: Mapping[str, Any], experiment: Path) -> None:
-    """A run is scored as it was when it goes on, and as the others of its experiment: all else would mean nothing.
+    """Check that a run is scored as before its resume, and like the other runs of its experiment.
 
-    A teacher's own run is neither asked nor a measure for others: its scores are compared with nobody's.
+    The teacher's own run is exempt, because its scores are compared with no other run's.
 
     Raises:
-        RunDirError: it would be scored in another way.
+        RunDirError: the scoring differs.
     """
     before = run.environment() if start.checkpoint is not None else {}
     scoring = json.loads(json.dumps(facts.get("scoring", {})))
@@ -112,67 +97,80 @@ def check_scored_alike(run: RunDir, start: Start, facts: Mapping[str, Any], expe
         found = difference(before["scoring"], scoring)
         if found is not None:
             raise RunDirError(
-                f"{run.path} holds a run that was scored in another way: {found.between('its records', 'this call')}; "
-                "choose another --out, or discard it (--overwrite)"
+                f"{run.path}: holds a run that was scored differently: {found.between('its records', 'this command')}; "
+                "choose another --out or discard it (--overwrite)"
             )
-    _check_siblings_scored_alike(run, scoring, experiment)
-
-
-def _check_siblings_scored_alike(run: RunDir, scoring: Mapping[str, Any], experiment: Path) -> None:
-    teacher = run_path(experiment, "teacher", 0)
+    teacher = run_path(experiment, TEACHER, 0)
     if run.path == teacher:
         return
-    for sibling in readable_runs(experiment):
+    for sibling in readable_runs(experiment, recipe_types()):
         found = None if sibling.path in (run.path, teacher) else difference(scoring, scoring_of(sibling))
         if found is not None:
             raise RunDirError(
-                f"{run.path} would be scored in another way than {sibling.path}, and could not be compared with it: "
-                f"{found.between('this call', label(sibling))}; choose another --out"
+                f"{run.path}: would be scored differently from {sibling.path} and could not be compared with it: "
+                f"{found.between('this command', label(sibling))}; choose another --out"
             )
 
 
-def _check_teacher_of(run: RunDir, recipe: Recipe, path: Path) -> None:
-    """A finished run answers for the teacher that it had, and for no other."""
-    known = next((row for row in read_run(run.path).rows if isinstance(row, EventRow) and row.name == "teacher"), None)
-    theirs = open_weights(path, recipe.teacher.model)
-    if known is not None and known.details.get("fingerprint") != state_fingerprint(theirs.state):
+def differing_keys(before: Recipe, after: Recipe, arm: Arm) -> list[str]:
+    """List the settings of an arm that differ between two recipes and change what it learns: ``key: old -> new``."""
+    old, new = _settings(before, arm), _settings(after, arm)
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if _without_place(before, key, old.get(key)) != _without_place(before, key, new.get(key))
+    ]
+
+
+def _settings(recipe: Recipe, arm: Arm) -> dict[str, Any]:
+    """Return everything that decides what an arm learns and how it is scored, as dotted keys."""
+    values = recipe.model_dump(mode="json") | {"train": recipe.train_of(arm).model_dump(mode="json")}
+    own = {TEACHER: ("teacher.model",), REFERENCE: ("student",), HELPED: ("student", "teacher", "distill")}[arm]
+    shared = values.keys() - {"name", "teacher", "student", "distill", "report"}
+    ignored = (*recipe.speed_only, "teacher.checkpoint", "teacher.train")
+    return select(flatten(values), (*shared, *own, "report.metric"), ignored)
+
+
+def _without_place(recipe: Recipe, key: str, value: Any) -> Any:
+    """Drop the path from a value such as ``checkpoint:PATH``, since files may be moved between two starts."""
+    place = recipe.places.get(key)
+    return place.prefix if place and place.prefix and str(value).startswith(place.prefix) else value
+
+
+def _check_same_run(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> None:
+    try:
+        existing = read_recipe(run.path, recipe_types())
+    except FileNotFoundError:
         raise RunDirError(
-            f"{run.path} holds a finished run with another teacher ({known.details.get('checkpoint')}), not {path}: "
-            "choose another --out, or discard it (--overwrite)"
+            f"{run.path}: not empty, and holds no run; choose another --out or discard it (--overwrite)"
+        ) from None
+    differing = differing_keys(existing, recipe, arm)
+    if differing:
+        raise RunDirError(
+            f"{run.path}: holds a run of another recipe ({'; '.join(differing)}); "
+            "choose another --out or discard it (--overwrite)"
+        )
+    if options.init_from is not None and run.environment().get("init_from") != describe_init(options.init_from):
+        raise RunDirError(f"{run.path}: holds a run that did not start from {options.init_from}; choose another --out")
+
+
+def _check_teacher_of(run: RunDir, recipe: Recipe, path: Path) -> None:
+    rows = read_run(run.path, recipe_types()).rows
+    known = next((row.details for row in rows if isinstance(row, EventRow) and row.name == "teacher"), None)
+    weights = recipe.task_type().open_weights(path, recipe.teacher.model)
+    if known is not None and known.get("fingerprint") != state_fingerprint(weights.state):
+        raise RunDirError(
+            f"{run.path}: holds a finished run with another teacher ({known.get('checkpoint')}), not {path}; "
+            "choose another --out or discard it (--overwrite)"
         )
 
 
 def _named_checkpoint(run: RunDir, path: Path, recipe: Recipe, arm: Arm) -> dict[str, Any]:
-    """The checkpoint that ``--resume`` names, if it is one of this run."""
+    """Load the checkpoint that ``--resume`` names, if it belongs to this run."""
     checkpoint = load_checkpoint(path)
-    made_by = validate_recipe(checkpoint["recipe"], str(path))
-    same_arm = (checkpoint["role"] == Role.TEACHER, checkpoint["teacher"] is not None) == (
-        arm == "teacher",
-        arm == "w2s",
-    )
+    made_by = validate_recipe(checkpoint["recipe"], str(path), recipe_types())
+    same_arm = (checkpoint["role"] == Role.TEACHER) == (arm == TEACHER)
+    same_arm = same_arm and (checkpoint["teacher"] is not None) == (arm == HELPED)
     if not same_arm or differing_keys(made_by, recipe, arm) or not run.has_rows_up_to(checkpoint["metrics_offset"]):
         raise CheckpointError(f"{path}: not a checkpoint of the run in {run.path}")
     return checkpoint
-
-
-def differing_keys(theirs: Recipe, ours: Recipe, arm: Arm) -> list[str]:
-    """What two recipes of one arm differ in, as far as it changes what that arm learns: ``key: theirs -> ours``."""
-    before, after = _what_is_learned(theirs, arm), _what_is_learned(ours, arm)
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if _without_place(key, before.get(key)) != _without_place(key, after.get(key))
-    ]
-
-
-def _without_place(key: str, value: Any) -> Any:
-    kind = _KEPT_IN_A_PLACE.get(key)
-    return kind if kind is not None and str(value).startswith(kind) else value
-
-
-def _what_is_learned(recipe: Recipe, arm: Arm) -> dict[str, Any]:
-    values = recipe.model_dump(mode="json") | {"train": recipe.train_of(arm).model_dump(mode="json")}
-    taught = ("teacher.model", "teacher.image_size", "teacher.normalization", "distill")
-    sections = {"teacher": ("teacher.model",), "baseline": ("student",), "w2s": ("student", *taught)}
-    common = ("task", "seed", "data", "loss", "train", "diffusion", "sampler", "fid", "report.metric")
-    return select(flatten(values), (*common, *sections[arm]), _IGNORED_ON_RESUME)

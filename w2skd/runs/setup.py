@@ -1,4 +1,4 @@
-"""Everything up to the first step: data, models, teacher, and what they cost."""
+"""Everything before the first step: data, models, the teacher, and what they cost."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +14,44 @@ from w2skd.models.measure import activation_bytes, count_parameters, forward_flo
 from w2skd.models.plugin import load_plugin, plugin_fingerprint
 from w2skd.platform.device import open_device
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.arms import Arm
+from w2skd.recipe.arms import HELPED, TEACHER, Arm
 from w2skd.recipe.schema import Recipe, TrainSection
 from w2skd.records.rundir import find_teacher
 from w2skd.runs.options import RunOptions
 from w2skd.tasks.base import Role, Task
-from w2skd.tasks.catalog import build_task
 from w2skd.weights.load import Weights, load_into, load_weights
-from w2skd.weights.pretrained import open_weights
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """A teacher before it is frozen.
+
+    Attributes:
+        model: on the device, answering in the task's terms.
+        weights: as read from its checkpoint.
+        account: what was adapted or assumed, one line each.
+    """
+
+    model: nn.Module
+    weights: Weights
+    account: tuple[str, ...]
 
 
 @dataclass
 class Setup:
-    """Everything up to the first step. The teacher moves on to the engine, which is to hold the only reference."""
+    """Everything before the first step.
+
+    Attributes:
+        recipe: with the seed of this run.
+        arm: which arm of the experiment.
+        train: the arm's own train section.
+        role: which of the recipe's models is trained.
+        device: of models and batches.
+        task: with its data listed.
+        model: the one that is trained, on the device.
+        teacher: None in arms without one. Taken out when training starts, so that the engine holds the only reference.
+        init_from: path and fingerprint of the weights that `model` starts from, if any.
+    """
 
     recipe: Recipe
     arm: Arm
@@ -35,18 +60,21 @@ class Setup:
     device: torch.device
     task: Task[Any]
     model: nn.Module
-    teacher_weights: Weights | None
-    teacher_model: nn.Module | None
-    teacher_account: tuple[str, ...]
+    teacher: LoadedTeacher | None
     init_from: dict[str, str] | None
 
+    @property
+    def total_steps(self) -> int:
+        """Length of the run in optimizer steps."""
+        return self.train.total_steps(self.task.steps_per_epoch)
+
     def describe(self) -> dict[str, Any]:
-        """Parameters, forward FLOPs per example, and the floor of a distilled step relative to a plain one.
+        """Return parameters, forward FLOPs per example, and the least cost of a distilled step.
 
         Raises:
             UsageError: a model cannot take the recipe's inputs.
         """
-        models = {"student": self.model} | ({"teacher": self.teacher_model} if self.teacher_model is not None else {})
+        models = {"student": self.model} | ({"teacher": self.teacher.model} if self.teacher else {})
         inputs = self.task.example_batch().model_inputs
         try:
             flops = {name: forward_flops(model, inputs) for name, model in models.items()}
@@ -57,64 +85,65 @@ class Setup:
         facts: dict[str, Any] = {
             **self.task.describe_data(),
             "steps_per_epoch": self.task.steps_per_epoch,
-            "total_steps": self.train.total_steps(self.task.steps_per_epoch),
+            "total_steps": self.total_steps,
             "parameters": {name: count_parameters(model) for name, model in models.items()},
             "forward_flops": flops,
         }
-        if "teacher" in flops:
-            # Backward costs about twice a forward, and a teacher has none.
+        if self.teacher:
+            # A backward pass costs about twice a forward pass, and the teacher has none.
             facts["distilled_step_floor"] = round((3 * flops["student"] + flops["teacher"]) / (3 * flops["student"]), 4)
-            facts["teacher_account"] = list(self.teacher_account)
+            facts["teacher_account"] = list(self.teacher.account)
         if (plugin := plugin_fingerprint()) is not None:
             facts["plugin"] = plugin
         return facts
 
     def memory(self, ranks: Ranks) -> dict[str, int]:
-        """About how many bytes training takes on the device: weights with gradients and averages, activations, teacher.
+        """Estimate the device memory of training in bytes, without resident images and workspaces of kernels.
 
-        The resident images and what kernels need for themselves come on top.
+        Returns:
+            ``weights`` (with gradients, optimizer state and average), ``activations`` and ``teacher``.
         """
         weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
         copies = {"sgd": 3, "adamw": 4}[self.train.optimizer.name] + (self.train.ema is not None)
         examples = self.train.batch_size // (ranks.world * self.train.accumulate)
         with autocast(self.device, self.train.precision):
             one = activation_bytes(self.model, self.task.example_batch().model_inputs)
-        teacher = 0 if self.teacher_model is None else count_parameters(self.teacher_model) * 4
+        teacher = count_parameters(self.teacher.model) * 4 if self.teacher else 0
         return {"weights": weights * copies, "activations": one * examples, "teacher": teacher}
 
 
 def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Setup:
-    """Load data, build the models, load the teacher. Nothing is written.
+    """Load data, build the models and load the teacher. Nothing is written.
 
     Raises:
-        UserError: anything that a run of this recipe on this machine would stumble over before its first step.
+        UserError: this recipe cannot run on this machine.
     """
     device = open_device(options.device, ranks)
     if options.plugin is not None:
         load_plugin(options.plugin)
-    role = Role.TEACHER if arm == "teacher" else Role.STUDENT
-    train = recipe.train_of(arm)
-    # The cheap checks come first: nobody wants to hear after minutes of loading that there is no teacher.
-    teacher_weights = open_weights(find_teacher(recipe, options.out), recipe.teacher.model) if arm == "w2s" else None
-    task = build_task(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)
+    role = Role.TEACHER if arm == TEACHER else Role.STUDENT
+    train = recipe.train_of(role)
+    task_type = recipe.task_type()
+    weights = None
+    if arm == HELPED:  # first, since it is cheap and loading data may take minutes
+        weights = task_type.open_weights(find_teacher(recipe, options.out), recipe.teacher.model)
+    task: Task[Any] = task_type(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)
     torch.manual_seed(seed_from(recipe.seed, list(Role).index(role)))
     model = task.build_model(role)
     if options.init_from is not None:
         load_into(model, load_weights(options.init_from), expected=recipe.model_of(role))
-    teacher_model, teacher_account = None, tuple[str, ...]()
-    if teacher_weights is not None:
-        teacher_model, teacher_account = task.fit_model(Role.TEACHER, teacher_weights)
-        teacher_model.to(device)
+    teacher = None
+    if weights is not None:
+        fitted = task.fit_model(Role.TEACHER, weights)
+        teacher = LoadedTeacher(fitted.model.to(device), weights, fitted.account)
     model.to(device)
     if train.channels_last:
         model.to(memory_format=torch.channels_last)
     init_from = None if options.init_from is None else describe_init(options.init_from)
-    return Setup(
-        recipe, arm, train, role, device, task, model, teacher_weights, teacher_model, teacher_account, init_from
-    )
+    return Setup(recipe, arm, train, role, device, task, model, teacher, init_from)
 
 
 def describe_init(path: Path) -> dict[str, str]:
-    """Which weights a run began from, for its records."""
+    """Return path and fingerprint of the weights that a run starts from, for its records."""
     weights = load_weights(path)
     return {"checkpoint": str(weights.path), "fingerprint": state_fingerprint(weights.state)}

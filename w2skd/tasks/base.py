@@ -1,4 +1,4 @@
-"""The seam between engine and task: a task gives batches, losses and metrics, the engine sees scalars."""
+"""The seam between the engine and a task: a task gives batches, losses and metrics, and the engine sees scalars."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,41 +14,46 @@ from w2skd.weights.load import Weights
 
 
 class Role(StrEnum):
-    """Which of the recipe's two models."""
+    """One of the recipe's two models."""
 
     TEACHER = "teacher"
     STUDENT = "student"
 
 
 class Batch(Protocol):
-    """One micro-batch on the training device, with its number of examples as length."""
+    """One micro-batch on the training device; its length is the number of examples."""
 
     @property
     def ids(self) -> Tensor:
-        """Which examples of the training set these are, int64 [N]."""
+        """Indices of the examples in the training set, int64 [N]."""
         ...
 
     @property
     def model_inputs(self) -> tuple[Any, ...]:
-        """What a model's forward takes, for measuring it: the first of them a tensor of the examples."""
+        """Arguments of a model's forward, used to measure the model; the first is a tensor with N rows."""
         ...
 
     def __len__(self) -> int: ...
 
 
 class Losses(NamedTuple):
-    """Named scalars, each a mean over the micro-batch, not yet weighted; `distill` is empty without a teacher."""
+    """Unweighted losses of a micro-batch.
+
+    Attributes:
+        task: name -> scalar, a mean over the micro-batch.
+        distill: name -> scalar; empty without a teacher.
+    """
 
     task: dict[str, Tensor]
     distill: dict[str, Tensor]
 
 
 class FittedModel(NamedTuple):
-    """A model that holds weights from elsewhere.
+    """A model with loaded weights.
 
     Attributes:
-        model: takes the task's inputs and answers in its terms.
-        account: what was done, or assumed, to make it so; a line each, for people.
+        model: takes the task's inputs and returns its outputs.
+        account: what was adapted or assumed, one line each.
     """
 
     model: nn.Module
@@ -57,17 +62,17 @@ class FittedModel(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model did on the whole evaluation set.
+    """The scores of a model on the whole evaluation set.
 
     Attributes:
         metrics: by name, equal on all ranks.
-        tables: rows of plain values behind them.
-        account: what a reader of the numbers must know; a line each.
-        files: what else can be written, by name: each writes one file. Empty unless predictions were asked for.
-        pictures: draws the first so many examples into a folder, and says which files it made; None where there is
-            nothing to draw, or predictions were not asked for.
-        snapshot: draws one picture of what the model gives, a PNG file; None where that tells nothing. It is called
-            after the evaluation, on rank 0 alone, if at all.
+        tables: name -> rows of plain values.
+        account: what a reader of the scores must know, one line each.
+        files: name of a `Recipe.outputs` entry -> function that writes it; empty unless predictions were requested.
+        pictures: draws the first N examples into a folder and returns the files; None if the task draws none, or
+            predictions were not requested.
+        snapshot: draws one picture of the model's output into a PNG file, or None. Called at most once, on rank 0,
+            after the evaluation.
     """
 
     metrics: dict[str, float]
@@ -79,21 +84,21 @@ class Evaluation:
 
 
 class Snapshot(NamedTuple):
-    """A picture of what the model gave at the validation after `step` steps, yet to be drawn into a PNG file."""
+    """A picture of the model's output at the validation after `step` steps; `draw` writes it as a PNG file."""
 
     step: int
     draw: Callable[[Path], None]
 
 
 class Remark(NamedTuple):
-    """A line that the validation after `step` steps has on its numbers."""
+    """A line about the scores of the validation after `step` steps."""
 
     step: int
     text: str
 
 
 class Preview(NamedTuple):
-    """A training batch for the eye: images uint8 [n, 3, H, W], and what to write below each."""
+    """A training batch to look at: images uint8 [N, 3, H, W] and a caption for each."""
 
     images: Tensor
     captions: tuple[str, ...]
@@ -103,21 +108,27 @@ BatchT = TypeVar("BatchT", bound=Batch)
 
 
 class Task(Protocol[BatchT]):
-    """What an experiment is about. A new task is one implementation of this."""
+    """What a recipe trains and scores.
+
+    A new task is a folder with two classes: a `Recipe` subclass, which `w2skd.tasks.catalog` lists, and an
+    implementation of this protocol, which the recipe's ``task_type`` imports. The implementation is called as
+    ``TaskType(recipe, train=..., seed=..., device=..., ranks=...)`` with the recipe, the train section of the arm, the
+    seed of data order and augmentation, the device of batches, and this process among its peers.
+    """
 
     metric: Metric
 
     @staticmethod
     def open_weights(checkpoint: Path, model: str) -> Weights:
-        """Read the weights of a teacher: a finished run, a file, or ``pretrained`` (``pretrained:TAG``).
+        """Read the weights of a teacher.
 
         Args:
-            checkpoint: as a recipe names it.
+            checkpoint: as a recipe names it: a finished run, a file, or ``pretrained`` (``pretrained:TAG``).
             model: the recipe's name of the architecture.
 
         Raises:
             RecipeError: there are no published weights of that model or tag.
-            CheckpointError: the file is missing, damaged or unsafe, or cannot be fetched.
+            CheckpointError: the file is missing, damaged or unsafe, or cannot be downloaded.
         """
         ...
 
@@ -127,45 +138,54 @@ class Task(Protocol[BatchT]):
         ...
 
     def describe_data(self) -> dict[str, Any]:
-        """What the examples are, for the run's records: data_fingerprint, train_examples, eval_examples, and more."""
+        """Describe the data for the run's records.
+
+        Returns:
+            ``data_fingerprint``, ``train_examples``, ``eval_examples``; optionally ``feed``, ``data_account`` (lines)
+            and ``scoring`` (everything that two scores must share to be comparable).
+        """
         ...
 
     def describe_model(self) -> dict[str, Any]:
-        """What a model file must say besides the recipe, so that `fit_model` can make use of it elsewhere."""
+        """Return what a model file must contain besides the recipe, so that `fit_model` can use it elsewhere."""
         ...
 
     def build_model(self, role: Role) -> nn.Module:
-        """A freshly initialised model on the CPU, drawn from torch's global generator."""
+        """Build a freshly initialised model on the CPU, drawn from torch's global generator."""
         ...
 
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
-        """A model of that role with these weights, on the CPU, that sees and answers as the task's own models do.
+        """Build the model of a role with these weights, on the CPU, adapted to the task's inputs and outputs.
 
         Raises:
-            CheckpointError: the weights are another architecture's, or their classes are not the data's.
+            CheckpointError: the weights belong to another architecture, or their classes do not match the data's.
         """
         ...
 
     def example_batch(self) -> BatchT:
-        """A training batch of one example, for dry runs and FLOPs."""
+        """Return a training batch of one example, for dry runs and FLOPs."""
         ...
 
     def preview(self) -> Preview:
-        """The first training batch, augmented."""
+        """Return the first training batch as images, with augmentation."""
         ...
 
     def train_batches(self, first_step: int) -> Iterator[BatchT]:
-        """Endless micro-batches on the device, this rank's share, from global step `first_step` on.
+        """Yield this rank's micro-batches on the device without end, from global step `first_step` on.
 
-        One optimizer step takes ``train.accumulate`` of them. They depend on seed and step only, not on what was
-        drawn before.
+        One optimizer step takes ``train.accumulate`` micro-batches. They depend on the seed and the step only.
         """
         ...
 
     def losses(self, student: nn.Module, teacher: FrozenTeacher | None, batch: BatchT) -> Losses:
-        """One forward of the student, and of the teacher where there is one, on the same inputs."""
+        """Run the student once, and the teacher if there is one, on the same inputs."""
         ...
 
     def evaluate(self, model: nn.Module, *, with_predictions: bool = False) -> Evaluation:
-        """Score a model that is in eval mode on the evaluation set, every example once over all ranks."""
+        """Score a model in eval mode on the evaluation set, each example once over all ranks.
+
+        Args:
+            model: in eval mode, on the device.
+            with_predictions: prepare `Evaluation.files` and `Evaluation.pictures`.
+        """
         ...

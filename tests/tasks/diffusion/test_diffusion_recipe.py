@@ -1,4 +1,4 @@
-"""Diffusion's sections of a recipe: what they take for granted, and what is wrong with others."""
+"""Recipe sections of the diffusion task: defaults and error messages."""
 
 import pytest
 from known import load_recipe
@@ -21,7 +21,7 @@ train:
 """
 
 
-def told(write: Write, *overrides: str) -> list[str]:
+def problems_of(write: Write, *overrides: str) -> list[str]:
     return problems(write, *overrides, content=RECIPE)
 
 
@@ -31,7 +31,7 @@ def load(write: Write, *overrides: str) -> DiffusionRecipe:
     return recipe
 
 
-def test_the_process_and_the_score_are_the_fields_unless_told_otherwise(recipe_file: Write) -> None:
+def test_defaults_are_the_fields_standard(recipe_file: Write) -> None:
     recipe = load(recipe_file)
     process, sampler, fid = recipe.diffusion, recipe.sampler, recipe.fid
     assert (process.timesteps, process.beta_schedule, process.prediction) == (1000, "linear", "epsilon")
@@ -42,7 +42,7 @@ def test_the_process_and_the_score_are_the_fields_unless_told_otherwise(recipe_f
     assert (recipe.loss.timestep_weighting, recipe.distill.timestep_weighting) == ("uniform", "uniform")
 
 
-def test_a_recipe_written_out_is_the_same_recipe(recipe_file: Write) -> None:
+def test_a_dumped_recipe_loads_as_the_same_recipe(recipe_file: Write) -> None:
     recipe = load(
         recipe_file,
         "data.augment=[]",
@@ -55,7 +55,7 @@ def test_a_recipe_written_out_is_the_same_recipe(recipe_file: Write) -> None:
     assert load_recipe(recipe_file(dump_recipe(recipe))) == recipe
 
 
-def test_pixels_are_scaled_to_between_minus_one_and_one(recipe_file: Write) -> None:
+def test_pixels_are_scaled_to_minus_one_to_one(recipe_file: Write) -> None:
     images = load(recipe_file, "data={source: shapes, image_size: 16, train_examples: 9, split_seed: 4}").data.images()
     assert (images.source, images.image_size, images.train_examples, images.split_seed) == ("shapes", 16, 9, 4)
     assert images.normalization is not None
@@ -63,14 +63,14 @@ def test_pixels_are_scaled_to_between_minus_one_and_one(recipe_file: Write) -> N
 
 
 @pytest.mark.parametrize("metric", [metric.name for metric in DiffusionReport.metrics])
-def test_both_scores_can_be_the_metric_and_their_levels_have_no_bound(metric: str, recipe_file: Write) -> None:
+def test_both_scores_can_be_the_metric_and_thresholds_are_unbounded(metric: str, recipe_file: Write) -> None:
     report = load(recipe_file, f"report={{metric: {metric}, thresholds: [60, teacher, 1.05*baseline]}}").report
     assert report.metric == metric
     assert len(report.thresholds) == 3
 
 
 @pytest.mark.parametrize("name", ["clip-vit-b-32", "dinov2-vit-s-14", "vgg16", "checkpoint:runs/judge/baseline/seed0"])
-def test_other_networks_can_compare_images(name: str, recipe_file: Write) -> None:
+def test_other_extractors_can_be_chosen(name: str, recipe_file: Write) -> None:
     assert load(recipe_file, f"fid.extractor='{name}'").fid.extractor == name
 
 
@@ -95,8 +95,8 @@ def test_other_networks_can_compare_images(name: str, recipe_file: Write) -> Non
         ("eval={backend: auto}", "eval: unknown key"),
     ],
 )
-def test_a_value_out_of_range_or_place_is_refused(recipe_file: Write, override: str, start: str) -> None:
-    (problem,) = told(recipe_file, override)
+def test_values_out_of_range_and_unknown_keys_are_refused(recipe_file: Write, override: str, start: str) -> None:
+    (problem,) = problems_of(recipe_file, override)
     assert problem.startswith(start)
 
 
@@ -123,15 +123,15 @@ def test_a_value_out_of_range_or_place_is_refused(recipe_file: Write, override: 
         ("loss.timestep_weighting=snr", "loss.timestep_weighting: should be 'uniform' or 'min_snr', not 'snr'"),
     ],
 )
-def test_an_unknown_word_is_refused_with_those_known(recipe_file: Write, override: str, start: str) -> None:
-    (problem,) = told(recipe_file, override)
+def test_an_unknown_name_is_refused_with_suggestions(recipe_file: Write, override: str, start: str) -> None:
+    (problem,) = problems_of(recipe_file, override)
     assert problem.startswith(start)
 
 
-def test_all_known_networks_are_told(recipe_file: Write) -> None:
-    (model,) = told(recipe_file, "student.model=transformer")
+def test_errors_list_all_known_networks(recipe_file: Write) -> None:
+    (model,) = problems_of(recipe_file, "student.model=transformer")
     assert model.endswith(f"known: {', '.join(DENOISERS)}, diffusers:<folder>")
-    (extractor,) = told(recipe_file, "fid.extractor=resnet50")
+    (extractor,) = problems_of(recipe_file, "fid.extractor=resnet50")
     assert extractor.endswith(f"known: {', '.join(FEATURE_EXTRACTORS)}, checkpoint:<run>")
 
 
@@ -146,24 +146,24 @@ def test_all_known_networks_are_told(recipe_file: Write) -> None:
             "data={source: shapes, download: true}",
             "data: download: true is for cifar10, cifar100, fashion_mnist, not for shapes",
         ),
-        ("diffusion.timesteps=49", "sampler.steps: 50 are more than diffusion.timesteps: 49"),
+        ("diffusion.timesteps=49", "sampler.steps: 50 is larger than diffusion.timesteps: 49"),
         (
             "fid={extractor: 'checkpoint:runs/judge', weights: judge.pt}",
-            "fid: weights: checkpoint:runs/judge has its own: leave weights out",
+            "fid: weights: checkpoint:runs/judge has its own weights: remove fid.weights",
         ),
         (
             "teacher.checkpoint=pretrained",
-            "teacher: checkpoint: pretrained is for models diffusers:<folder>, not for unet_nc64_rb2",
+            "teacher: checkpoint: pretrained needs a model diffusers:<folder>, not unet_nc64_rb2",
         ),
     ],
 )
 def test_a_contradiction_is_refused(recipe_file: Write, override: str, problem: str) -> None:
-    assert told(recipe_file, override) == [problem]
+    assert problems_of(recipe_file, override) == [problem]
 
 
-def test_problems_are_told_together(recipe_file: Write) -> None:
+def test_all_problems_are_reported_together(recipe_file: Write) -> None:
     overrides = ("data.image_size=4", "student.model=unet", "fid.samples=1", "sampler.spacing=x")
-    assert sorted(problem.split(": ")[0] for problem in told(recipe_file, *overrides)) == [
+    assert sorted(problem.split(": ")[0] for problem in problems_of(recipe_file, *overrides)) == [
         "data.image_size",
         "fid.samples",
         "sampler.spacing",

@@ -1,4 +1,4 @@
-"""Diffusion behind the seam."""
+"""The diffusion task."""
 
 import json
 import math
@@ -20,20 +20,20 @@ from w2skd.data.shapes import CLASSES
 from w2skd.errors import CheckpointError
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
+from w2skd.recipe.evaluation import Metric
 from w2skd.tasks.base import Evaluation, Role
 from w2skd.tasks.diffusion.noise_schedule import Converted
 from w2skd.tasks.diffusion.task import DiffusionTask
 from w2skd.tasks.diffusion.unet import build_unet
 from w2skd.training.engine import evaluate
 from w2skd.weights.load import Weights, load_weights, save_model
-from w2skd.weights.pretrained import open_weights
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the classifier and the cache of these tests are."""
+    """Holds the classifier and the cache of these tests."""
     return tmp_path_factory.mktemp("noise")
 
 
@@ -50,7 +50,7 @@ def network(task: DiffusionTask, role: Role = Role.STUDENT, seed: int = 0) -> nn
 
 
 class Spy(nn.Module):
-    """Answers with a multiple of what it sees, and notes all that it was asked."""
+    """Predicts a multiple of its input and records all calls."""
 
     def __init__(self, gain: float):
         super().__init__()
@@ -65,23 +65,23 @@ class Spy(nn.Module):
 # Losses
 
 
-@pytest.mark.parametrize("told", ["true", "false"])
-def test_both_see_the_very_same_noised_image_timestep_and_class(told: str, folder: Path) -> None:
-    task = make_task(folder, f"diffusion.class_conditional={told}")
+@pytest.mark.parametrize("conditional", ["true", "false"])
+def test_teacher_and_student_see_the_same_noised_image_timestep_and_class(conditional: str, folder: Path) -> None:
+    task = make_task(folder, f"diffusion.class_conditional={conditional}")
     student, weak = Spy(0.7), Spy(0.3)
     batch = next(task.train_batches(0))
     task.losses(student, FrozenTeacher(weak, device=CPU), batch)
-    [asked], [weak_asked] = student.calls, weak.calls
-    assert all(ours is theirs for ours, theirs in zip(asked, weak_asked, strict=True))
-    noisy, timesteps, labels = asked
+    [call], [weak_call] = student.calls, weak.calls
+    assert all(ours is theirs for ours, theirs in zip(call, weak_call, strict=True))
+    noisy, timesteps, labels = call
     assert noisy.shape == batch.images.shape == (4, 3, 8, 8)
     assert (timesteps.dtype, timesteps.shape) == (torch.int64, (4,))
     assert labels is batch.labels
-    assert (labels is None) == (told == "false")
+    assert (labels is None) == (conditional == "false")
 
 
 def scales(beta: str, timesteps: int) -> tuple[Tensor, Tensor]:
-    """What noised images have of the image and of noise, float64 [timesteps] each, from the papers' formulas."""
+    """Scales of image and noise in noised images, float64 [timesteps] each, from the papers' formulas."""
     if beta == "linear":
         bars = (1 - torch.linspace(0.0001, 0.02, timesteps, dtype=torch.float64)).cumprod(0)
     else:
@@ -94,9 +94,7 @@ def scales(beta: str, timesteps: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("beta", ["linear", "cosine"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 @pytest.mark.parametrize(("own", "taught"), [("uniform", "min_snr"), ("min_snr", "uniform")])
-def test_losses_are_those_of_a_reference_in_float64(
-    beta: str, prediction: str, own: str, taught: str, folder: Path
-) -> None:
+def test_losses_equal_a_float64_reference(beta: str, prediction: str, own: str, taught: str, folder: Path) -> None:
     task = make_task(
         folder,
         f"diffusion={{timesteps: 40, beta_schedule: {beta}, prediction: {prediction}}}",
@@ -131,7 +129,7 @@ def test_losses_are_those_of_a_reference_in_float64(
     }
 
 
-def test_networks_that_agree_have_nothing_to_teach(folder: Path) -> None:
+def test_identical_networks_have_no_distillation_loss(folder: Path) -> None:
     task = make_task(folder)
     student, weak = network(task), network(task)
     found = task.losses(student, FrozenTeacher(weak, device=CPU), next(task.train_batches(0)))
@@ -139,8 +137,8 @@ def test_networks_that_agree_have_nothing_to_teach(folder: Path) -> None:
     assert found.task["mse"].item() > 0
 
 
-def test_nothing_is_drawn_for_a_teacher(folder: Path) -> None:
-    """So both arms see the same noise at the same step."""
+def test_a_teacher_does_not_advance_the_generator(folder: Path) -> None:
+    """So all arms see the same noise at the same step."""
     task = make_task(folder)
     batch, ends, losses = next(task.train_batches(0)), [], []
     for teacher in (None, FrozenTeacher(network(task, Role.TEACHER, seed=1), device=CPU)):
@@ -152,7 +150,7 @@ def test_nothing_is_drawn_for_a_teacher(folder: Path) -> None:
     assert (losses[0].distill, [*losses[1].distill]) == ({}, ["mse"])
 
 
-def test_a_teacher_gets_no_gradient_and_its_student_does(folder: Path) -> None:
+def test_only_the_student_gets_gradients(folder: Path) -> None:
     task = make_task(folder)
     student, weak = network(task), network(task, Role.TEACHER, seed=1)
     found = task.losses(student, FrozenTeacher(weak, device=CPU), next(task.train_batches(0)))
@@ -161,7 +159,7 @@ def test_a_teacher_gets_no_gradient_and_its_student_does(folder: Path) -> None:
     assert all(parameter.grad is not None for parameter in student.parameters())
 
 
-def test_losses_are_float32_within_autocast(folder: Path) -> None:
+def test_losses_are_float32_under_autocast(folder: Path) -> None:
     task = make_task(folder)
     teacher = FrozenTeacher(network(task, Role.TEACHER, seed=1), device=CPU, precision="bf16")
     torch.manual_seed(0)
@@ -177,25 +175,25 @@ def test_losses_are_float32_within_autocast(folder: Path) -> None:
 # Batches
 
 
-@pytest.mark.parametrize(("told", "inputs"), [("true", 3), ("false", 2)])
-def test_batches_are_images_between_black_and_white_and_classes_where_they_are_told(
-    told: str, inputs: int, folder: Path
+@pytest.mark.parametrize(("conditional", "inputs"), [("true", 3), ("false", 2)])
+def test_batches_hold_images_in_minus_one_to_one_and_classes_if_conditional(
+    conditional: str, inputs: int, folder: Path
 ) -> None:
-    task = make_task(folder, f"diffusion.class_conditional={told}")
+    task = make_task(folder, f"diffusion.class_conditional={conditional}")
     batch = next(task.train_batches(0))
     assert -1.0001 < batch.images.min() < -0.3
     assert 0.3 < batch.images.max() < 1.0001
-    assert (batch.labels is None) == (told == "false")
+    assert (batch.labels is None) == (conditional == "false")
     assert [len(value) for value in task.example_batch().model_inputs] == [1] * inputs
     preview = task.preview()
     torch.testing.assert_close(preview.images.float(), (batch.images + 1) * 127.5, atol=0.5, rtol=0)
     assert set(preview.captions) <= set(CLASSES)
 
 
-def test_data_and_model_are_described_in_plain_values(folder: Path) -> None:
+def test_data_and_model_descriptions_survive_json(folder: Path) -> None:
     task = make_task(folder, "diffusion.class_conditional=true")
     for facts in (task.describe_data(), task.describe_model()):
-        assert json.loads(json.dumps(facts)) == facts, "what a resume reads equals what it is compared with"
+        assert json.loads(json.dumps(facts)) == facts, "a resume compares what it reads with this"
     assert task.describe_model() == {
         "timesteps": 40,
         "beta_schedule": "linear",
@@ -209,8 +207,8 @@ def test_data_and_model_are_described_in_plain_values(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("metric", ["fid", "kid"])
-def test_the_lower_score_is_the_better_one(metric: str, folder: Path) -> None:
-    assert make_task(folder, f"report.metric={metric}").metric == (metric, False)
+def test_lower_scores_are_better(metric: str, folder: Path) -> None:
+    assert make_task(folder, f"report.metric={metric}").metric == Metric(metric, higher_is_better=False)
 
 
 # Evaluation
@@ -222,7 +220,7 @@ def scored(task: DiffusionTask, model: nn.Module, **options: bool) -> Evaluation
 
 
 def samples(evaluation: Evaluation, folder: Path) -> Tensor:
-    """What it writes, uint8 [n, 3, S, S]."""
+    """The images that it writes, uint8 [n, 3, S, S]."""
     evaluation.files["samples"](folder)
     files = sorted(folder.iterdir())
     assert [file.name for file in files] == [f"{number:06}.png" for number in range(len(files))]
@@ -230,8 +228,8 @@ def samples(evaluation: Evaluation, folder: Path) -> Tensor:
     return torch.stack(pixels).view(len(files), 8, 8, 3).permute(0, 3, 1, 2)
 
 
-def test_an_evaluation_may_be_repeated(folder: Path) -> None:
-    """Also by a process that finds the real images' features in the cache, and whatever was drawn in between."""
+def test_an_evaluation_is_repeatable(folder: Path) -> None:
+    """Also with cached features of the real images, and after other random draws."""
     task = make_task(folder)
     model = network(task)
     first = scored(task, model)
@@ -242,7 +240,7 @@ def test_an_evaluation_may_be_repeated(folder: Path) -> None:
     assert all(math.isfinite(value) for value in first.metrics.values())
 
 
-def test_samples_depend_on_seed_and_number_only(folder: Path, tmp_path: Path) -> None:
+def test_samples_depend_on_seed_and_id_only(folder: Path, tmp_path: Path) -> None:
     whole = make_task(folder)
     model = network(whole)
     expected = samples(scored(whole, model, with_predictions=True), tmp_path / "whole").int()
@@ -250,13 +248,13 @@ def test_samples_depend_on_seed_and_number_only(folder: Path, tmp_path: Path) ->
     assert len({image.numpy().tobytes() for image in expected}) == 12
     for name, settings in (("batch", ["sampler.batch_size=5"]), ("fewer", ["fid.samples=5"])):
         found = samples(scored(make_task(folder, *settings), model, with_predictions=True), tmp_path / name).int()
-        assert (found - expected[: len(found)]).abs().max() <= 1, "a level of rounding"
+        assert (found - expected[: len(found)]).abs().max() <= 1, "differences from rounding only"
         assert len(found) == (5 if name == "fewer" else 12)
     other = samples(scored(make_task(folder, "sampler.seed=1"), model, with_predictions=True), tmp_path / "seed").int()
     assert (other - expected).abs().amax(dim=(1, 2, 3)).min() > 9
 
 
-def test_an_evaluation_leaves_pictures(folder: Path, tmp_path: Path) -> None:
+def test_an_evaluation_draws_pictures(folder: Path, tmp_path: Path) -> None:
     task = make_task(folder)
     model = network(task)
     plain, whole = scored(task, model), scored(task, model, with_predictions=True)
@@ -272,15 +270,15 @@ def test_an_evaluation_leaves_pictures(folder: Path, tmp_path: Path) -> None:
     assert Image.open(drawn).height < Image.open(tmp_path / "whole.png").height
 
 
-def test_classes_take_turns(folder: Path) -> None:
+def test_classes_alternate(folder: Path) -> None:
     task = make_task(folder, "diffusion.class_conditional=true")
     spy = Spy(0.5)
     scored(task, spy)
-    told = torch.cat([labels for _, timesteps, labels in spy.calls if timesteps[0] == 39])
-    assert told.tolist() == [number % len(CLASSES) for number in range(12)]
+    labels = torch.cat([labels for _, timesteps, labels in spy.calls if timesteps[0] == 39])
+    assert labels.tolist() == [number % len(CLASSES) for number in range(12)]
 
 
-def test_a_network_that_is_told_classes_answers_to_them(folder: Path) -> None:
+def test_a_class_conditional_network_learns_its_classes(folder: Path) -> None:
     task = make_task(folder, "diffusion.class_conditional=true")
     model = network(task)
     found = task.losses(model, FrozenTeacher(network(task, Role.TEACHER, 1), device=CPU), next(task.train_batches(0)))
@@ -289,21 +287,21 @@ def test_a_network_that_is_told_classes_answers_to_them(folder: Path) -> None:
     assert math.isfinite(scored(task, model).metrics["fid"])
 
 
-def test_samples_that_are_not_finite_have_no_score_and_are_told(folder: Path, tmp_path: Path) -> None:
+def test_non_finite_samples_have_no_score_and_are_reported(folder: Path, tmp_path: Path) -> None:
     task = make_task(folder)
     model = network(task)
     next(model.parameters()).data.fill_(math.nan)
     found = scored(task, model)
     assert all(math.isnan(value) for value in found.metrics.values())
-    assert "12 of 12 samples are not finite: there is no fid and no kid of them" in found.account
+    assert "12 of 12 samples are non-finite: fid and kid are undefined" in found.account
     assert found.snapshot is not None
     found.snapshot(tmp_path / "nan.png")
     assert not task.metric.is_better(found.metrics["fid"], 1e9)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_features_are_float32_whatever_the_recipes_precision(precision: str, folder: Path, tmp_path: Path) -> None:
-    """Samples come out a little otherwise; the real images' features, made in the same call, do not."""
+def test_features_are_float32_in_any_precision(precision: str, folder: Path, tmp_path: Path) -> None:
+    """The precision changes the samples slightly, but not the real images' features of the same call."""
     task, half = make_task(folder), make_task(folder, f"fid.cache={tmp_path}")
     model = network(task)
     plain = evaluate(task, model, CPU, "fp32")
@@ -317,12 +315,12 @@ def test_features_are_float32_whatever_the_recipes_precision(precision: str, fol
 
 
 class Collected(Exception):
-    """A rank has said what it found."""
+    """Raised once a rank has handed over its samples."""
 
 
 @pytest.mark.parametrize("world", [2, 5])
-def test_ranks_share_the_samples_without_overlap(world: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where there are fewer samples than ranks."""
+def test_ranks_split_the_samples_without_overlap(world: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with fewer samples than ranks."""
     parts: list[Any] = []
 
     def collect(self: Ranks, part: Any) -> list[Any]:
@@ -342,14 +340,16 @@ def test_ranks_share_the_samples_without_overlap(world: int, folder: Path, monke
 
 
 def weights_of(task: DiffusionTask, path: Path, **details: Any) -> Weights:
-    """As a run of this task would leave them for its teacher."""
+    """Weights as a teacher's run of this task writes them."""
     known = {name: value for name, value in {**task.describe_model(), **details}.items() if value is not None}
-    return Weights(path, network(task, Role.TEACHER, seed=1).state_dict(), task._recipe, "teacher", known)
+    return Weights(
+        path, network(task, Role.TEACHER, seed=1).state_dict(), task._recipe.model_dump(mode="json"), "teacher", known
+    )
 
 
-@pytest.mark.parametrize("told", ["true", "false"])
-def test_a_finished_model_fits_its_own_task_and_says_all_of_itself(told: str, folder: Path, tmp_path: Path) -> None:
-    task = make_task(folder, f"diffusion.class_conditional={told}")
+@pytest.mark.parametrize("conditional", ["true", "false"])
+def test_a_finished_model_fits_its_own_task(conditional: str, folder: Path, tmp_path: Path) -> None:
+    task = make_task(folder, f"diffusion.class_conditional={conditional}")
     made = weights_of(task, tmp_path / "teacher.safetensors")
     save_model(made.path, made.state, task._recipe, "teacher", made.details)
     weights = load_weights(made.path)
@@ -368,7 +368,7 @@ def test_a_finished_model_fits_its_own_task_and_says_all_of_itself(told: str, fo
         ("diffusion.class_conditional=true", "other classes (diffusion.class_conditional): 10, not none"),
     ],
 )
-def test_a_teacher_of_another_process_size_or_classes_is_refused(
+def test_a_teacher_with_another_process_size_or_classes_is_refused(
     theirs: str, problem: str, folder: Path, tmp_path: Path
 ) -> None:
     weights = weights_of(make_task(folder, theirs), tmp_path / "teacher.pt")
@@ -386,9 +386,7 @@ def test_a_teacher_of_another_process_size_or_classes_is_refused(
         ([*CLASSES[:8], CLASSES[9], CLASSES[8]], f"number 8 is '{CLASSES[9]}', not '{CLASSES[8]}'"),
     ],
 )
-def test_a_teacher_that_was_told_of_other_classes_is_refused(
-    classes: list[str], problem: str, folder: Path, tmp_path: Path
-) -> None:
+def test_a_teacher_of_other_classes_is_refused(classes: list[str], problem: str, folder: Path, tmp_path: Path) -> None:
     task = make_task(folder, "diffusion.class_conditional=true")
     weights = weights_of(task, tmp_path / "teacher.pt", classes=classes)
     with pytest.raises(CheckpointError) as raised:
@@ -405,20 +403,22 @@ def test_weights_of_another_network_are_refused(folder: Path, tmp_path: Path) ->
         make_task(folder).fit_model(Role.TEACHER, classifier)
 
 
-def test_what_bare_weights_do_not_tell_is_taken_for_the_recipes_and_told(folder: Path, tmp_path: Path) -> None:
+def test_details_that_bare_weights_lack_are_assumed_and_reported(folder: Path, tmp_path: Path) -> None:
     task = make_task(folder)
     bare = Weights(tmp_path / "teacher.pt", network(task).state_dict())
     assert task.fit_model(Role.TEACHER, bare).account == (
-        "teacher.pt does not tell its timesteps, beta_schedule, prediction, image_size: taken to be the recipe's",
+        "teacher.pt does not record timesteps, beta_schedule, prediction, image_size: assuming the recipe's values",
     )
 
 
-def test_a_teacher_of_epsilon_teaches_a_student_of_v_by_the_formula(folder: Path, tmp_path: Path) -> None:
+def test_an_epsilon_teachers_prediction_is_converted_to_v(folder: Path, tmp_path: Path) -> None:
     task = make_task(folder, "diffusion.prediction=v")
     weights = weights_of(task, tmp_path / "teacher.pt", prediction="epsilon")
     fitted = task.fit_model(Role.TEACHER, weights)
     [line] = fitted.account
-    assert line.startswith("its prediction, epsilon, is converted to v, which multiplies its errors by up to 1 where ")
+    assert line.startswith(
+        "its epsilon predictions are converted to v, which multiplies their errors by up to 1 at the "
+    )
     assert isinstance(fitted.model, Converted)
     silent = Spy(0.0)
     found = task.losses(silent, FrozenTeacher(fitted.model, device=CPU), next(task.train_batches(0)))
@@ -431,39 +431,39 @@ def test_a_teacher_of_epsilon_teaches_a_student_of_v_by_the_formula(folder: Path
 
 
 @pytest.mark.parametrize(("beta", "factor"), [("linear", "157"), ("cosine", "20,291")])
-def test_what_a_conversion_does_to_errors_is_told_and_what_helps(
+def test_the_conversions_error_factor_and_its_remedy_are_reported(
     beta: str, factor: str, folder: Path, tmp_path: Path
 ) -> None:
     process = f"diffusion={{timesteps: 1000, beta_schedule: {beta}, prediction: v}}"
     task = make_task(folder, process)
     weights = weights_of(task, tmp_path / "teacher.pt", prediction="epsilon")
     plain = (
-        "its prediction, epsilon, is converted to v, which multiplies its errors by up to "
-        f"{factor} where there is most noise"
+        "its epsilon predictions are converted to v, which multiplies their errors by up to "
+        f"{factor} at the noisiest timesteps"
     )
-    helped = f"{plain}: distill.timestep_weighting=min_snr gives these the less weight"
-    assert task.fit_model(Role.TEACHER, weights).account == (helped,)
+    advised = f"{plain}; distill.timestep_weighting=min_snr reduces the weight of these"
+    assert task.fit_model(Role.TEACHER, weights).account == (advised,)
     assert task.fit_model(Role.STUDENT, weights).account == (plain,)
     weighed = make_task(folder, process, "distill.timestep_weighting=min_snr")
     assert weighed.fit_model(Role.TEACHER, weights).account == (plain,)
 
 
-def test_a_teacher_of_v_teaches_a_student_of_epsilon(folder: Path, tmp_path: Path) -> None:
+def test_a_v_teachers_prediction_is_converted_to_epsilon(folder: Path, tmp_path: Path) -> None:
     task = make_task(folder)
     fitted = task.fit_model(Role.TEACHER, weights_of(task, tmp_path / "teacher.pt", prediction="v"))
-    assert fitted.account == ("its prediction, v, is converted to epsilon",)
+    assert fitted.account == ("its v predictions are converted to epsilon",)
     assert isinstance(fitted.model, Converted)
     found = scored(task, fitted.model.eval())
     own = scored(make_task(folder, "diffusion.prediction=v"), fitted.model.model)
-    assert found.metrics["fid"] == pytest.approx(own.metrics["fid"], rel=1e-3), "the same images, whatever the words"
+    assert found.metrics["fid"] == pytest.approx(own.metrics["fid"], rel=1e-3), "the same images"
 
 
-# Networks in folders of diffusers
+# Networks in diffusers' folders
 
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Iterator[Path]:
-    """A folder as diffusers writes it."""
+    """A pipeline's folder as diffusers writes it."""
     torch.manual_seed(2)
     build_unet("unet_mini_nc16_rb1", size_px=8, classes=None).save_pretrained(tmp_path / "ddpm" / "unet")
     config = tmp_path / "ddpm" / "unet" / "config.json"
@@ -472,34 +472,34 @@ def pipeline(tmp_path: Path) -> Iterator[Path]:
     return tmp_path / "ddpm"
 
 
-def test_a_network_of_diffusers_becomes_a_teacher(pipeline: Path, folder: Path) -> None:
+def test_a_network_of_diffusers_can_be_the_teacher(pipeline: Path, folder: Path) -> None:
     model = f"diffusers:{pipeline}"
     task = make_task(folder, f"teacher={{model: '{model}', checkpoint: pretrained}}")
-    weights = open_weights(Path("pretrained"), model)
+    weights = DiffusionTask.open_weights(Path("pretrained"), model)
     fitted = task.fit_model(Role.TEACHER, weights)
     assert fitted.account == ()
     assert all(torch.equal(value, weights.state[name]) for name, value in fitted.model.state_dict().items())
     found = task.losses(network(task), FrozenTeacher(fitted.model, device=CPU), next(task.train_batches(0)))
     assert found.distill["mse"].item() > 0
     as_v = make_task(folder, f"teacher.model='{model}'", "diffusion.prediction=v")
-    assert as_v.fit_model(Role.TEACHER, weights).account[0].startswith("its prediction, epsilon, is converted to v, ")
+    assert as_v.fit_model(Role.TEACHER, weights).account[0].startswith("its epsilon predictions are converted to v, ")
 
 
-def test_one_of_another_process_is_refused(pipeline: Path, folder: Path) -> None:
+def test_a_network_of_diffusers_with_another_process_is_refused(pipeline: Path, folder: Path) -> None:
     model = f"diffusers:{pipeline}"
     task = make_task(folder, f"teacher.model='{model}'", "diffusion.beta_schedule=cosine")
     with pytest.raises(CheckpointError) as raised:
-        task.fit_model(Role.TEACHER, open_weights(Path("pretrained"), model))
+        task.fit_model(Role.TEACHER, DiffusionTask.open_weights(Path("pretrained"), model))
     assert str(raised.value) == (
         f"{pipeline}/unet/diffusion_pytorch_model.safetensors: was trained with another diffusion.beta_schedule: "
         "linear, not cosine"
     )
 
 
-def test_one_without_a_scheduler_is_taken_as_the_recipe_says(pipeline: Path, folder: Path) -> None:
+def test_a_network_of_diffusers_without_a_scheduler_is_assumed_to_match(pipeline: Path, folder: Path) -> None:
     model = f"diffusers:{pipeline}/unet"
     (pipeline / "scheduler" / "scheduler_config.json").unlink()
     task = make_task(folder, f"teacher.model='{model}'")
-    assert task.fit_model(Role.TEACHER, open_weights(Path("pretrained"), model)).account == (
-        f"{model.replace(':', ' ')} does not tell its timesteps, beta_schedule, prediction: taken to be the recipe's",
+    assert task.fit_model(Role.TEACHER, DiffusionTask.open_weights(Path("pretrained"), model)).account == (
+        f"{model.replace(':', ' ')} does not record timesteps, beta_schedule, prediction: assuming the recipe's values",
     )

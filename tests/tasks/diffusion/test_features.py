@@ -1,4 +1,4 @@
-"""Features: those of a classifier of ours, those of torch-fidelity's networks, and weights that are refused."""
+"""Features of classifiers and of torch-fidelity's networks, and weights that are refused."""
 
 import fcntl
 import hashlib
@@ -13,18 +13,19 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from random_inception import write_random_inception
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch_fidelity import calculate_metrics, feature_extractor_clip
 from torch_fidelity.datasets import RandomlyGeneratedDataset
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
+from benchmarks.timing.random_inception import write_random_inception
 from w2skd.errors import CheckpointError, RecipeError
 from w2skd.models.small_cnn import SmallCnn
 from w2skd.tasks.diffusion import features
-from w2skd.tasks.diffusion.features import OURS, Extractor, classifier_extractor, open_extractor
+from w2skd.tasks.diffusion.classifier_features import ClassifierFeatures, classifier_extractor
+from w2skd.tasks.diffusion.features import Extractor, open_extractor
 from w2skd.tasks.diffusion.fid import FidScorer
 from w2skd.tasks.diffusion.recipe import FEATURE_EXTRACTORS
 from w2skd.tasks.diffusion.reference import open_reference
@@ -37,11 +38,9 @@ def scaled(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def of_classifier(model: nn.Module, fingerprint: str = "ab", batch_size: int = 64, **options: Any) -> Extractor:
-    options = {"prepare": scaled, "device": "cpu"} | options
-    return classifier_extractor(
-        model, name="checkpoint:runs/a", fingerprint=fingerprint, batch_size=batch_size, **options
-    )
+def of_classifier(model: nn.Module, fingerprint: str = "ab", batch_size: int = 64, size_px: int = 16) -> Extractor:
+    found = ClassifierFeatures("checkpoint:runs/a", model, scaled, fingerprint)
+    return classifier_extractor(found, device="cpu", batch_size=batch_size, size_px=size_px)
 
 
 def small_cnn() -> SmallCnn:
@@ -68,10 +67,11 @@ def altered(file: Path, change: Callable[[dict[str, Any]], None], to: Path) -> P
 
 def test_a_recipes_extractors_are_torch_fidelitys() -> None:
     of_classifier(small_cnn())
-    assert tuple(name for name in FEATURE_EXTRACTORS_REGISTRY if not name.startswith(OURS)) == FEATURE_EXTRACTORS
+    registered = (name for name in FEATURE_EXTRACTORS_REGISTRY if not name.startswith("w2skd-"))
+    assert tuple(registered) == FEATURE_EXTRACTORS
 
 
-def test_a_classifiers_features_are_what_its_last_linear_layer_takes_in() -> None:
+def test_a_classifiers_features_are_the_inputs_of_its_last_linear_layer() -> None:
     model = small_cnn()
     extractor = of_classifier(model)
     found = extractor(IMAGES)
@@ -84,14 +84,14 @@ def test_a_classifiers_features_are_what_its_last_linear_layer_takes_in() -> Non
     assert float(slow.std()) > 0.01
 
 
-def test_dropout_and_batch_normalisation_are_in_eval_mode_and_stay_as_they_are() -> None:
+def test_dropout_and_batch_normalisation_are_in_eval_mode_and_unchanged() -> None:
     model = nn.Sequential(small_cnn().features, nn.Flatten(), nn.Dropout(0.5), nn.Linear(12 * 16, 10)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     extractor = of_classifier(model)
     assert torch.equal(extractor(IMAGES), extractor(IMAGES))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert not model[-1]._forward_pre_hooks  # the model answers its other callers as before
+    assert not model[-1]._forward_pre_hooks  # other callers of the model are not affected
 
 
 def test_the_callers_modes_do_not_change_features() -> None:
@@ -99,7 +99,7 @@ def test_the_callers_modes_do_not_change_features() -> None:
     extractor = of_classifier(model)
     plain = extractor(IMAGES)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not torch.equal(model.features(scaled(IMAGES)).mean(dim=(2, 3)).float(), plain)  # it does change others
+        assert not torch.equal(model.features(scaled(IMAGES)).mean(dim=(2, 3)).float(), plain)  # a plain forward
         assert torch.equal(extractor(IMAGES), plain)
     with torch.inference_mode():
         found = extractor(IMAGES + 0)
@@ -108,7 +108,7 @@ def test_the_callers_modes_do_not_change_features() -> None:
     assert not plain.requires_grad
 
 
-def test_features_are_those_of_the_images_whatever_the_batch() -> None:
+def test_features_do_not_depend_on_the_batch_size() -> None:
     whole, parts = (of_classifier(small_cnn(), batch_size=size) for size in (64, 3))
     assert torch.allclose(whole(IMAGES), parts(IMAGES), atol=1e-5)
     assert torch.allclose(whole(IMAGES)[4:5], parts(IMAGES[4:5]), atol=1e-5)
@@ -116,18 +116,18 @@ def test_features_are_those_of_the_images_whatever_the_batch() -> None:
 
 
 @pytest.mark.parametrize("images", [IMAGES.float(), IMAGES[:, :1], IMAGES[0]])
-def test_what_is_no_batch_of_colour_pictures_is_refused(images: Tensor) -> None:
+def test_anything_but_a_batch_of_uint8_rgb_images_is_refused(images: Tensor) -> None:
     with pytest.raises(AssertionError):
         of_classifier(small_cnn())(images)
 
 
 def test_a_classifier_without_a_linear_layer_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="checkpoint:runs/a: has no linear layer"):
+    with pytest.raises(CheckpointError, match="checkpoint:runs/a: has no linear layer whose inputs"):
         of_classifier(nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
 
 
 class Tokens(nn.Module):
-    """Classifies every patch, and takes the mean of their logits."""
+    """Classifies every patch and averages the logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Tokens(nn.Module):
 
 
 class Idle(nn.Module):
-    """Has a linear layer that takes no part."""
+    """Has an unused linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,29 +150,29 @@ class Idle(nn.Module):
         return self.body(images).flatten(1)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(
-    ("model", "found"), [(Tokens, r"head, took \(1, 1, 4\)"), (Idle, r"auxiliary, was not called")]
-)
-def test_a_classifier_whose_features_are_not_one_row_an_image_is_refused(
+@pytest.mark.parametrize(("model", "found"), [(Tokens, r"head, got \(1, 4, 4\)"), (Idle, r"auxiliary, was not called")])
+def test_a_classifier_whose_features_are_not_one_row_per_image_is_refused(
     model: Callable[[], nn.Module], found: str
 ) -> None:
-    with pytest.raises(CheckpointError, match=f"checkpoint:runs/a: its last linear layer, {found}, not one row"):
+    with pytest.raises(
+        CheckpointError, match=f"checkpoint:runs/a: its last linear layer, {found}, not one row per image"
+    ):
         of_classifier(model())
 
 
-def test_a_classifier_whose_features_are_not_finite_is_refused_at_once() -> None:
+def test_a_classifier_with_non_finite_features_is_refused_at_construction() -> None:
     model = small_cnn()
     next(model.parameters()).data[0] = float("nan")
-    with pytest.raises(CheckpointError, match=r"^checkpoint:runs/a: the features of an image of 8 px are not finite$"):
-        of_classifier(model)
+    with pytest.raises(CheckpointError, match=r"^checkpoint:runs/a: has non-finite features for an image of 8 px$"):
+        of_classifier(model, size_px=8)
 
 
 def test_a_classifier_is_tried_on_images_of_the_size_that_it_will_see() -> None:
     def of_16_px() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
 
-    assert of_classifier(of_16_px(), size_px=16).dimensions == of_classifier(of_16_px()).dimensions == 768
-    with pytest.raises(CheckpointError, match=r"^checkpoint:runs/a: cannot take images of 8 px \(mat1 and mat2"):
+    assert of_classifier(of_16_px(), size_px=16).dimensions == 768
+    with pytest.raises(CheckpointError, match=r"^checkpoint:runs/a: cannot process images of 8 px \(mat1 and mat2"):
         of_classifier(of_16_px(), size_px=8)
 
 
@@ -180,13 +180,30 @@ def test_a_classifier_is_tried_on_images_of_the_size_that_it_will_see() -> None:
 def test_torch_fidelity_by_itself_gives_the_same_numbers_in_a_classifiers_features(
     tmp_path: Path, extension: str
 ) -> None:
-    extractor = of_classifier(small_cnn(), fingerprint=f"cafe{extension}")
-    assert extractor.registered_name == f"w2skd-cafe{extension}"
+    fingerprint = f"cafe{extension}"
+
+    class Registered(ClassifierFeatures):
+        """Constructed by torch-fidelity."""
+
+        def __init__(self, *_: Any, **__: Any):
+            super().__init__("checkpoint:runs/a", small_cnn(), scaled, fingerprint)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "penultimate"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+    extractor = of_classifier(small_cnn(), fingerprint)
+    assert extractor.network_name == f"w2skd-cafe{extension}"
+    register_feature_extractor(extractor.network_name, Registered)
     real, fake = (RandomlyGeneratedDataset(count, 3, 16, 16, seed=count) for count in (80, 60))
     theirs = calculate_metrics(
         input1=fake,
         input2=real,
-        feature_extractor=extractor.registered_name,
+        feature_extractor=extractor.network_name,
         fid=True,
         kid=True,
         kid_subset_size=50,
@@ -206,7 +223,7 @@ def test_torch_fidelity_by_itself_gives_the_same_numbers_in_a_classifiers_featur
     assert ours.fid > 0.001
 
 
-def test_a_classifier_may_be_registered_again() -> None:
+def test_a_classifier_may_be_opened_twice() -> None:
     first, second = of_classifier(small_cnn(), "twice"), of_classifier(small_cnn(), "twice")
     assert torch.equal(first(IMAGES), second(IMAGES))
 
@@ -220,17 +237,17 @@ def test_inceptions_features_are_torch_fidelitys_own(inception: Extractor, incep
     assert torch.equal(inception(IMAGES[:3]), expected)
     assert float(expected.std(0).mean()) > 1e-3
     assert inception.dimensions == 2048
-    assert inception.registered_name == INCEPTION
+    assert inception.network_name == INCEPTION
     assert inception.weights == hashlib.sha256(inception_file.read_bytes()).hexdigest()
 
 
-def test_weights_come_from_safetensors_too(inception: Extractor, inception_file: Path, tmp_path: Path) -> None:
+def test_weights_can_be_safetensors(inception: Extractor, inception_file: Path, tmp_path: Path) -> None:
     save_file(torch.load(inception_file, weights_only=True), tmp_path / "inception.safetensors")
     other = open_extractor(INCEPTION, tmp_path / "inception.safetensors", device="cpu", batch_size=4)
     assert torch.equal(other(IMAGES[:1]), inception(IMAGES[:1]))
 
 
-def test_opening_leaves_the_callers_draws_alone(inception_file: Path) -> None:
+def test_opening_does_not_advance_the_callers_generator(inception_file: Path) -> None:
     torch.manual_seed(5)
     open_extractor(INCEPTION, inception_file, device="cpu", batch_size=4)
     drawn = torch.rand(1)
@@ -238,7 +255,7 @@ def test_opening_leaves_the_callers_draws_alone(inception_file: Path) -> None:
     assert torch.equal(drawn, torch.rand(1))
 
 
-def test_files_from_before_batch_normalisation_counted_are_taken(inception_file: Path, tmp_path: Path) -> None:
+def test_files_without_batch_norm_counters_are_accepted(inception_file: Path, tmp_path: Path) -> None:
     def uncount(state: dict[str, Any]) -> None:
         for name in [name for name in state if name.endswith("num_batches_tracked")]:
             del state[name]
@@ -264,7 +281,7 @@ def not_finite(state: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         (without_its_last, "not the weights of inception-v3-compat: fc.bias is missing"),
         (with_another_tensor, "not the weights of inception-v3-compat: fc.extra is unknown"),
@@ -272,14 +289,14 @@ def not_finite(state: dict[str, Any]) -> None:
             of_torchvision,
             r"not the weights of inception-v3-compat: fc.weight is \(1000, 2048\), expected \(1008, 2048\), and 1 more",
         ),
-        (not_finite, "damaged: fc.bias is not finite"),
+        (not_finite, "damaged: fc.bias has non-finite values"),
     ],
 )
-def test_weights_that_are_not_inceptions_are_refused_by_keys_shapes_and_values(
-    inception_file: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], said: str
+def test_inception_weights_are_checked_for_names_shapes_and_values(
+    inception_file: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], problem: str
 ) -> None:
     file = altered(inception_file, change, tmp_path / "wrong.pth")
-    with pytest.raises(CheckpointError, match=f"^{file}: {said}"):
+    with pytest.raises(CheckpointError, match=f"^{file}: {problem}"):
         open_extractor(INCEPTION, file, device="cpu", batch_size=4)
 
 
@@ -294,7 +311,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 
 class Trap:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -303,7 +320,7 @@ class Trap:
         return os.mkdir, (str(self.folder),)
 
 
-def test_a_file_with_code_is_refused_and_the_code_not_run(tmp_path: Path) -> None:
+def test_a_file_with_code_is_refused_without_running_it(tmp_path: Path) -> None:
     torch.save({"fc.bias": Trap(tmp_path / "caught")}, tmp_path / "trap.pth")
     (tmp_path / "trap.pkl").write_bytes(pickle.dumps(Trap(tmp_path / "caught"), protocol=2))
     for name in ("trap.pth", "trap.pkl"):
@@ -313,7 +330,7 @@ def test_a_file_with_code_is_refused_and_the_code_not_run(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"cut{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)({"a": torch.zeros(1000)}, file)
     file.write_bytes(file.read_bytes()[:-2000])
@@ -322,33 +339,32 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(1)], {"fc.bias": 3}, {3: torch.zeros(1)}, torch.zeros(1)])
-def test_a_file_of_something_else_is_refused(tmp_path: Path, content: Any) -> None:
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="not the weights of inception-v3-compat: a state dict was expected"):
+    with pytest.raises(CheckpointError, match="not the weights of inception-v3-compat: expected a state dict"):
         open_extractor(INCEPTION, tmp_path / "other.pth", device="cpu", batch_size=4)
 
 
 @pytest.mark.parametrize("name", [INCEPTION, "vgg16", "clip-rn50"])
-def test_a_file_that_is_missing_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
     for path in (tmp_path / "nothing.pth", tmp_path):
         with pytest.raises(CheckpointError, match=f"^fid.weights: {path}: no such file$"):
             open_extractor(name, path, device="cpu", batch_size=4)
 
 
-def test_without_network_it_is_told_how_to_bring_inceptions_weights_or_to_do_without(offline: Path) -> None:
+def test_offline_the_error_says_how_to_get_inceptions_weights_or_avoid_them(offline: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_extractor(INCEPTION, None, device="cpu", batch_size=4)
     assert str(caught.value) == (
         f"weights of inception-v3-compat: weights-inception-2015-12-05-6726825d.pth is not in {offline}, and fetching "
         "it failed ([Errno -2] Name or service not known); on another machine fetch "
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth "
-        "and bring it into that folder (TORCH_HOME says where it is), or give the file (fid.weights), or compare in "
-        "the features of a classifier trained with w2skd (fid.extractor: checkpoint:RUN), which needs nothing from the "
-        "network"
+        "and bring it into that folder (TORCH_HOME says where it is), or set fid.weights to the file, or set "
+        "fid.extractor to checkpoint:RUN, a classifier trained with w2skd, which needs no download"
     )
 
 
-def test_weights_are_taken_from_torchs_cache(
+def test_weights_come_from_torchs_cache(
     offline: Path, inception: Extractor, inception_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offline.mkdir(parents=True)
@@ -358,14 +374,14 @@ def test_weights_are_taken_from_torchs_cache(
     assert open_extractor(INCEPTION, None, device="cpu", batch_size=4).weights == inception.weights
 
 
-def test_a_file_in_the_cache_that_is_not_what_its_name_says_is_refused(offline: Path) -> None:
+def test_a_cached_file_with_the_wrong_checksum_is_refused(offline: Path) -> None:
     offline.mkdir(parents=True)
     (offline / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"cut off")
     with pytest.raises(CheckpointError, match="damaged or another file: its SHA-256 begins with"):
         open_extractor(INCEPTION, None, device="cpu", batch_size=4)
 
 
-def test_vgg_comes_from_a_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vgg_weights_can_be_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def narrow() -> nn.Module:
         body = [nn.Conv2d(3, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 8), nn.ReLU()]
         layers = {"features": nn.Sequential(*body), "classifier": nn.Sequential(*(nn.Linear(8, 8) for _ in range(7)))}
@@ -376,11 +392,11 @@ def test_vgg_comes_from_a_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     torch.save(narrow().state_dict(), tmp_path / "vgg.pth")
     extractor = open_extractor("vgg16", tmp_path / "vgg.pth", device="cpu", batch_size=4)
     assert extractor.dimensions == 8
-    assert float(extractor(IMAGES).min()) >= 0  # its layer for FID comes after the ReLU
+    assert float(extractor(IMAGES).min()) >= 0  # its layer for FID is after the ReLU
 
 
 class ClipFile(nn.Module):
-    """What OpenAI's files hold, as far as torch-fidelity looks."""
+    """The parts of OpenAI's files that torch-fidelity reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -400,8 +416,8 @@ def clip_file(tmp_path: Path) -> Path:
     return tmp_path / "clip.pt"
 
 
-def test_a_clip_is_loaded_from_openais_own_file_only(clip_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match=r"clip.pt: not OpenAI's file of clip-rn50, whose SHA-256 is afeb0e10f9e"):
+def test_clip_is_loaded_from_openais_file_only(clip_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match=r"clip.pt: not OpenAI's file of clip-rn50; .* \(SHA-256 afeb0e10f9e"):
         open_extractor("clip-rn50", clip_file, device="cpu", batch_size=4)
     own = hashlib.sha256(clip_file.read_bytes()).hexdigest()
     monkeypatch.setitem(feature_extractor_clip.MODEL_METADATA, "clip-vit-b-32", {"hash": own, "filename": "ViT-B-32"})
@@ -412,7 +428,7 @@ def test_a_clip_is_loaded_from_openais_own_file_only(clip_file: Path, monkeypatc
     assert extractor(IMAGES).std() > 1e-3
 
 
-def test_a_clip_is_looked_for_where_torch_fidelity_keeps_it(
+def test_clip_is_cached_where_torch_fidelity_keeps_it(
     clip_file: Path, offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
@@ -425,29 +441,29 @@ def test_a_clip_is_looked_for_where_torch_fidelity_keeps_it(
     assert open_extractor("clip-vit-b-32", None, device="cpu", batch_size=4).weights == own
 
 
-def test_a_clip_that_torch_fidelity_cannot_build_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_that_torch_fidelity_cannot_load_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "clip.pt"
     file.write_bytes(b"cut off")
     own = hashlib.sha256(file.read_bytes()).hexdigest()
     monkeypatch.setitem(feature_extractor_clip.MODEL_METADATA, "clip-vit-b-32", {"hash": own, "filename": "ViT-B-32"})
-    with pytest.raises(CheckpointError, match=f"^{file}: clip-vit-b-32 cannot be made of it"):
+    with pytest.raises(CheckpointError, match=f"^{file}: cannot load clip-vit-b-32 "):
         open_extractor("clip-vit-b-32", file, device="cpu", batch_size=4)
 
 
 def test_dinov2_takes_no_file(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"fid.weights: dinov2-vit-s-14 takes none"):
+    with pytest.raises(RecipeError, match=r"fid.weights: dinov2-vit-s-14 takes no file"):
         open_extractor("dinov2-vit-s-14", tmp_path / "x.pth", device="cpu", batch_size=4)
 
 
-def test_dinov2_without_network_tells_what_its_cache_needs(offline: Path) -> None:
+def test_offline_the_error_says_what_dinov2_needs_in_the_cache(offline: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_extractor("dinov2-vit-s-14", None, device="cpu", batch_size=4)
-    said = str(caught.value)
-    assert said.startswith(f"{offline.parent}: dinov2-vit-s-14 cannot be made of it (")
-    assert "facebookresearch_dinov2_main" in said
-    assert "fid.extractor: checkpoint:RUN" in said
-    assert "fid.weights" not in said  # it takes none
-    assert "\n" not in said
+    message = str(caught.value)
+    assert message.startswith(f"{offline.parent}: cannot load dinov2-vit-s-14 (")
+    assert "facebookresearch_dinov2_main" in message
+    assert "fid.extractor to checkpoint:RUN" in message
+    assert "fid.weights" not in message  # it takes no file
+    assert "\n" not in message
 
 
 def test_dinov2_comes_from_torchs_hub(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,9 +475,9 @@ def test_dinov2_comes_from_torchs_hub(offline: Path, monkeypatch: pytest.MonkeyP
     assert len(extractor.weights) == 64
 
 
-def test_ranks_have_dinov2_from_the_hub_one_after_the_other(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_load_dinov2_from_the_hub_one_at_a_time(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> nn.Module:
-        """torch's hub unpacks into one folder, whoever else does so."""
+        """torch.hub unpacks into one folder without locking it."""
         (lock,) = offline.parent.glob(".*.lock")
         with lock.open() as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -471,10 +487,10 @@ def test_ranks_have_dinov2_from_the_hub_one_after_the_other(offline: Path, monke
     open_extractor("dinov2-vit-s-14", None, device="cpu", batch_size=4)
     (lock,) = offline.parent.glob(".*.lock")
     with lock.open() as other:
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it ends with the loading
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released after loading
 
 
-def test_dinov2_comes_from_a_hub_that_cannot_be_written_too(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dinov2_is_loaded_from_a_read_only_hub(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offline.parents[1].write_text("in the way")
     monkeypatch.setattr(torch.hub, "load", lambda *_: nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()))
     assert open_extractor("dinov2-vit-s-14", None, device="cpu", batch_size=4).dimensions == 12

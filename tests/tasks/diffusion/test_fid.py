@@ -1,4 +1,4 @@
-"""Features in, FID and KID out: closed forms, slow references, ranks, and what is said where there is no number."""
+"""FID and KID against closed forms and slow references, over ranks, and with non-finite samples."""
 
 import math
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from w2skd.errors import DataError
 from w2skd.platform.ranks import Ranks, process_group
-from w2skd.tasks.diffusion.fid import FidResult, FidScorer
+from w2skd.tasks.diffusion.fid import FidResult, FidScorer, rank_deficiency
 from w2skd.tasks.diffusion.reference import Reference
 
 ALONE = Ranks()
 
 
 class Table:
-    """Stands for an extractor: the features of a picture are those of the row whose number its pixels hold."""
+    """Stands in for an extractor: an image's pixels encode the row that holds its features."""
 
     name = "table"
 
@@ -32,7 +32,7 @@ class Table:
 
 
 def pictures(ids: Tensor) -> Tensor:
-    """Images [n, 3, 1, 1] that hold their numbers."""
+    """Images [n, 3, 1, 1] that encode their ids."""
     return torch.stack([ids % 256, ids // 256, ids * 0], dim=1).to(torch.uint8)[:, :, None, None]
 
 
@@ -53,14 +53,14 @@ def drawn(count: int, dimensions: int, seed: int) -> Tensor:
 
 
 def with_moments(mean: Tensor, root: Tensor, seed: int, count: int = 400) -> Tensor:
-    """Features whose mean is `mean` and whose covariance is root root^T, exactly but for rounding to float32."""
+    """Features with mean `mean` and covariance root root^T, exact up to rounding to float32."""
     free = drawn(count, len(mean), seed).double()
     free -= free.mean(0)
     white = free @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(free.T))).T
     return (white @ root.T + mean).float()
 
 
-def test_the_distance_of_two_gaussians_with_independent_features_is_that_of_their_means_and_deviations() -> None:
+def test_fid_of_gaussians_with_diagonal_covariance_has_a_closed_form() -> None:
     mean_1, mean_2 = torch.tensor([0.0, 1.0, -2.0]).double(), torch.tensor([0.5, 1.0, 1.0]).double()
     deviation_1, deviation_2 = torch.tensor([1.0, 2.0, 0.5]).double(), torch.tensor([3.0, 2.0, 0.1]).double()
     expected = float(((mean_1 - mean_2) ** 2 + (deviation_1 - deviation_2) ** 2).sum())
@@ -68,7 +68,7 @@ def test_the_distance_of_two_gaussians_with_independent_features_is_that_of_thei
     assert result(real, fake).fid == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_distance_of_any_two_gaussians_is_that_of_a_slow_reference() -> None:
+def test_fid_of_any_gaussians_equals_a_slow_reference() -> None:
     mean_1, mean_2 = drawn(2, 6, 2).double()
     root_1, root_2 = drawn(6, 6, 3).double(), drawn(6, 6, 4).double()
     real, fake = with_moments(mean_1, root_1, 5), with_moments(mean_2, root_2, 6)
@@ -80,7 +80,7 @@ def test_the_distance_of_any_two_gaussians_is_that_of_a_slow_reference() -> None
     assert result(real, fake).fid == pytest.approx(expected, rel=1e-4)
 
 
-def test_images_that_are_the_reference_are_at_no_distance() -> None:
+def test_fid_of_the_reference_itself_is_zero() -> None:
     real = drawn(50, 4, 0)
     assert result(real, real).fid == pytest.approx(0, abs=1e-4)
 
@@ -99,14 +99,14 @@ def slow_kid(fake: Tensor, real: Tensor) -> float:
     return within(fake) + within(real) - 2 * across
 
 
-def test_kid_over_all_images_is_that_of_a_double_loop() -> None:
+def test_kid_over_all_images_equals_a_double_loop() -> None:
     real, fake = drawn(25, 5, 0), drawn(25, 5, 1) * 1.5 + 0.3
     scored = result(real, fake, kid_subsets=3, kid_subset_size=25)
     assert scored.kid == pytest.approx(slow_kid(fake, real), rel=1e-4)
-    assert scored.kid_std == pytest.approx(0, abs=1e-5)  # every subset is all of them
+    assert scored.kid_std == pytest.approx(0, abs=1e-5)  # every subset holds all images
 
 
-def test_kid_is_the_mean_and_deviation_over_subsets() -> None:
+def test_kid_is_averaged_over_subsets() -> None:
     real, fake = drawn(30, 5, 0), drawn(20, 5, 1) + 0.5
     draws = np.random.RandomState(2020)  # torch-fidelity's own seed
     slow = []
@@ -119,65 +119,64 @@ def test_kid_is_the_mean_and_deviation_over_subsets() -> None:
 
 
 @pytest.mark.parametrize(("real", "fake"), [(40, 30), (30, 40)])
-def test_kids_subsets_are_no_larger_than_what_is_there(real: int, fake: int) -> None:
+def test_kid_subsets_are_limited_by_the_number_of_images(real: int, fake: int) -> None:
     few, fitting = (result(drawn(real, 4, 0), drawn(fake, 4, 1), kid_subset_size=size) for size in (1000, 30))
     assert few[:3] == fitting[:3]
-    assert few.account == ("kid is over subsets of 30 images, not 1,000: no more are there",)
-    assert fitting.account == ()
+    assert few.notes == ("kid uses subsets of 30 images instead of 1,000: there are no more images",)
+    assert fitting.notes == ()
 
 
-def test_fewer_samples_than_features_are_told_and_kid_is_offered() -> None:
-    scored = result(drawn(500, 20, 0), drawn(20, 20, 1), kid_subset_size=10)
-    assert scored.account == (
-        "fid of 20 samples in 20 features is too high: a covariance needs at least 21 of each to have full rank; kid "
+def test_fewer_samples_than_features_are_reported_and_kid_is_suggested() -> None:
+    assert rank_deficiency(20, 500, 20) == (
+        "fid of 20 samples in 20 features is too high: each covariance needs at least 21 images to have full rank; kid "
         "has no such bias (report.metric: kid)",
     )
-    assert result(drawn(21, 20, 0), drawn(21, 20, 1), kid_subset_size=10).account == ()
-    assert "fid of 9 real images in 20" in result(drawn(9, 20, 0), drawn(99, 20, 1), kid_subset_size=9).account[0]
+    assert rank_deficiency(21, 21, 20) == ()
+    assert "fid of 9 real images in 20" in rank_deficiency(99, 9, 20)[0]
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_samples_are_refused(count: int) -> None:
-    with pytest.raises(DataError, match=rf"fid.samples: {count} generated images: .* need at least two"):
+    with pytest.raises(DataError, match=rf"fid.samples: {count} generated images, .* need at least two"):
         result(drawn(9, 3, 0), drawn(count, 3, 1))
 
 
-def test_samples_that_are_not_finite_have_no_score() -> None:
+def test_non_finite_samples_have_no_score() -> None:
     scored = scorer(drawn(50, 3, 0), drawn(40, 3, 1))
     finite = torch.ones(40, dtype=torch.bool)
     finite[[3, 17]] = False
     scored.add(torch.arange(40), pictures(torch.arange(40)), finite)
-    fid, kid, kid_std, account = scored.result()
+    fid, kid, kid_std, notes = scored.result()
     assert all(math.isnan(value) for value in (fid, kid, kid_std))
-    assert account == ("2 of 40 samples are not finite: there is no fid and no kid of them",)
+    assert notes == ("2 of 40 samples are non-finite: fid and kid are undefined",)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_features_that_are_not_finite_count_as_such_samples(value: float) -> None:
+def test_samples_with_non_finite_features_have_no_score(value: float) -> None:
     fake = drawn(40, 3, 1)
     fake[7, 1] = value
     scored = result(drawn(50, 3, 0), fake)
     assert math.isnan(scored.fid)
-    assert "1 of 40 samples are not finite" in scored.account[0]
+    assert "1 of 40 samples are non-finite" in scored.notes[0]
 
 
-def test_features_are_in_the_order_of_ids_however_they_were_added() -> None:
+def test_samples_are_sorted_by_id() -> None:
     fake = drawn(300, 3, 1)
     shuffled = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     scored = scorer(drawn(50, 3, 0), fake)
     for ids in shuffled.split(70):
         scored.add(ids, pictures(ids))
-    assert torch.equal(scored.features, fake)
+    assert torch.equal(scored.samples()[1], fake)
     assert scored.result() == result(drawn(50, 3, 0), fake)
 
 
-def test_a_single_batch_is_put_in_order_too() -> None:
+def test_a_single_batch_is_sorted() -> None:
     scored = scorer(drawn(9, 2, 0), drawn(4, 2, 1))
     scored.add(torch.tensor([2, 0, 3, 1]), pictures(torch.tensor([2, 0, 3, 1])))
-    assert torch.equal(scored.features, drawn(4, 2, 1))
+    assert torch.equal(scored.samples()[1], drawn(4, 2, 1))
 
 
-def test_a_sample_that_is_added_twice_is_noticed() -> None:
+def test_adding_a_sample_twice_fails() -> None:
     scored = scorer(drawn(9, 2, 0), drawn(4, 2, 1))
     scored.add(torch.tensor([0, 1]), pictures(torch.tensor([0, 1])))
     scored.add(torch.tensor([1, 2]), pictures(torch.tensor([1, 2])))
@@ -194,7 +193,7 @@ def rank_part(ranks: Ranks) -> tuple[FidResult | None, NDArray[np.float32]]:
         for part in ids.split(6):
             scored.add(part, pictures(part))
         scored.merge(ranks)
-        return (scored.result() if ranks.is_main else None), scored.features.numpy()
+        return (scored.result() if ranks.is_main else None), scored.samples()[1].numpy()
 
 
 def test_two_ranks_give_the_numbers_of_one() -> None:
@@ -208,7 +207,7 @@ def test_two_ranks_give_the_numbers_of_one() -> None:
 def test_a_rank_without_samples_takes_part() -> None:
     scored = scorer(drawn(50, 3, 0), drawn(40, 3, 1))
     scored.merge(ALONE)
-    assert scored.features.shape == (0, 3)
+    assert scored.samples()[1].shape == (0, 3)
 
 
 def test_scoring_is_silent(capfd: pytest.CaptureFixture[str]) -> None:

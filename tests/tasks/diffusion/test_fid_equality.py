@@ -1,4 +1,4 @@
-"""The same pictures, the same weights: torch-fidelity's own command says the same."""
+"""FID and KID equal those of torch-fidelity's command for the same images and weights."""
 
 import json
 import sys
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from random_inception import write_random_inception
 from torch import Tensor
 from torch_fidelity import fidelity
 
+from benchmarks.timing.random_inception import write_random_inception
 from w2skd.tasks.diffusion.features import open_extractor
 from w2skd.tasks.diffusion.fid import FidScorer
 from w2skd.tasks.diffusion.reference import open_reference
@@ -29,7 +29,7 @@ def write(images: Tensor, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_numbers_are_those_of_the_command(
+def test_fid_and_kid_equal_those_of_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake, real = pictures(6, 0, 200), pictures(8, 1, 256)

@@ -45,12 +45,12 @@ def test_known_values_of_both_schedules():
 
 @pytest.mark.parametrize(("beta", "theirs"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
 @pytest.mark.parametrize("timesteps", [2, 10, 1000])
-def test_noised_images_and_targets_are_diffusers(beta, theirs, timesteps):
+def test_noised_images_and_targets_equal_diffusers(beta, theirs, timesteps):
     images, noise = draws(timesteps, torch.float32)
     steps = torch.arange(timesteps)
     reference = DDPMScheduler(timesteps, beta_schedule=theirs)
     ours = schedule(beta, "v", timesteps, torch.float32)
-    # To the digits that diffusers' 1 - alpha_bar has in float32.
+    # Limited by the digits of diffusers' 1 - alpha_bar in float32.
     torch.testing.assert_close(
         ours.add_noise(images, noise, steps), reference.add_noise(images, noise, steps), atol=2e-5, rtol=1e-5
     )
@@ -61,7 +61,7 @@ def test_noised_images_and_targets_are_diffusers(beta, theirs, timesteps):
 
 
 @pytest.mark.parametrize(("beta", "prediction"), KINDS)
-def test_conversions_of_the_truth_are_the_truth(beta, prediction):
+def test_conversions_of_exact_predictions_are_exact(beta, prediction):
     made = schedule(beta, prediction)
     images, noise = draws()
     a, s = a_and_s(made)
@@ -71,7 +71,7 @@ def test_conversions_of_the_truth_are_the_truth(beta, prediction):
 
 
 @pytest.mark.parametrize("beta", ["linear", "cosine"])
-def test_conversions_are_each_others_inverse_for_any_prediction(beta):
+def test_conversions_invert_each_other(beta):
     made = schedule(beta)
     predicted, noisy = draws()
     torch.testing.assert_close(
@@ -83,7 +83,7 @@ def test_conversions_are_each_others_inverse_for_any_prediction(beta):
 
 
 @pytest.mark.parametrize(("beta", "last_loss"), [("linear", 1 / 0.00635), ("cosine", 1 / 4.93e-5)])
-def test_in_float32_the_way_to_epsilon_is_exact_and_the_way_to_v_loses_by_a(beta, last_loss):
+def test_in_float32_conversion_to_epsilon_is_exact_and_to_v_divides_errors_by_a(beta, last_loss):
     exact, rounded = schedule(beta), schedule(beta, dtype=torch.float32)
     predicted, noisy = draws()
     single = predicted.float(), noisy.float(), ALL
@@ -98,8 +98,8 @@ def test_in_float32_the_way_to_epsilon_is_exact_and_the_way_to_v_loses_by_a(beta
 
 
 @pytest.mark.parametrize("beta", ["linear", "cosine"])
-def test_min_snr_weighs_both_predictions_as_the_image_that_they_stand_for(beta):
-    """Hang et al. 2023: min(snr, 5) times the squared error of the image, however it is predicted."""
+def test_min_snr_weights_both_predictions_by_the_error_of_the_implied_image(beta):
+    """Hang et al. 2023: min(snr, 5) times the squared error of the image, for either prediction."""
     made = schedule(beta)
     a, s = a_and_s(made)
     images, noise = draws()
@@ -114,17 +114,17 @@ def test_min_snr_weighs_both_predictions_as_the_image_that_they_stand_for(beta):
         torch.testing.assert_close(weights.double()[:, None, None, None] * error**2, expected, rtol=1e-5, atol=1e-12)
 
 
-def test_weights_follow_the_timesteps_and_uniform_ones_do_not():
+def test_min_snr_weights_depend_on_timesteps_and_uniform_ones_do_not():
     made = schedule()
     steps = torch.tensor([999, 0, 500, 0])
     weights = made.weights(steps, "min_snr")
-    assert weights[0] == 1, "more noise than signal: nothing to cap"
+    assert weights[0] == 1, "more noise than signal: not capped"
     assert weights[1].item() == pytest.approx(5 / (0.9999 / 0.0001), rel=1e-4)
     assert weights[1] == weights[3]
     assert made.weights(steps, "uniform").tolist() == [1, 1, 1, 1]
 
 
-def test_every_example_has_its_own_timestep():
+def test_each_example_has_its_own_timestep():
     made = schedule(prediction="v")
     images, noise = draws(3)
     steps = torch.tensor([7, 900, 7])
@@ -140,7 +140,7 @@ def test_a_schedule_has_no_state():
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_a_converted_network_answers_in_the_recipes_quantity(prediction):
+def test_a_converted_network_predicts_the_recipes_quantity(prediction):
     torch.manual_seed(0)
     made = schedule(prediction=prediction, dtype=torch.float32)
     network = build_unet("unet_mini_nc16_rb1", size_px=8, classes=2).eval()
@@ -158,7 +158,7 @@ def test_a_converted_network_answers_in_the_recipes_quantity(prediction):
         torch.testing.assert_close(answer, expected, rtol=0, atol=0)
 
 
-def test_a_converted_network_takes_its_tables_along_and_leaves_the_callers():
+def test_moving_a_converted_network_moves_its_own_tables_only():
     made = schedule(dtype=torch.float32)
     converted = Converted(build_unet("unet_mini_nc16_rb1", size_px=8, classes=None), made)
     assert {name.partition(".")[0] for name in converted.state_dict()} == {"model"}
@@ -169,8 +169,8 @@ def test_a_converted_network_takes_its_tables_along_and_leaves_the_callers():
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_no_method_waits_for_the_device(prediction):
-    """Tensors of the meta device have no values: reading one is an error there, as it is a wait on a GPU."""
+def test_no_method_synchronises_with_the_device(prediction):
+    """Meta tensors have no values: reading one is an error, where on a GPU it would synchronise."""
     made = NoiseSchedule(DiffusionSection(prediction=prediction), "meta")
     images, steps = torch.empty(2, 3, 8, 8, device="meta"), torch.empty(2, dtype=torch.int64, device="meta")
     for method in (made.add_noise, made.target, made.to_epsilon, made.to_v):

@@ -1,4 +1,4 @@
-"""What real images yield is computed once, found again, and made anew where a file cannot be trusted."""
+"""The reference is computed once, cached, and recomputed if the cached file is damaged."""
 
 import json
 import math
@@ -13,7 +13,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from w2skd.errors import CheckpointError, DataError
-from w2skd.tasks.diffusion.features import Extractor, classifier_extractor
+from w2skd.tasks.diffusion.classifier_features import ClassifierFeatures, classifier_extractor
+from w2skd.tasks.diffusion.features import Extractor
 from w2skd.tasks.diffusion.reference import Reference, default_cache, open_reference
 
 KEY = {"data": "0123abcd", "split": "train", "size_px": 8}
@@ -21,7 +22,7 @@ IMAGES = torch.randint(0, 256, (20, 3, 8, 8), generator=torch.Generator().manual
 
 
 class Images:
-    """Batches of images that count how often they were asked for."""
+    """Batches of images that count how often they were requested."""
 
     def __init__(self, images: Tensor = IMAGES):
         self.images = images
@@ -36,9 +37,8 @@ def extractor(fingerprint: str = "ab", name: str = "checkpoint:runs/a", features
     torch.manual_seed(int(fingerprint, 16))
     body = nn.Conv2d(3, features, 8)
     model = nn.Sequential(body, nn.Flatten(), nn.Linear(features, 2))
-    return classifier_extractor(
-        model, name=name, fingerprint=fingerprint, prepare=_to_unit, device="cpu", batch_size=64
-    )
+    classifier = ClassifierFeatures(name, model, _to_unit, fingerprint)
+    return classifier_extractor(classifier, device="cpu", batch_size=64, size_px=8)
 
 
 def _to_unit(pixels: Tensor) -> Tensor:
@@ -59,18 +59,18 @@ def same(one: Reference, other: Reference) -> bool:
     )
 
 
-def test_it_holds_the_features_their_mean_and_their_covariance(tmp_path: Path) -> None:
+def test_a_reference_holds_features_mean_and_covariance(tmp_path: Path) -> None:
     network = extractor()
     reference = open_reference(network, Images(), key=KEY, cache=tmp_path)
     expected = torch.cat([network(part) for part in IMAGES.split(7)])
     assert torch.equal(reference.features, expected)
-    assert reference.count == 20
+    assert len(reference) == 20
     assert np.allclose(reference.mu, expected.double().mean(0), rtol=1e-5)
     assert np.allclose(reference.sigma, torch.cov(expected.double().T), rtol=1e-5)
     assert reference.note is None
 
 
-def test_it_is_computed_once_and_found_again_bit_for_bit(tmp_path: Path) -> None:
+def test_a_cached_reference_is_bit_identical(tmp_path: Path) -> None:
     images = Images()
     first, second = (open_reference(extractor(), images, key=KEY, cache=tmp_path / "new" / "cache") for _ in range(2))
     assert images.calls == 1
@@ -78,7 +78,7 @@ def test_it_is_computed_once_and_found_again_bit_for_bit(tmp_path: Path) -> None
     assert second.note is None
 
 
-def test_a_checkpoint_that_was_moved_finds_it_again(tmp_path: Path) -> None:
+def test_moving_the_checkpoint_keeps_the_cache_valid(tmp_path: Path) -> None:
     images = Images()
     for name in ("checkpoint:runs/a", "checkpoint:/elsewhere/a"):
         open_reference(extractor(name=name), images, key=KEY, cache=tmp_path)
@@ -88,9 +88,7 @@ def test_a_checkpoint_that_was_moved_finds_it_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fingerprint", "key"), [("cd", KEY), ("ab", KEY | {"data": "4567"}), ("ab", KEY | {"split": "eval"})]
 )
-def test_other_weights_and_other_images_have_their_own(
-    tmp_path: Path, fingerprint: str, key: dict[str, object]
-) -> None:
+def test_other_weights_or_images_have_another_file(tmp_path: Path, fingerprint: str, key: dict[str, object]) -> None:
     images = Images()
     open_reference(extractor(), images, key=KEY, cache=tmp_path)
     open_reference(extractor(fingerprint), images, key=key, cache=tmp_path)
@@ -98,14 +96,14 @@ def test_other_weights_and_other_images_have_their_own(
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_order_of_the_keys_does_not_matter(tmp_path: Path) -> None:
+def test_the_order_of_keys_does_not_matter(tmp_path: Path) -> None:
     images = Images()
     for key in (KEY, dict(reversed(KEY.items()))):
         open_reference(extractor(), images, key=key, cache=tmp_path)
     assert images.calls == 1
 
 
-def test_the_file_says_what_it_is_of(tmp_path: Path) -> None:
+def test_the_file_records_its_key(tmp_path: Path) -> None:
     open_reference(extractor(), Images(), key=KEY, cache=tmp_path)
     with safe_open(cached(tmp_path), framework="pt") as file:
         key = json.loads(file.metadata()["key"])
@@ -136,7 +134,7 @@ def not_a_file(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut_off, cut_off_early, emptied, with_another_byte, not_a_file])
-def test_a_damaged_file_is_made_anew_and_that_is_told(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_file_is_recomputed_and_reported(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     images = Images()
     whole = open_reference(extractor(), images, key=KEY, cache=tmp_path)
     file = cached(tmp_path)
@@ -146,13 +144,13 @@ def test_a_damaged_file_is_made_anew_and_that_is_told(tmp_path: Path, damage: Ca
     assert images.calls == 2
     assert again.note is not None
     assert again.note.startswith(f"{file}: damaged")
-    assert again.note.endswith(": the features of the real images were computed anew")
+    assert again.note.endswith(": recomputed the features of the real images")
     assert "\n" not in again.note
     assert open_reference(extractor(), images, key=KEY, cache=tmp_path).note is None
     assert images.calls == 2
 
 
-def test_a_file_of_other_images_is_made_anew_and_that_is_told(tmp_path: Path) -> None:
+def test_a_file_of_other_images_is_recomputed_and_reported(tmp_path: Path) -> None:
     images = Images()
     open_reference(extractor(), Images(255 - IMAGES), key=KEY | {"data": "4567"}, cache=tmp_path / "other")
     whole = open_reference(extractor(), images, key=KEY, cache=tmp_path / "cache")
@@ -163,17 +161,17 @@ def test_a_file_of_other_images_is_made_anew_and_that_is_told(tmp_path: Path) ->
     assert "belongs to other images" in again.note
 
 
-def test_a_folder_that_cannot_be_written_is_done_without_and_that_is_told(tmp_path: Path) -> None:
+def test_a_read_only_cache_is_no_error_and_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     images = Images()
     reference = open_reference(extractor(), images, key=KEY, cache=tmp_path / "file")
-    assert reference.count == 20
+    assert len(reference) == 20
     assert reference.note is not None
     assert reference.note.startswith(f"cannot write {tmp_path / 'file'}")
-    assert reference.note.endswith(": the features of the real images will be computed again next time")
+    assert reference.note.endswith(": the next run has to recompute the features of the real images")
 
 
-def test_a_full_disk_is_done_without_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_no_error_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -190,28 +188,28 @@ def test_fewer_than_two_real_images_are_refused(tmp_path: Path, count: int) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_features_that_are_not_finite_are_refused_and_not_kept(tmp_path: Path) -> None:
+def test_non_finite_features_are_refused_and_not_cached(tmp_path: Path) -> None:
     network = extractor()
     network._network.model[0].bias.data[2] = math.nan
-    with pytest.raises(CheckpointError, match="features of 20 of 20 real images are not finite"):
+    with pytest.raises(CheckpointError, match="has non-finite features for 20 of 20 real images"):
         open_reference(network, Images(), key=KEY, cache=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_cache_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_cache_follows_the_xdg_specification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert default_cache() == tmp_path / ".cache" / "w2skd" / "fid"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert default_cache() == tmp_path / "xdg" / "w2skd" / "fid"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says its specification
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # relative paths must be ignored
     assert default_cache() == tmp_path / ".cache" / "w2skd" / "fid"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     open_reference(extractor(), Images(), key=KEY)
     assert cached(tmp_path / "xdg" / "w2skd" / "fid").suffix == ".safetensors"
 
 
-def test_without_a_home_directory_there_is_no_cache_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_home_directory_is_no_error_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -219,8 +217,8 @@ def test_without_a_home_directory_there_is_no_cache_and_that_is_told(monkeypatch
     monkeypatch.setattr(Path, "home", homeless)
     assert default_cache() is None
     reference = open_reference(extractor(), Images(), key=KEY)
-    assert reference.count == 20
+    assert len(reference) == 20
     assert reference.note == (
-        "there is no home directory to keep a cache in (fid.cache names a folder): the features of the real images "
-        "will be computed again next time"
+        "there is no home directory for a cache (set fid.cache): the next run has to recompute the features of the "
+        "real images"
     )

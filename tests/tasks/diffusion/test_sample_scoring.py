@@ -1,13 +1,14 @@
-"""What samples are compared by: which network, which images, and what is told of both beforehand."""
+"""How samples are scored: the extractor, the real images, and the warnings about both."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+import yaml
+from known import validate_recipe
 from PIL import Image
-from tiny_noise import read_recipe
+from tiny_noise import CLASSIFIER, read_recipe
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the classifier and the cache of these tests are."""
+    """Holds the classifier and the cache of these tests."""
     return tmp_path_factory.mktemp("noise")
 
 
@@ -48,7 +49,7 @@ def scoring(folder: Path, *overrides: str) -> SampleScoring:
 
 
 def image_folder(root: Path, images: list[Image.Image]) -> str:
-    """One class for training and one picture to evaluate on, as a setting of a recipe."""
+    """Write one training class and one evaluation image; return the recipe setting."""
     for part, pictures in (("train", images), ("test", [Image.new("RGB", (8, 8))])):
         (root / part / "thing").mkdir(parents=True)
         for number, picture in enumerate(pictures):
@@ -62,11 +63,11 @@ def pictures(count: int, seed: int = 0) -> list[Image.Image]:
     return [Image.fromarray(each.numpy()) for each in pixels]
 
 
-# Which network
+# The extractor
 
 
 def features_by_hand(folder: Path, pixels: Tensor, size_px: int) -> Tensor:
-    """Of the classifier, its layers called one by one."""
+    """Features of the classifier, layer by layer."""
     weights = load_weights(folder / "classifier.safetensors")
     model = build_classifier("small_cnn_weak", len(CLASSES), size_px).eval()
     load_into(model, weights, expected="small_cnn_weak")
@@ -78,7 +79,7 @@ def features_by_hand(folder: Path, pixels: Tensor, size_px: int) -> Tensor:
 
 
 @pytest.mark.parametrize("size_px", [8, 16])
-def test_a_classifier_sees_images_normalised_and_sized_as_it_learned(size_px: int, folder: Path) -> None:
+def test_a_classifier_sees_images_with_its_own_normalisation_and_size(size_px: int, folder: Path) -> None:
     judge = scoring(folder, f"data.image_size={size_px}")
     reference = judge._reference
     listing = list_image_data(read_recipe(folder, f"data.image_size={size_px}").data.images()).train
@@ -87,9 +88,9 @@ def test_a_classifier_sees_images_normalised_and_sized_as_it_learned(size_px: in
     torch.testing.assert_close(reference.features, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_no_classifier_of_ours_is_refused(folder: Path, tmp_path: Path) -> None:
-    said = r"^fid.extractor: .*missing: no such checkpoint; it takes the run of a classifier"
-    with pytest.raises(CheckpointError, match=said):
+def test_anything_but_a_classifier_of_w2skd_is_refused(folder: Path, tmp_path: Path) -> None:
+    problem = r"^fid.extractor: .*missing: no such checkpoint; give the run of a classifier trained with w2skd$"
+    with pytest.raises(CheckpointError, match=problem):
         scoring(folder, f"fid.extractor='checkpoint:{tmp_path}/missing'")
     judge = load_weights(folder / "classifier.safetensors")
     foreign = tmp_path / "foreign.pt"
@@ -99,19 +100,19 @@ def test_what_is_no_classifier_of_ours_is_refused(folder: Path, tmp_path: Path) 
     for file in (foreign, generator):
         with pytest.raises(CheckpointError) as raised:
             scoring(folder, f"fid.extractor='checkpoint:{file}'")
-        assert str(raised.value) == f"{file}: fid.extractor: no classifier that w2skd trained"
-    assert judge.recipe is not None
+        assert str(raised.value) == f"{file}: fid.extractor: not a classifier trained with w2skd"
+    plan = validate_recipe(yaml.safe_load(CLASSIFIER), "judge")
     other = tmp_path / "other.safetensors"
     state = {name: value[:9] if name.startswith("head") else value for name, value in judge.state.items()}
-    save_model(other, state, judge.recipe, "student", judge.details)
+    save_model(other, state, plan, "student", judge.details)
     with pytest.raises(CheckpointError, match=r"other\.safetensors: its small_cnn_weak has 9 classes, the data has 10"):
         scoring(folder, f"fid.extractor='checkpoint:{other}'")
 
 
-# Which images
+# The real images
 
 
-def test_all_that_scores_depend_on_is_described(folder: Path) -> None:
+def test_everything_that_scores_depend_on_is_described(folder: Path) -> None:
     about = scoring(folder).describe()
     assert json.loads(json.dumps(about)) == about
     assert about | {"weights": "", "reference_images": ""} == {
@@ -148,22 +149,22 @@ def test_all_that_scores_depend_on_is_described(folder: Path) -> None:
         ("fid.kid_subset_size=5", {"kid_subset_size"}),
     ],
 )
-def test_scores_are_known_apart_by_what_changes_them(setting: str, changed: set[str], folder: Path) -> None:
+def test_the_description_changes_with_what_changes_scores(setting: str, changed: set[str], folder: Path) -> None:
     ours, theirs = scoring(folder).describe(), scoring(folder, setting).describe()
     assert {key for key in ours if ours[key] != theirs[key]} == changed
 
 
-def test_the_reference_is_the_set_that_the_recipe_names_without_augmentation(folder: Path) -> None:
+def test_the_reference_is_the_recipes_set_without_augmentation(folder: Path) -> None:
     for name, count in (("train", 24), ("eval", 20)):
         judge = scoring(folder, f"fid.reference={name}")
         data = load_image_data(read_recipe(folder).data.images())
         expected = features_by_hand(folder, (data.train if name == "train" else data.evaluation).images, 8)
-        assert judge._reference.count == count
+        assert len(judge._reference) == count
         torch.testing.assert_close(judge._reference.features, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("feed", ["resident", "streaming"])
-def test_a_feed_changes_no_feature_and_other_pixels_are_other_images(feed: str, folder: Path, tmp_path: Path) -> None:
+def test_the_reference_depends_on_pixels_but_not_on_the_feed(feed: str, folder: Path, tmp_path: Path) -> None:
     source = image_folder(tmp_path / "data", pictures(70))
     judge = scoring(folder, source, f"data.feed={feed}", f"fid.cache={tmp_path / 'cache'}")
     pixels = torch.stack([torch.frombuffer(bytearray(each.tobytes()), dtype=torch.uint8) for each in pictures(70)])
@@ -178,63 +179,72 @@ def test_a_feed_changes_no_feature_and_other_pixels_are_other_images(feed: str, 
     assert scoring(folder, source, f"data.feed={feed}").describe()["reference_images"] != before
 
 
-# What is told beforehand
+# Warnings before training
 
 
-def test_too_few_samples_are_told_before_anything_is_trained_and_kid_is_offered(folder: Path) -> None:
-    assert scoring(folder).account == (
-        "fid of 12 samples and 24 real images in 64 features is too high: a covariance needs at least 65 of each to "
+def test_too_few_samples_are_reported_before_training_and_kid_is_suggested(folder: Path) -> None:
+    assert scoring(folder).warnings == (
+        "fid of 12 samples and 24 real images in 64 features is too high: each covariance needs at least 65 images to "
         "have full rank; kid has no such bias (report.metric: kid)",
     )
-    assert scoring(folder, "fid.samples=65", "data.train_examples=70").account == ()
+    assert scoring(folder, "fid.samples=65", "data.train_examples=70").warnings == ()
 
 
 @pytest.mark.parametrize(
-    ("odd", "told"),
+    ("odd", "problem"),
     [
         ([], None),
         ([Image.new("RGB", (12, 8)), Image.new("RGB", (9, 30))], "3 sizes"),
-        ([Image.new("L", (8, 8)), Image.new("1", (8, 8)), Image.new("I;16", (8, 8))], "3 without colours"),
+        ([Image.new("L", (8, 8)), Image.new("1", (8, 8)), Image.new("I;16", (8, 8))], "3 greyscale"),
         ([Image.new("RGBA", (8, 8))], "1 with transparency, which is dropped"),
         (
             [Image.new("LA", (8, 16)), Image.new("RGB", (8, 8)).quantize(4)],
-            "2 sizes; 1 without colours; 1 with transparency, which is dropped",
+            "2 sizes; 1 greyscale; 1 with transparency, which is dropped",
         ),
     ],
 )
-def test_files_of_mixed_size_or_colours_are_told(
-    odd: list[Image.Image], told: str | None, folder: Path, tmp_path: Path
+def test_files_of_mixed_size_or_mode_are_reported(
+    odd: list[Image.Image], problem: str | None, folder: Path, tmp_path: Path
 ) -> None:
     source = image_folder(tmp_path, [*pictures(64 - len(odd)), *odd])
     judge = scoring(folder, source)
-    mixture = [line for line in judge.account if not line.startswith("fid of ")]
-    line = f"{tmp_path}/train: among 64 images looked at {told}: the middle of each becomes an RGB square of 8 px"
-    assert mixture == ([] if told is None else [line])
+    mixture = [line for line in judge.warnings if not line.startswith("fid of ")]
+    line = (
+        f"{tmp_path}/train: 64 images inspected: {problem}. Each is cropped to its central square, resized to 8 px and "
+        "converted to RGB"
+    )
+    assert mixture == ([] if problem is None else [line])
     assert judge._reference.features.isfinite().all()
 
 
-def test_the_images_that_are_learned_are_looked_at_too(folder: Path, tmp_path: Path) -> None:
+def test_training_images_are_inspected_too(folder: Path, tmp_path: Path) -> None:
     source = image_folder(tmp_path, [*pictures(3), Image.new("L", (8, 8))])
-    account = scoring(folder, source, "fid.reference=eval").account
-    assert [line for line in account if line.startswith(f"{tmp_path}/train: among 4 images looked at 1 without ")]
+    warnings = scoring(folder, source, "fid.reference=eval").warnings
+    assert [line for line in warnings if line.startswith(f"{tmp_path}/train: 4 images inspected: 1 greyscale. ")]
 
 
-def test_a_damaged_cache_is_told_once_it_was_mended(folder: Path, tmp_path: Path) -> None:
-    setting = f"fid.cache={tmp_path}"
-    assert scoring(folder, setting).notes == ()
+# Notes on a score
+
+
+def test_a_damaged_cache_is_reported_once(folder: Path, tmp_path: Path) -> None:
+    def cache_notes() -> list[str]:
+        return [note for note in scoring(folder, f"fid.cache={tmp_path}").notes() if note.startswith(str(tmp_path))]
+
+    assert cache_notes() == []
     [file] = tmp_path.iterdir()
     good = file.read_bytes()
     file.write_bytes(good[:1000])
-    [note] = scoring(folder, setting).notes
-    assert note.startswith(f"{file}: damaged or cut off (")
-    assert note.endswith("): the features of the real images were computed anew")
+    [note] = cache_notes()
+    assert note.startswith(f"{file}: damaged or truncated (")
+    assert note.endswith("): recomputed the features of the real images")
     assert len(file.read_bytes()) == len(good)
-    assert scoring(folder, setting).notes == ()
+    assert cache_notes() == []
 
 
-def test_a_line_tells_people_what_a_score_is_of(folder: Path) -> None:
-    judge: Any = scoring(folder, "sampler.clip=false")
-    assert judge.told == (
+def test_the_first_note_summarises_the_scoring_and_the_warnings_follow(folder: Path) -> None:
+    judge = scoring(folder, "sampler.clip=false")
+    assert judge.notes() == (
         "12 samples (seed 0; DDIM, 2 steps, trailing, not clipped) against 24 images of train, 8 px, in features of "
-        f"checkpoint:small_cnn_weak ({judge.describe()['weights']})"
+        f"checkpoint:small_cnn_weak ({judge.describe()['weights']})",
+        *judge.warnings,
     )

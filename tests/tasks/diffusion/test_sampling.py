@@ -1,4 +1,4 @@
-"""DDIM against diffusers' own scheduler, and against what a perfect network must give."""
+"""DDIM against diffusers' own scheduler, and with a perfect network."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def network(classes=None):
 
 
 class Perfect(nn.Module):
-    """Knows the one image that there is, and notes which timesteps it was asked at."""
+    """Knows the only image, and records the timesteps of its calls."""
 
     def __init__(self, image, made):
         super().__init__()
@@ -41,7 +41,7 @@ class Perfect(nn.Module):
 
 
 def bare_loop(model, noise, made, sampler, beta):
-    """As diffusers' users write it."""
+    """The loop of diffusers' documentation."""
     scheduler = DDIMScheduler(
         made.timesteps,
         beta_start=0.0001,
@@ -63,12 +63,12 @@ def bare_loop(model, noise, made, sampler, beta):
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
 @pytest.mark.parametrize("clip", [True, False])
-def test_images_are_those_of_diffusers_loop(beta, prediction, spacing, clip):
+def test_images_equal_those_of_diffusers_loop(beta, prediction, spacing, clip):
     made, model = schedule(beta, prediction), network()
     sampler = SamplerSection(steps=5, spacing=spacing, clip=clip)
     noise = starting_noise(0, torch.arange(2), 8)
     expected = bare_loop(model, noise, made, sampler, beta)
-    scale = expected.abs().max().clamp(min=1)  # without clipping, an untrained network's images are far out
+    scale = expected.abs().max().clamp(min=1)  # unclipped images of an untrained network are large
     torch.testing.assert_close(
         generate(model, noise, schedule=made, sampler=sampler) / scale, expected / scale, atol=2e-3, rtol=0
     )
@@ -77,7 +77,7 @@ def test_images_are_those_of_diffusers_loop(beta, prediction, spacing, clip):
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
 @pytest.mark.parametrize(("timesteps", "steps"), [(1000, 50), (1000, 7), (100, 60), (10, 10), (1000, 1)])
-def test_a_perfect_network_gives_its_image_whatever_the_steps(prediction, spacing, timesteps, steps):
+def test_a_perfect_network_yields_its_image_for_any_steps(prediction, spacing, timesteps, steps):
     made = schedule("linear", prediction, timesteps)
     image = torch.rand(3, 8, 8, dtype=torch.float64) * 2 - 1
     model = Perfect(image, made)
@@ -88,26 +88,26 @@ def test_a_perfect_network_gives_its_image_whatever_the_steps(prediction, spacin
     assert model.seen == [[step] * 3 for step in chosen_timesteps(timesteps, sampler)]
 
 
-def test_the_network_sees_images_of_the_noise_that_it_is_told():
-    """Also where the steps don't divide the timesteps, in which case diffusers' own step doesn't reach the next."""
+def test_the_noise_of_the_networks_input_matches_its_timestep():
+    """Also where the steps don't divide the timesteps, where diffusers' steps are too short."""
     made = schedule()
     image = torch.zeros(3, 64, 64, dtype=torch.float64)
-    told, true = [], []
+    expected, actual = [], []
 
     class Watching(Perfect):
         def forward(self, noisy, timesteps, labels=None):
-            told.append((1 - made.alpha_bars[timesteps[0]]).sqrt().item())
-            true.append(noisy.std().item())
+            expected.append((1 - made.alpha_bars[timesteps[0]]).sqrt().item())
+            actual.append(noisy.std().item())
             return super().forward(noisy, timesteps)
 
     noise = starting_noise(0, torch.arange(1), 64)
-    noise = noise * (told_first := (1 - made.alpha_bars[-1]).sqrt().item()) / noise.std()
+    noise = noise * (first := (1 - made.alpha_bars[-1]).sqrt().item()) / noise.std()
     generate(Watching(image, made), noise, schedule=made, sampler=SamplerSection(steps=600))
-    assert told[0] == pytest.approx(told_first)
-    assert true == pytest.approx(told, rel=1e-4)
+    assert expected[0] == pytest.approx(first)
+    assert actual == pytest.approx(expected, rel=1e-4)
 
 
-def test_trailing_begins_at_the_last_timestep_and_leading_ends_at_the_first():
+def test_trailing_starts_at_the_last_timestep_and_leading_ends_at_the_first():
     assert chosen_timesteps(1000, SamplerSection(steps=4)) == [999, 749, 499, 249]
     assert chosen_timesteps(1000, SamplerSection(steps=4, spacing="leading")) == [750, 500, 250, 0]
     assert chosen_timesteps(10, SamplerSection(steps=10)) == list(range(9, -1, -1))
@@ -134,7 +134,7 @@ def test_labels_reach_the_network():
     torch.testing.assert_close(again[0], second, atol=1e-5, rtol=0)
 
 
-def test_clipping_keeps_images_within_black_and_white():
+def test_clipped_images_are_in_minus_one_to_one():
     made, model, noise = schedule(), network(), starting_noise(0, torch.arange(2), 8)
     assert generate(model, noise, schedule=made, sampler=SamplerSection(steps=3)).abs().max() <= 1
     assert generate(model, noise, schedule=made, sampler=SamplerSection(steps=3, clip=False)).abs().max() > 1
@@ -150,7 +150,7 @@ def test_what_is_not_finite_stays_visible_in_its_own_image_only(prediction):
     assert images.isfinite().flatten(1).all(1).tolist() == [True, False, True]
 
 
-def test_steps_are_taken_in_float32_under_autocast():
+def test_steps_are_computed_in_float32_under_autocast():
     made, model, sampler = schedule(), network(), SamplerSection(steps=4)
     noise = starting_noise(0, torch.arange(2), 8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -159,7 +159,7 @@ def test_steps_are_taken_in_float32_under_autocast():
     assert not torch.equal(images, images.bfloat16().float()), "rounded to bfloat16"
 
 
-def test_neither_gradients_nor_the_noise_that_was_given_are_touched():
+def test_generation_has_no_gradients_and_keeps_its_noise():
     made, model = schedule(), network()
     noise = starting_noise(0, torch.arange(2), 8)
     images = generate(model, noise, schedule=made, sampler=SamplerSection(steps=2))
@@ -167,8 +167,8 @@ def test_neither_gradients_nor_the_noise_that_was_given_are_touched():
     assert torch.equal(noise, starting_noise(0, torch.arange(2), 8))
 
 
-def test_nothing_waits_for_the_device():
-    """Tensors of the meta device have no values: reading one is an error there, as it is a wait on a GPU."""
+def test_generation_never_synchronises_with_the_device():
+    """Meta tensors have no values: reading one is an error, where on a GPU it would synchronise."""
     made = NoiseSchedule(DiffusionSection(), "meta")
     with torch.device("meta"):
         model = build_unet("unet_mini_nc16_rb1", size_px=8, classes=2)

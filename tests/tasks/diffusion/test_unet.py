@@ -12,22 +12,22 @@ from w2skd.tasks.diffusion.unet import DENOISERS, UNetSize, build_unet
 MINI = "unet_mini_nc16_rb1"
 
 
-def test_recipes_know_the_catalogs_names():
+def test_recipes_accept_the_catalogs_names():
     assert tuple(DENOISERS) == names.DENOISERS
 
 
-def test_the_originals_size_has_the_originals_parameters(monkeypatch):
-    """Ho et al. 2020, appendix B, tell 35.7 million for CIFAR-10; this is what google/ddpm-cifar10-32 has."""
+def test_the_original_size_has_the_original_number_of_parameters(monkeypatch):
+    """35.7 million for CIFAR-10 in Ho et al. 2020, appendix B; exactly this in google/ddpm-cifar10-32."""
     monkeypatch.setitem(DENOISERS, "unet_nc128_rb2", UNetSize(128, 2))
     with torch.device("meta"):
         assert count_parameters(build_unet("unet_nc128_rb2", size_px=32, classes=None)) == 35_746_307
 
 
-def test_the_originals_size_has_the_settings_that_its_port_has(monkeypatch):
+def test_the_original_size_has_the_settings_of_its_port(monkeypatch):
     monkeypatch.setitem(DENOISERS, "unet_nc128_rb2", UNetSize(128, 2))
     with torch.device("meta"):
         config = build_unet("unet_nc128_rb2", size_px=32, classes=None).config
-    # The config.json of google/ddpm-cifar10-32, but for lists that are tuples here.
+    # The config.json of google/ddpm-cifar10-32, with tuples in place of lists.
     port = {
         "act_fn": "silu",
         "attention_head_dim": None,
@@ -88,7 +88,7 @@ def test_classes_cost_one_embedding_each():
         (MINI, 64, 1),
     ],
 )
-def test_attention_is_in_the_level_nearest_to_16_px_or_in_the_lower_of_a_minis(name, size_px, level):
+def test_attention_is_in_the_level_closest_to_16_px_or_in_a_minis_lower_level(name, size_px, level):
     with torch.device("meta"):
         model = build_unet(name, size_px=size_px, classes=None)
     down = [block for block, kind in enumerate(model.config.down_block_types) if kind == "AttnDownBlock2D"]
@@ -117,12 +117,12 @@ def test_groups_of_the_normalisation_have_at_least_four_channels():
         ("unet_nc64_rb3", 32, "unknown model 'unet_nc64_rb3' .did you mean 'unet_nc64_rb2'"),
     ],
 )
-def test_what_cannot_be_built_is_refused(name, size_px, problem):
+def test_unknown_names_and_unsuitable_sizes_are_refused(name, size_px, problem):
     with pytest.raises(RecipeError, match=problem):
         build_unet(name, size_px=size_px, classes=None)
 
 
-def test_every_network_answers_in_the_shape_of_what_it_sees():
+def test_every_network_keeps_the_shape_of_its_input():
     with torch.device("meta"):
         for name in DENOISERS:
             for size_px in (8, 24, 32):
@@ -131,7 +131,7 @@ def test_every_network_answers_in_the_shape_of_what_it_sees():
                 assert answer.shape == (2, 3, size_px, size_px)
 
 
-def test_the_answer_is_diffusers_own_and_so_is_the_state():
+def test_output_and_state_dict_are_those_of_diffusers():
     torch.manual_seed(0)
     ours = build_unet(MINI, size_px=16, classes=3)
     theirs = UNet2DModel.from_config(ours.config)
@@ -140,11 +140,11 @@ def test_the_answer_is_diffusers_own_and_so_is_the_state():
     with torch.no_grad():
         answer = ours(noisy, timesteps, labels)
         assert torch.equal(answer, theirs(noisy, timesteps, labels).sample)
-        assert not torch.equal(answer, ours(noisy, timesteps.flip(0), labels)), "timesteps do not matter"
-        assert not torch.equal(answer, ours(noisy, timesteps, labels.flip(0))), "labels do not matter"
+        assert not torch.equal(answer, ours(noisy, timesteps.flip(0), labels)), "timesteps have no effect"
+        assert not torch.equal(answer, ours(noisy, timesteps, labels.flip(0))), "labels have no effect"
 
 
-def test_a_copy_is_whole_and_its_own():
+def test_a_deep_copy_is_independent():
     model = build_unet(MINI, size_px=8, classes=None)
     twin = copy.deepcopy(model)
     noisy, timesteps = torch.randn(1, 3, 8, 8), torch.tensor([5])
@@ -155,15 +155,15 @@ def test_a_copy_is_whole_and_its_own():
         assert torch.allclose(twin(noisy, timesteps), before + 1, atol=1e-6)
 
 
-def test_every_parameter_learns():
+def test_every_parameter_gets_a_gradient():
     model = build_unet(MINI, size_px=8, classes=2)
     model(torch.randn(2, 3, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 1])).square().mean().backward()
     still = [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
-    # Softmax does not see what is added to all keys alike.
+    # Softmax is invariant to a constant added to all keys.
     assert [name for name in still if not name.endswith("to_k.bias")] == []
 
 
-def test_memory_format_and_autocast_change_the_answer_by_rounding_only():
+def test_memory_format_and_autocast_change_the_output_by_rounding_only():
     torch.manual_seed(0)
     model = build_unet(MINI, size_px=16, classes=None).eval()
     noisy, timesteps = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])

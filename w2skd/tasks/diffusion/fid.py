@@ -1,10 +1,10 @@
-"""FID and KID of generated images: features in, torch-fidelity's numbers out.
+"""FID and KID of generated images, computed from features by torch-fidelity.
 
-FID (Heusel et al. 2017) is the Fréchet distance between two Gaussians that have the means and covariances of the
-features; with few samples it is biased upwards. KID (Bińkowski et al. 2018) is the squared maximum mean discrepancy
-with a cubic kernel, an unbiased estimate, so that it may be slightly negative.
+FID (Heusel et al. 2017) is the Fréchet distance between two Gaussians with the means and covariances of the features;
+with few samples it is biased upwards. KID (Bińkowski et al. 2018) is the squared maximum mean discrepancy with a cubic
+kernel; its estimate is unbiased and may therefore be slightly negative.
 
-Legend: n images, N of them in all, D features.
+Shape letters: n images of a batch, N of all batches, D features.
 """
 
 import math
@@ -22,29 +22,29 @@ from w2skd.tasks.diffusion.reference import Reference
 
 
 class FidResult(NamedTuple):
-    """How far generated images are from real ones; lower is better.
+    """Distance between generated and real images; lower is better.
 
     Attributes:
-        fid: Fréchet distance; NaN where samples are not finite.
-        kid: mean over the subsets; NaN where samples are not finite.
+        fid: Fréchet distance; NaN if a sample is non-finite.
+        kid: mean over the subsets; NaN if a sample is non-finite.
         kid_std: standard deviation over the subsets.
-        account: what a reader of the numbers must know; a line each.
+        notes: caveats for readers of the numbers, one line each.
     """
 
     fid: float
     kid: float
     kid_std: float
-    account: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 class FidScorer:
-    """Collects the features of generated images and has them compared with the reference.
+    """Collects the features of generated images and compares them with those of real images.
 
     Args:
-        reference: the real images; None on a process that adds samples but asks for no result.
-        extractor: the reference's own.
-        kid_subsets: over how many subsets KID is averaged.
-        kid_subset_size: images of each, of both sides; fewer where there are fewer.
+        reference: the real images; None on ranks that only add samples.
+        extractor: the one that the reference was computed with.
+        kid_subsets: number of subsets that KID is averaged over.
+        kid_subset_size: images per subset and side; limited by the number of samples and of real images.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class FidScorer:
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, ids: Tensor, images: Tensor, finite: Tensor | None = None) -> None:
-        """Take in some samples.
+        """Add samples.
 
         Args:
-            ids: int64 [n], which samples these are; each is added once.
+            ids: int64 [n]; each id is added once.
             images: uint8 [n, 3, H, W].
-            finite: bool [n], which of them were finite before they became bytes; None: all.
+            finite: bool [n], whether each sample was finite before its conversion to uint8; None: all were.
         """
         finite = torch.ones(len(ids), dtype=torch.bool) if finite is None else finite.cpu()
         assert len(ids) == len(images) == len(finite), (len(ids), len(images), len(finite))
@@ -72,45 +72,11 @@ class FidScorer:
         self._parts.append((ids.cpu(), features, finite & features.isfinite().all(dim=1)))
 
     def merge(self, ranks: Ranks) -> None:
-        """Bring together what all ranks have added, on every rank. All of them call it once, after the last `add`."""
-        self._parts = ranks.gather(self._joined())
+        """Gather the samples of all ranks on every rank. All ranks call it once, after their last `add`."""
+        self._parts = ranks.gather(self.samples())
 
-    @property
-    def features(self) -> Tensor:
-        """float32 [N, D], in the order of ids."""
-        return self._joined()[1]
-
-    def result(self) -> FidResult:
-        """Compare what was added; it takes a processor for seconds where D is in the thousands.
-
-        Raises:
-            DataError: there are fewer than two samples.
-        """
-        reference = self._reference
-        assert reference is not None, "this process has no reference"
-        _, features, finite = self._joined()
-        count = len(features)
-        if count < 2:
-            raise DataError(f"fid.samples: {count} generated images: FID and KID need at least two")
-        lost = count - int(finite.sum())
-        if lost:
-            said = f"{lost:,} of {count:,} samples are not finite: there is no fid and no kid of them"
-            return FidResult(math.nan, math.nan, math.nan, (said,))
-        subset_size = min(self._kid_subset_size, count, reference.count)
-        statistics = {"mu": reference.mu, "sigma": reference.sigma}
-        fid = fid_statistics_to_metric(fid_features_to_statistics(features), statistics, verbose=False)
-        kid = kid_features_to_metric(
-            features, reference.features, kid_subsets=self._kid_subsets, kid_subset_size=subset_size, verbose=False
-        )
-        return FidResult(
-            fid[KEY_METRIC_FID],
-            kid[KEY_METRIC_KID_MEAN],
-            kid[KEY_METRIC_KID_STD],
-            self._account(count, reference.count, subset_size),
-        )
-
-    def _joined(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All ids in rising order, with features and whether they are finite."""
+    def samples(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ids (int64 [N], ascending), features (float32 [N, D]) and whether each sample is finite (bool [N])."""
         if not self._parts:
             empty = torch.empty(0, self._extractor.dimensions)
             return torch.empty(0, dtype=torch.int64), empty, torch.empty(0, dtype=torch.bool)
@@ -122,22 +88,42 @@ class FidScorer:
         self._parts = [(ids, features, finite)]
         return self._parts[0]
 
-    def _account(self, samples: int, real: int, subset_size: int) -> tuple[str, ...]:
-        account = list(too_few(samples, real, self._extractor.dimensions))
-        if subset_size < self._kid_subset_size:
-            account.append(
-                f"kid is over subsets of {subset_size:,} images, not {self._kid_subset_size:,}: no more are there"
-            )
-        return tuple(account)
+    def result(self) -> FidResult:
+        """Compute FID and KID of the added samples; takes seconds of CPU time for thousands of features.
+
+        Raises:
+            DataError: there are fewer than two samples.
+        """
+        reference = self._reference
+        assert reference is not None, "this rank has no reference"
+        _, features, finite = self.samples()
+        count = len(features)
+        if count < 2:
+            raise DataError(f"fid.samples: {count} generated images, but FID and KID need at least two")
+        bad = count - int(finite.sum())
+        if bad:
+            note = f"{bad:,} of {count:,} samples are non-finite: fid and kid are undefined"
+            return FidResult(math.nan, math.nan, math.nan, (note,))
+        subset_size = min(self._kid_subset_size, count, len(reference))
+        statistics = {"mu": reference.mu, "sigma": reference.sigma}
+        fid = fid_statistics_to_metric(fid_features_to_statistics(features), statistics, verbose=False)
+        kid = kid_features_to_metric(
+            features, reference.features, kid_subsets=self._kid_subsets, kid_subset_size=subset_size, verbose=False
+        )
+        note = (
+            f"kid uses subsets of {subset_size:,} images instead of {self._kid_subset_size:,}: there are no more images"
+        )
+        notes = (note,) if subset_size < self._kid_subset_size else ()
+        return FidResult(fid[KEY_METRIC_FID], kid[KEY_METRIC_KID_MEAN], kid[KEY_METRIC_KID_STD], notes)
 
 
-def too_few(samples: int, real: int, dimensions: int) -> tuple[str, ...]:
-    """What to know of a FID of so many images in so many features, which can be told beforehand; a line or none."""
+def rank_deficiency(samples: int, real: int, dimensions: int) -> tuple[str, ...]:
+    """Warn, in one line, where FID is biased because a covariance of so few images lacks full rank; else empty."""
     needed = dimensions + 1
     few = [f"{count:,} {what}" for count, what in ((samples, "samples"), (real, "real images")) if count < needed]
     if not few:
         return ()
     return (
-        f"fid of {' and '.join(few)} in {dimensions:,} features is too high: a covariance needs at least {needed:,} of "
-        "each to have full rank; kid has no such bias (report.metric: kid)",
+        f"fid of {' and '.join(few)} in {dimensions:,} features is too high: each covariance needs at least {needed:,} "
+        "images to have full rank; kid has no such bias (report.metric: kid)",
     )

@@ -1,17 +1,15 @@
-"""Generated images: a picture of many, and files of all.
+"""Generated images on disk: a grid of the first ones, and one PNG file per image.
 
 Shape letters: n images of H x W px.
 """
 
 import math
-import tempfile
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from w2skd.errors import UsageError
 from w2skd.pictures.sheet import MARGIN_PX, SHEET_PX, Sheet, check_picture_path, enlarged
 from w2skd.platform.files import write_atomically, writing
 
@@ -19,15 +17,14 @@ _TILE_PX = 96
 _GAP_PX = 2
 
 
-def draw_samples(images: Tensor, path: Path, *, title: str, subtitle: str = "", columns: int | None = None) -> None:
-    """Draw generated images in a grid, row by row, small ones enlarged by a whole number without smoothing.
+def draw_samples(images: Tensor, path: Path, *, title: str) -> None:
+    """Draw generated images as a roughly square grid, row by row; small ones are enlarged without smoothing.
 
     Args:
-        images: uint8 [n, 3, H, W], RGB; the first of them are drawn, as many as a sheet has room for, which is said.
-        path: a PNG file; the same images give the same bytes with the same matplotlib.
-        title: what made them.
-        subtitle: what to know of them.
-        columns: images of a row, as far as they fit; None makes about a square.
+        images: uint8 [n, 3, H, W], RGB; if the sheet is too small for all, the first ones are drawn and the subtitle
+            gives both numbers.
+        path: a PNG file; the same images and matplotlib version yield the same bytes.
+        title: heading of the picture.
 
     Raises:
         UsageError: the file is not named ``.png``.
@@ -38,13 +35,12 @@ def draw_samples(images: Tensor, path: Path, *, title: str, subtitle: str = "", 
     count, _, height, width = images.shape
     zoom = max(1, round(_TILE_PX / max(height, width)))
     across, down = (max(1, SHEET_PX // (zoom * side + _GAP_PX)) for side in (width, height))
-    columns = max(1, min(columns or max(math.ceil(math.sqrt(count)), math.ceil(count / down)), across))
+    columns = max(1, min(max(math.ceil(math.sqrt(count)), math.ceil(count / down)), across))
     shown = min(count, columns * down)
     sheet = Sheet()
-    of = f"{shown:,}" if shown == count else f"{shown:,} of {count:,}"
-    how = f", enlarged {zoom} times" if zoom > 1 else ""
-    facts = f"{of} image{'s' if count != 1 else ''}, {width} x {height} pixels{how}"
-    top = sheet.head(title, f"{subtitle}; {facts}" if subtitle else facts)
+    number = f"{shown:,}" if shown == count else f"{shown:,} of {count:,}"
+    scale = f", enlarged {zoom} times" if zoom > 1 else ""
+    top = sheet.head(title, f"{number} image{'s' if count != 1 else ''}, {width} x {height} pixels{scale}")
     for index, pixels in enumerate(images[:shown].permute(0, 2, 3, 1).cpu().numpy()):
         row, column = divmod(index, columns)
         x, y = MARGIN_PX + column * (zoom * width + _GAP_PX), top + row * (zoom * height + _GAP_PX)
@@ -52,36 +48,22 @@ def draw_samples(images: Tensor, path: Path, *, title: str, subtitle: str = "", 
     write_atomically(path, sheet.png())
 
 
-def check_samples_folder(folder: Path) -> None:
-    """Say before hours of work what would go wrong after them, when `write_samples` writes there.
-
-    Raises:
-        UsageError: the folder holds something already, which samples would mix with.
-        OutputError: it cannot be made or written to.
-    """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(f"{folder}: not empty; samples go into a new or an empty folder")
-    existing = next(place for place in (folder, *folder.parents, Path()) if place.exists())
-    with writing(folder), tempfile.TemporaryFile(dir=existing):
-        pass
-
-
 def write_samples(images: Tensor, folder: Path) -> None:
-    """Write every image as a PNG file of its own: ``000000.png``, ``000001.png``, in their order.
+    """Write each image to its own PNG file: ``000000.png``, ``000001.png``, ...
 
     Args:
-        images: uint8 [n, 3, H, W], RGB; written without loss.
+        images: uint8 [n, 3, H, W], RGB; written losslessly.
         folder: new or empty.
 
     Raises:
-        OutputError: the folder cannot be made, or the disk is full.
+        OutputError: the folder cannot be created, or the disk is full.
     """
     _check_images(images)
-    digits = max(6, len(str(len(images) - 1)))  # so that any listing has them in order
+    digits = max(6, len(str(len(images) - 1)))  # so that file names sort in order
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for number, pixels in enumerate(images.permute(0, 2, 3, 1).cpu().contiguous().numpy()):
-            # The least compression: a third larger, several times faster.
+            # The lowest compression: files are a third larger but several times faster to write.
             Image.fromarray(pixels).save(folder / f"{number:0{digits}d}.png", compress_level=1)
 
 

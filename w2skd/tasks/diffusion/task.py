@@ -1,4 +1,4 @@
-"""Diffusion: the denoising error, and the teacher's prediction beside it at the same noised image."""
+"""The diffusion task: denoising loss, and distance from the teacher's prediction for the same noised image."""
 
 from collections.abc import Iterator
 from functools import cached_property, partial
@@ -12,13 +12,13 @@ from w2skd.data.batch import LabelledImages
 from w2skd.data.feeds import ImageFeeds
 from w2skd.data.normalize import to_bytes
 from w2skd.errors import CheckpointError, RecipeError
-from w2skd.method.losses import weighted_squared_error
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
 from w2skd.recipe.schema import TrainSection, published_weights
 from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
 from w2skd.tasks.diffusion.batch import ImagesToNoise
 from w2skd.tasks.diffusion.from_diffusers import build_from_folder, load_folder
+from w2skd.tasks.diffusion.loss import weighted_squared_error
 from w2skd.tasks.diffusion.noise_schedule import Converted, NoiseSchedule
 from w2skd.tasks.diffusion.recipe import DiffusionRecipe, TimestepWeighting
 from w2skd.tasks.diffusion.sample_pictures import draw_samples, write_samples
@@ -29,7 +29,7 @@ from w2skd.tasks.diffusion.unet import DenoisingUNet, build_unet
 from w2skd.weights.load import Weights, load_into, load_weights
 
 _FOLDER = "diffusers:"
-"""What the names of networks begin with whose architecture a folder tells."""
+"""Prefix of model names that stand for a folder written by diffusers."""
 
 _MUST_AGREE = {
     "timesteps": "another diffusion.timesteps",
@@ -37,16 +37,16 @@ _MUST_AGREE = {
     "image_size": "another data.image_size",
     "classes": "other classes (diffusion.class_conditional)",
 }
-"""In what details a network's training must have been the recipe's, and how to say that it was not."""
+"""Details of a checkpoint that must equal the recipe's -> wording of the error."""
 
 _SHOWN = 64
-"""Samples in the picture that every validation leaves."""
+"""Samples in the picture that every validation draws."""
 
 
 class DiffusionTask:
     """See `w2skd.tasks.base.Task`.
 
-    Noise and timesteps are drawn from torch's generators, which the engine seeds anew for every micro-batch.
+    Noise and timesteps come from torch's global generators, which the engine reseeds for every micro-batch.
 
     Args:
         recipe: the experiment.
@@ -57,7 +57,7 @@ class DiffusionTask:
 
     Raises:
         DataError: the images are missing or contradictory.
-        CheckpointError: the weights of the network that samples are compared with are missing or wrong.
+        CheckpointError: the weights of the feature extractor are missing or wrong.
     """
 
     def __init__(self, recipe: DiffusionRecipe, *, train: TrainSection, seed: int, device: torch.device, ranks: Ranks):
@@ -79,14 +79,14 @@ class DiffusionTask:
 
     @staticmethod
     def open_weights(checkpoint: Path, model: str) -> Weights:
-        """See `w2skd.tasks.base.Task.open_weights`; ``pretrained`` means the weights in a folder of diffusers."""
+        """See `w2skd.tasks.base.Task.open_weights`; ``pretrained`` stands for the weights in diffusers' folder."""
         published, tag = published_weights(checkpoint)
         if not published:
             return load_weights(checkpoint)
         if not model.startswith(_FOLDER):
-            raise RecipeError(f"{model}: no library publishes weights of it")
+            raise RecipeError(f"{model}: has no published weights")
         if tag is not None:
-            raise RecipeError(f"{model}: the folder's weights have no tags: write pretrained, not pretrained:{tag}")
+            raise RecipeError(f"{model}: the folder's weights have no tags; replace pretrained:{tag} by pretrained")
         return load_folder(Path(model.removeprefix(_FOLDER)))
 
     @cached_property
@@ -96,22 +96,22 @@ class DiffusionTask:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes that the networks are told; none where they are told nothing."""
+        """Names of the classes that the networks are conditioned on; empty if they are unconditional."""
         return self._feeds.train_listing.classes if self._recipe.diffusion.class_conditional else ()
 
     def describe_data(self) -> dict[str, Any]:
-        """What the examples are and how samples are compared with them, for the run's records."""
+        """Describe the examples and the scoring, for the run's records."""
         return {
             "data_fingerprint": self._feeds.fingerprint(),
             "train_examples": len(self._feeds.train_listing),
             "eval_examples": len(self._feeds.evaluation_listing),
             "feed": self._feeds.kind,
             "scoring": self._scoring.describe(),
-            "data_account": list(self._scoring.account),
+            "data_account": list(self._scoring.warnings),
         }
 
     def describe_model(self) -> dict[str, Any]:
-        """What its prediction is of: the process, the quantity, the size of the images, and the classes if any."""
+        """Describe noising process, kind of prediction, image size and classes."""
         return {
             **self._recipe.diffusion.model_dump(include={"timesteps", "beta_schedule", "prediction"}),
             "image_size": self._feeds.size_px,
@@ -119,16 +119,16 @@ class DiffusionTask:
         }
 
     def preview(self) -> Preview:
-        """The first training batch, without noise."""
+        """Return the first training batch, without noise."""
         batch = next(self._feeds.train_batches(0, **self._share))
         captions = tuple(self._feeds.train_listing.classes[label] for label in batch.labels.tolist())
         return Preview(to_bytes(batch.images, self._feeds.normalization), captions)
 
     def build_model(self, role: Role) -> DenoisingUNet:
-        """The recipe's U-Net of that role, freshly initialised.
+        """Build the recipe's U-Net of that role, freshly initialised.
 
         Raises:
-            RecipeError: it does not take images of the data's size, or its folder is not one of diffusers'.
+            RecipeError: it does not accept the data's image size, or its folder was not written by diffusers.
         """
         name, size_px, classes = self._recipe.model_of(role), self._feeds.size_px, len(self.classes) or None
         if name.startswith(_FOLDER):
@@ -136,50 +136,50 @@ class DiffusionTask:
         return build_unet(name, size_px=size_px, classes=classes)
 
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
-        """The recipe's U-Net of that role with these weights, answering in the recipe's terms.
+        """Build the recipe's U-Net of that role with these weights; its predictions are of the recipe's kind.
 
-        A network that predicts the other quantity is converted, exactly.
+        A network with the other kind of prediction is converted, which is mathematically exact.
 
         Raises:
-            CheckpointError: the weights are another architecture's, or were trained on another noising process, size
-                of images, or other classes.
+            CheckpointError: the weights are those of another architecture, or were trained with another noising
+                process, image size, or set of classes.
         """
         name, model = self._recipe.model_of(role), self.build_model(role)
         ours = self.describe_model()
-        # Weights of another number of classes do not fit, nor does a folder's network take images of another size.
+        # Loading checks the number of classes, and a diffusers folder is built for its own image size.
         implied = ["classes"] * (not ours["classes"]) + ["image_size"] * name.startswith(_FOLDER)
         theirs = {**{key: ours[key] for key in implied}, **weights.details}
         if weights.recipe is None or weights.recipe["task"] == self._recipe.task:
             for key, what in _MUST_AGREE.items():
                 if key in theirs and theirs[key] != ours[key]:
-                    here, there = _difference(ours[key], theirs[key])
-                    raise CheckpointError(f"{weights.path}: was trained with {what}: {there}, not {here}")
+                    actual, expected = _difference(theirs[key], ours[key])
+                    raise CheckpointError(f"{weights.path}: was trained with {what}: {actual}, not {expected}")
         load_into(model, weights, expected=name)
-        account = []
-        if untold := [key for key in ours if key not in theirs]:
+        notes = []
+        if missing := [key for key in ours if key not in theirs]:
             source = theirs.get("source", weights.path.name)
-            account.append(f"{source} does not tell its {', '.join(untold)}: taken to be the recipe's")
+            notes.append(f"{source} does not record {', '.join(missing)}: assuming the recipe's values")
         prediction = theirs.get("prediction", self._schedule.prediction)
         if prediction == self._schedule.prediction:
-            return FittedModel(model, tuple(account))
-        account.append(f"its prediction, {prediction}, is converted to {self._schedule.prediction}")
+            return FittedModel(model, tuple(notes))
+        conversion = f"its {prediction} predictions are converted to {self._schedule.prediction}"
         if prediction == "epsilon":
             largest = self._schedule.alpha_bars[-1].item() ** -0.5
-            account[-1] += f", which multiplies its errors by up to {largest:,.0f} where there is most noise"
+            conversion += f", which multiplies their errors by up to {largest:,.0f} at the noisiest timesteps"
             if role is Role.TEACHER and self._recipe.distill.timestep_weighting == "uniform":
-                account[-1] += ": distill.timestep_weighting=min_snr gives these the less weight"
-        return FittedModel(Converted(model, self._schedule), tuple(account))
+                conversion += "; distill.timestep_weighting=min_snr reduces the weight of these"
+        return FittedModel(Converted(model, self._schedule), (*notes, conversion))
 
     def example_batch(self) -> ImagesToNoise:
-        """One training image."""
+        """Return a batch of one training image."""
         return self._to_noise(self._feeds.train.example())
 
     def train_batches(self, first_step: int) -> Iterator[ImagesToNoise]:
-        """Augmented micro-batches of this rank."""
+        """Iterate over this rank's augmented micro-batches."""
         return map(self._to_noise, self._feeds.train_batches(first_step, **self._share))
 
     def losses(self, student: nn.Module, teacher: FrozenTeacher | None, batch: ImagesToNoise) -> Losses:
-        """Squared error of the prediction; with a teacher, its distance from the teacher's at the very same input."""
+        """Squared error of the prediction and, with a teacher, its squared distance from the teacher's prediction."""
         schedule = self._schedule
         timesteps = torch.randint(schedule.timesteps, (len(batch),), device=self._device)
         noise = torch.randn_like(batch.images)
@@ -192,11 +192,11 @@ class DiffusionTask:
         task = {"mse": distance(schedule.target(batch.images, noise, timesteps), self._recipe.loss.timestep_weighting)}
         if teacher is None:
             return Losses(task, {})
-        said = teacher(noisy, timesteps, batch.labels).float()
-        return Losses(task, {"mse": distance(said, self._recipe.distill.timestep_weighting)})
+        taught = teacher(noisy, timesteps, batch.labels).float()
+        return Losses(task, {"mse": distance(taught, self._recipe.distill.timestep_weighting)})
 
     def evaluate(self, model: nn.Module, *, with_predictions: bool = False) -> Evaluation:
-        """FID and KID of generated images; the same starting noise for every model."""
+        """Compute FID and KID of generated images; every model starts from the same noise."""
         scorer, scoring = self._scoring.scorer(), self._scoring
         wanted = self._recipe.fid.samples if with_predictions else _SHOWN
         kept = [torch.empty(0, 3, self._feeds.size_px, self._feeds.size_px, dtype=torch.uint8)]
@@ -209,20 +209,20 @@ class DiffusionTask:
         result = self._ranks.on_main(scorer.result)
         return Evaluation(
             {"fid": result.fid, "kid": result.kid},
-            account=tuple(dict.fromkeys([scoring.told, *scoring.account, *scoring.notes, *result.account])),
+            account=(*scoring.notes(), *result.notes),
             files={"samples": partial(write_samples, samples)} if with_predictions else {},
             pictures=partial(self._draw, samples) if with_predictions else None,
             snapshot=partial(self._draw_grid, samples[:_SHOWN]),
         )
 
     def _sample_ids(self) -> Iterator[Tensor]:
-        """This rank's samples, int64, batch by batch."""
+        """Iterate over the ids of this rank's samples, int64, batch by batch."""
         count, ranks = self._recipe.fid.samples, self._ranks
         own = torch.arange(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
         return (ids for ids in torch.split(own, self._recipe.sampler.batch_size) if len(ids))
 
     def _generate(self, model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples as uint8 [n, 3, S, S] on the CPU, and which of them are finite, bool [n]; the classes take turns."""
+        """Generate samples, uint8 [n, 3, S, S] on the CPU, and flag the finite ones, bool [n]; classes alternate."""
         sampler = self._recipe.sampler
         noise = starting_noise(sampler.seed, ids, self._feeds.size_px).to(self._device)
         labels = (ids % len(self.classes)).to(self._device) if self.classes else None
@@ -246,11 +246,11 @@ class DiffusionTask:
         return {"rank": self._ranks.rank, "ranks": self._ranks.world, "accumulate": self._train.accumulate}
 
 
-def _difference(ours: Any, theirs: Any) -> tuple[str, str]:
-    """Two unequal values in words; lists of classes by how many they are, else by the first that differs."""
-    if not (isinstance(ours, list) and isinstance(theirs, list)):
-        return str(ours), str(theirs)
-    if len(ours) != len(theirs):
-        return str(len(ours) or "none"), str(len(theirs) or "none")
-    number = next(place for place, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
-    return repr(ours[number]), f"number {number} is {theirs[number]!r}"
+def _difference(actual: Any, expected: Any) -> tuple[str, str]:
+    """Format two unequal values; lists of classes by their lengths or, if equally long, by their first difference."""
+    if not (isinstance(actual, list) and isinstance(expected, list)):
+        return str(actual), str(expected)
+    if len(actual) != len(expected):
+        return str(len(actual) or "none"), str(len(expected) or "none")
+    index = next(index for index, pair in enumerate(zip(actual, expected, strict=True)) if pair[0] != pair[1])
+    return f"number {index} is {actual[index]!r}", repr(expected[index])

@@ -1,17 +1,17 @@
-"""The denoising U-Nets of Ho et al. 2020, "Denoising diffusion probabilistic models", as diffusers builds them.
+"""The denoising U-Nets of Ho et al. 2020, "Denoising diffusion probabilistic models", built with diffusers.
 
-Names tell the size, as in the field: ``unet_nc64_rb2`` has 64 channels in its first level and two residual blocks in
-every level. Its four levels have 1, 2, 2 and 2 times as many channels, and half the resolution each. Self-attention of
-a single head is in the level of 16x16 px and in the middle. ``unet_mini_...`` has two levels of 1 and 2 times as many
-channels, with attention in the lower one, for CPUs and small images.
+``unet_nc64_rb2`` has 64 channels at its first level and two residual blocks per level. It has four levels with 1, 2, 2
+and 2 times as many channels, each at half the resolution of the one before. Single-head self-attention is in the level
+of 16x16 px and in the middle block. ``unet_mini_...`` is for CPUs and small images: two levels with 1 and 2 times as
+many channels, and attention in the lower one.
 
-Everything else is as in the original and in diffusers' port of its weights (``google/ddpm-cifar10-32``), except:
+Everything else follows the original and diffusers' port of its weights (``google/ddpm-cifar10-32``), except:
 
-- Groups of the normalisation have at least 4 channels, so narrow networks have fewer than 32 groups (as in Karras et
-  al. 2022).
-- Dropout is 0, and weights start as diffusers starts them, none of them zero. Ho et al. start the last convolution of
-  every residual block and of the network at zero; but a network that answers with zeros is of no use to somebody who
-  tries it before it was trained, and who has trained with diffusers knows it like this.
+- Normalisation groups have at least 4 channels, so narrow networks have fewer than 32 groups (as in Karras et al.
+  2022).
+- Dropout is 0, and diffusers' default initialisation is used. Ho et al. initialise the last convolution of every
+  residual block and of the network to zero. An untrained network would then output zeros, which is useless for trying
+  it out and unexpected for users of diffusers.
 
 Shape letters: N images, S px.
 """
@@ -27,40 +27,40 @@ from w2skd.tasks.diffusion.recipe import unknown_denoiser
 
 
 class DenoisingUNet(UNet2DModel):  # type: ignore[misc]  # without types
-    """diffusers' U-Net, answering with a tensor. Its state dict is diffusers' own."""
+    """diffusers' U-Net with a forward that returns a tensor. Its state dict is diffusers' own."""
 
     def forward(self, noisy: Tensor, timesteps: Tensor, labels: Tensor | None = None) -> Tensor:
-        """What the network makes of noised images: their noise, or v, as it was trained.
+        """Predict the noise, or v, of noised images.
 
         Args:
-            noisy: [N, 3, S, S]; clean pixels are in [-1, 1].
-            timesteps: int64 [N], 0 for the least noise.
-            labels: classes, int64 [N], of a network that was built for classes; else None.
+            noisy: [N, 3, S, S]; clean images are in [-1, 1].
+            timesteps: int64 [N]; 0 has the least noise.
+            labels: classes, int64 [N], if the network is class-conditional; else None.
 
         Returns:
             [N, 3, S, S].
         """
-        answer: Tensor = super().forward(noisy, timesteps, labels, return_dict=False)[0]
-        return answer
+        prediction: Tensor = super().forward(noisy, timesteps, labels, return_dict=False)[0]
+        return prediction
 
 
 class UNetSize(NamedTuple):
-    """What tells one U-Net from another.
+    """The size of a U-Net.
 
     Attributes:
         channels: of the first level.
-        blocks: residual blocks of a level.
-        multipliers: channels of each level, in multiples of the first's.
-        attention_px: resolution of the level with attention, or of the level nearest to it by ratio; None: the lowest.
+        blocks: residual blocks per level.
+        multipliers: channels of each level as a multiple of `channels`.
+        attention_px: attention is in the level whose resolution is closest to this, by ratio; 1 selects the lowest.
     """
 
     channels: int
     blocks: int
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    attention_px: int | None = 16
+    attention_px: int = 16
 
 
-_MINI: tuple[tuple[int, ...], None] = ((1, 2), None)
+_MINI: tuple[tuple[int, ...], int] = ((1, 2), 1)
 
 DENOISERS: dict[str, UNetSize] = {
     "unet_nc64_rb2": UNetSize(64, 2),
@@ -76,24 +76,24 @@ DENOISERS: dict[str, UNetSize] = {
 
 
 def build_unet(name: str, *, size_px: int, classes: int | None) -> DenoisingUNet:
-    """A freshly initialised U-Net, drawn from torch's global generator.
+    """Build a U-Net, initialised from torch's global random generator.
 
     Args:
         name: a key of `DENOISERS`.
         size_px: S, side of the images.
-        classes: how many classes it is told of; None: it is told of none.
+        classes: number of classes if it is class-conditional, else None.
 
     Raises:
-        RecipeError: there is no such network, or it can't halve images of that size often enough.
+        RecipeError: the name is unknown, or images of that size cannot be halved often enough.
     """
     if name not in DENOISERS:
         raise RecipeError(unknown_denoiser(name))
     size = DENOISERS[name]
-    levels = len(size.multipliers)
-    require_halving(name, size_px, levels)
-    attention = _level_with_attention(size, size_px)
-    down = ["AttnDownBlock2D" if level == attention else "DownBlock2D" for level in range(levels)]
-    up = ["AttnUpBlock2D" if level == attention else "UpBlock2D" for level in reversed(range(levels))]
+    levels = range(len(size.multipliers))
+    require_halving(name, size_px, len(levels))
+    attention = min(levels, key=lambda level: abs(math.log2(size_px / 2**level / size.attention_px)))
+    down = ["AttnDownBlock2D" if level == attention else "DownBlock2D" for level in levels]
+    up = ["AttnUpBlock2D" if level == attention else "UpBlock2D" for level in reversed(levels)]
     return DenoisingUNet(
         sample_size=size_px,
         block_out_channels=tuple(size.channels * multiplier for multiplier in size.multipliers),
@@ -111,10 +111,10 @@ def build_unet(name: str, *, size_px: int, classes: int | None) -> DenoisingUNet
 
 
 def require_halving(name: str, size_px: int, levels: int) -> None:
-    """Refuse a side of images that a network with so many levels can't halve from each to the next.
+    """Check that a network can halve images of this size from each level to the next.
 
     Raises:
-        RecipeError: so it is; the message tells which would do.
+        RecipeError: it cannot.
     """
     multiple = 2 ** (levels - 1)
     if size_px % multiple:
@@ -122,11 +122,3 @@ def require_halving(name: str, size_px: int, levels: int) -> None:
             f"data.image_size: {name} halves images {levels - 1} times, so their side must be a multiple of "
             f"{multiple} px, not {size_px} px"
         )
-
-
-def _level_with_attention(size: UNetSize, size_px: int) -> int:
-    levels = range(len(size.multipliers))
-    wanted_px = size.attention_px
-    if wanted_px is None:
-        return levels[-1]
-    return min(levels, key=lambda level: abs(math.log2(size_px / 2**level / wanted_px)))

@@ -1,4 +1,4 @@
-"""Weights in Inception's layout that nobody trained, but with which its features differ from image to image."""
+"""Untrained weights for Inception whose features nevertheless differ from image to image."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from w2skd.tasks.diffusion.features import BareInception
 
 
 def write_random_inception(path: Path) -> Path:
-    """Write the state dict to a ``.pth`` file, as torch-fidelity's own."""
+    """Write a state dict of torch-fidelity's Inception to a ``.pth`` file."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = BareInception()

@@ -1,0 +1,54 @@
+"""``w2skd compare``."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from w2skd.cli.options import AsJson, Device, Plugin, PrintRecipe, Quiet, RecipeFlags, Teacher
+from w2skd.cli.printing import print_line
+from w2skd.cli.speedup_report import speedup_report
+from w2skd.errors import UsageError
+from w2skd.recipe.load import dump_recipe
+from w2skd.recipe.schema import LARGEST_SEED
+from w2skd.runs.options import RunOptions
+
+
+@dataclass(frozen=True)
+class CompareFlags:
+    """How the runs of an experiment are trained."""
+
+    seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds of the student's runs.")] = "0,1,2"
+    teacher: Teacher = None
+    device: Device = "auto"
+    plugin: Plugin = None
+    print_recipe: PrintRecipe = False
+    quiet: Quiet = False
+    as_json: AsJson = False
+
+
+def compare(recipe: RecipeFlags, flags: CompareFlags) -> None:
+    """Run a whole experiment: the teacher, every arm with every seed, and the report. Finished runs are skipped."""
+    seeds = _parse_seeds(flags.seeds)
+    resolved = recipe.resolve(teacher=flags.teacher)
+    if flags.print_recipe:
+        typer.echo(dump_recipe(resolved), nl=False)
+        return
+    from w2skd.platform.ranks import ranks_from_environment
+    from w2skd.runs.experiment import run_experiment
+
+    options = RunOptions(recipe.experiment(resolved), device=flags.device, quiet=flags.quiet, plugin=flags.plugin)
+    ranks = ranks_from_environment()
+    run_experiment(resolved, seeds, options, ranks, lambda text: print_line(text, "bold", stderr=True))
+    if ranks.is_main:
+        speedup_report(options.out, as_json=flags.as_json)
+
+
+def _parse_seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--seeds {text}: write them as 0,1,2") from None
+    if not 0 <= min(seeds) <= max(seeds) <= LARGEST_SEED or len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {text}: each seed once, from 0 to {LARGEST_SEED}")
+    return seeds

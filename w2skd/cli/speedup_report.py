@@ -1,0 +1,52 @@
+"""``w2skd speedup-report``."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from w2skd.cli.options import AsJson
+from w2skd.cli.printing import on_rank_0, out, print_saved
+from w2skd.errors import TargetNotReached, UsageError
+from w2skd.tasks.catalog import recipe_types
+
+
+def speedup_report(
+    experiment: Annotated[
+        Path, typer.Argument(metavar="EXPERIMENT", help="Directory of the experiment, with one folder per arm.")
+    ],
+    require: Annotated[
+        float | None,
+        typer.Option(
+            "--require", metavar="X", help="Exit with 3 unless the first threshold's median speed-up is at least X."
+        ),
+    ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option("--records", metavar="DIR", help="Copy the runs' records, without weights, and report there."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Report when each run crossed each threshold, and the speed-up; print and save the report."""
+    if require is not None and math.isnan(require):
+        raise UsageError("--require nan: give a number")
+    from w2skd.report.publish import publish
+    from w2skd.report.render import as_json as report_as_json
+    from w2skd.report.render import as_terminal, write_report
+
+    types = recipe_types()
+    report = write_report(experiment, types) if records is None else publish(experiment, records, types)
+    if as_json:
+        if on_rank_0():
+            typer.echo(report_as_json(report), nl=False)
+    else:
+        out().print(as_terminal(report))
+        print_saved((records or experiment) / "report")
+    if require is not None:
+        if not report.thresholds:
+            raise UsageError("--require: the recipe has no thresholds")
+        threshold = report.thresholds[0]
+        spread = threshold.speedup_over_seeds["epochs" if report.unit == "epoch" else "steps"]
+        if spread is None or spread.median < require or len(threshold.pairs) < len(threshold.seeds):
+            raise TargetNotReached(f"required was a speed-up of {require:g} at {threshold.name}: {threshold.verdict}")
