@@ -1,4 +1,4 @@
-# `make demo` and `make test` need nothing but Python 3.11 or newer with its venv module: they set up everything else.
+# `make demo` and `make test` need only Python 3.11 or newer with its venv module; they install everything else.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types bench results clean
 
-help:  ## list what can be made
+help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY)  ## compare baseline and distillation on generated images, on a CPU in minutes
+demo: $(READY)  ## compare baseline and distillation on generated images (minutes on a CPU)
 	$(BIN)/w2skd compare --recipe demo --seeds 0,1 --out runs/demo
 
 test: $(READY)  ## run the tests
@@ -23,17 +23,17 @@ lint: $(READY)  ## check style and formatting
 types: $(READY)  ## check types
 	$(BIN)/mypy --strict w2skd
 
-bench: $(READY)  ## measure speed
+bench: $(READY)  ## run the benchmarks
 	@for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "$$file"; $(BIN)/python "$$file" || exit 1; done
 
-results: $(READY)  ## make the published reports and the README's table again from their records
+results: $(READY)  ## rebuild the published reports and results tables from their records
 	$(BIN)/python docs/results/summarise.py
 
-clean:  ## remove the environment and what tools leave, but no runs and no data
+clean:  ## remove the environment, caches and builds, but no runs or data
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
 	find w2skd tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Rewritten last, so that an interrupted installation is done again.
+# Touched last, so that an interrupted installation is repeated.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "w2skd needs Python 3.11 or newer; choose one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -1,6 +1,6 @@
-"""How long ``w2skd --help`` takes, against a Python that does nothing. Target: under 0.5 s, the median of ten.
+"""Start-up time of ``w2skd --help`` against an empty Python program. Target: a median under 0.5 s over ten runs.
 
-With ``--profile`` the modules that take longest to import are listed.
+With ``--profile`` the slowest imports are listed.
 
     python benchmarks/cli_start.py [--profile] [--json]
 """
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from timing.alternating import parser, report, take_turns
+from timing.alternating import build_parser, detail_rows, report, take_turns
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
@@ -26,11 +26,11 @@ def start(arguments: Sequence[str]) -> None:
 
 
 def slowest_imports(count: int) -> dict[str, float]:
-    """Module -> milliseconds of its own code, as ``-X importtime`` tells them."""
+    """Return the modules with the longest import time in ms, without nested imports, from ``-X importtime``."""
     command = [sys.executable, "-X", "importtime", "-m", "w2skd", "--help"]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT).stderr
+    trace = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT).stderr
     own: dict[str, float] = {}
-    for line in told.splitlines():
+    for line in trace.splitlines():
         fields = line.removeprefix("import time:").split("|")
         if len(fields) == 3 and fields[0].strip().isdigit():
             own[fields[2].strip()] = int(fields[0]) / 1e3
@@ -38,9 +38,9 @@ def slowest_imports(count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    arguments = parser(__doc__, rounds=10)
-    arguments.add_argument("--profile", action="store_true", help="list what takes longest to import")
-    options = arguments.parse_args()
+    parser = build_parser(__doc__, rounds=10)
+    parser.add_argument("--profile", action="store_true", help="list the slowest imports")
+    options = parser.parse_args()
     turns = take_turns(
         {"w2skd --help": lambda: call(["-m", "w2skd", "--help"]), "python": lambda: call(["-c", "pass"])},
         options.rounds,
@@ -51,7 +51,7 @@ def main() -> None:
     rows = [
         ("w2skd --help", f"{seconds['w2skd --help']:.3f} s", "target under 0.5 s"),
         ("python -c pass", f"{seconds['python']:.3f} s", ""),
-        *((f"  import {name}", f"{milliseconds:.1f} ms", "") for name, milliseconds in slowest.items()),
+        *detail_rows({f"import {name}": value for name, value in slowest.items()}, "{:.1f} ms"),
     ]
     report(options, rows, {"seconds": seconds, "imports_ms": slowest})
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from timing.alternating import parser, report, take_turns
+from timing.alternating import build_parser, detail_rows, report, take_turns
 
 from w2skd.tasks.diffusion.noise_schedule import NoiseSchedule
 from w2skd.tasks.diffusion.recipe import DiffusionSection, SamplerSection
@@ -33,8 +33,8 @@ def bare_loop(options) -> Callable[[], None]:
     def block() -> None:
         images = noise
         for step in scheduler.timesteps:
-            answer = model(images, step.to(options.device).expand(len(images)))
-            images = scheduler.step(answer, step, images).prev_sample
+            prediction = model(images, step.to(options.device).expand(len(images)))
+            images = scheduler.step(prediction, step, images).prev_sample
         images.cpu()
 
     return block
@@ -49,13 +49,13 @@ def ours(options) -> Callable[[], None]:
 
 
 def main() -> None:
-    arguments = parser(__doc__, rounds=48)
-    arguments.add_argument("--model", default="unet_mini_nc16_rb1")
-    arguments.add_argument("--size", type=int, default=16, help="side of the images in px [16]")
-    arguments.add_argument("--batch-size", type=int, default=16)
-    arguments.add_argument("--steps", type=int, default=20, help="sampling steps [20]")
-    arguments.add_argument("--device", default="cpu")
-    options = arguments.parse_args()
+    parser = build_parser(__doc__, rounds=48)
+    parser.add_argument("--model", default="unet_mini_nc16_rb1")
+    parser.add_argument("--size", type=int, default=16, help="side of the images in px [16]")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps [20]")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
     turns = take_turns({"bare": lambda: bare_loop(options), "ours": lambda: ours(options)}, options.rounds)
@@ -63,9 +63,9 @@ def main() -> None:
     step_ms = {name: turns.seconds(name) / options.steps * 1e3 for name in turns.wall}
     rows = [
         ("generate / bare DDIM loop", f"{ratio}", "target at most 1.05"),
-        *((f"  {name}, per step", f"{milliseconds:.1f} ms", "") for name, milliseconds in step_ms.items()),
+        *detail_rows(step_ms, "{:.1f} ms per step"),
     ]
-    report(options, rows, {"ratios": {"sampling": ratio.as_dict()}, "step_ms": step_ms})
+    report(options, rows, {"ratios": {"sampling": ratio}, "step_ms": step_ms})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Steps of the engine against a bare loop, written by hand with the same model, batch and fused optimizer.
+"""Step rate of the engine against a bare loop with the same model, batches and fused optimizer.
 
-The bare loop has no schedule, clock, log, guard against non-finite gradients or seeding of its draws: next(batch),
-forward, loss, backward, optimizer.step, zero_grad. Both take their batches either from a resident feed each (cropped
-and flipped), or from eight tensors made beforehand. Target: at least 0.97 of the bare loop's rate. Below the rates
-stands what each of the engine's parts takes on its own.
+The bare loop has no schedule, clock, log, check for non-finite gradients or seeding: next(batch), forward, loss,
+backward, optimizer.step, zero_grad. Both take their batches either from a resident feed (cropped and flipped) or from
+eight premade batches. Target: at least 0.97 of the bare loop's rate. The time of each part of the engine is printed
+below the rates.
 
     python benchmarks/engine_step.py [--student small_cnn_strong] [--batch-size 64] [--json]
 """
@@ -13,8 +13,18 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from timing.alternating import Ratio, parser, report, take_turns
-from timing.training import CPU, Premade, SteppedEngine, recipe, student, task
+from timing.alternating import Ratio, report, take_turns
+from timing.training import (
+    CPU,
+    SGD,
+    SHAPES,
+    SteppedEngine,
+    build_student,
+    build_task,
+    endless_recipe,
+    premade,
+    step_parser,
+)
 from torch.nn import functional
 
 from w2skd.data.counter import seed_from
@@ -32,10 +42,10 @@ from w2skd.training.window import Window
 
 
 class BareLoop:
-    """What one would write for oneself."""
+    """A minimal training loop."""
 
     def __init__(self, task: ClassificationTask, steps: int):
-        self.model = student(task)
+        self.model = build_student(task)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
         )
@@ -52,12 +62,12 @@ class BareLoop:
 
 
 def microseconds(action: Callable[[], object]) -> float:
-    """One call, the median of 30 runs of 20."""
+    """Time one call: the median of 30 runs of 20 calls."""
     return median(timeit.repeat(action, number=20, repeat=30)) / 20 * 1e6
 
 
 def parts(engine: Engine) -> dict[str, float]:
-    """Microseconds a step of what the engine does and the bare loop does not."""
+    """Time what only the engine does, in microseconds per step."""
     clock, window, guard = Clock(), Window(), FiniteGuard([engine.student], 10)
     optimizer = build_optimizer(engine.student, engine.train_section)
     for parameter in engine.student.parameters():
@@ -84,51 +94,46 @@ def parts(engine: Engine) -> dict[str, float]:
         "seeding": microseconds(lambda: seed_generators(CPU, seed_from(0, 5, 0))),
         "clock": microseconds(segments),
         "autocast off": microseconds(cast),
-        "weighing": microseconds(lambda: weigh(losses, 0.0) / 1),
-        "window of means": microseconds(lambda: window.add({"loss": norm, **named(losses)})),
+        "loss weighting": microseconds(lambda: weigh(losses, 0.0) / 1),
+        "running means": microseconds(lambda: window.add({"loss": norm, **named(losses)})),
         "gradient norm": microseconds(lambda: torch.nn.utils.get_total_norm(gradients)),
         "guard": microseconds(check),
-        "suppressible update": microseconds(lambda: take_step(optimizer, torch.zeros(()))) - plain,
-        "a log row, per step": microseconds(lambda: (window.take_means(Ranks()), guard.report())) / section.log_every,
+        "skippable update": microseconds(lambda: take_step(optimizer, torch.zeros(()))) - plain,
+        "log row, per step": microseconds(lambda: (window.take_means(Ranks()), guard.report())) / section.log_every,
     }
 
 
 def main() -> None:
-    arguments = parser(__doc__, rounds=240)
-    arguments.add_argument("--student", default="small_cnn_strong")
-    arguments.add_argument("--batch-size", type=int, default=64)
-    arguments.add_argument("--steps", type=int, default=2, help="steps a block, and a log row [2]")
-    options = arguments.parse_args()
+    parser = step_parser(__doc__, rounds=240, batch_size=64, steps=2)
+    parser.add_argument("--student", default="small_cnn_strong")
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    plan = recipe("small_cnn_weak", options.student, batch_size=options.batch_size, log_every=options.steps)
+    models = {"teacher": {"model": "small_cnn_weak"}, "student": {"model": options.student}}
+    recipe = endless_recipe(options, SGD, task="classification", data=SHAPES, **models)
+    builders = {"resident feed": lambda: build_task(recipe), "premade batches": lambda: premade(recipe, 8)}
 
     results: dict[str, Ratio] = {}
     times: dict[str, dict[str, float]] = {}
-    for name, kind in (("resident feed", ClassificationTask), ("premade tensors", Premade)):
+    for name, build in builders.items():
         turns = take_turns(
             {
-                "engine": lambda kind=kind: SteppedEngine(task(plan, kind), plan),
-                "bare": lambda kind=kind: BareLoop(task(plan, kind), options.steps),
+                "engine": lambda build=build: SteppedEngine(build(), recipe),
+                "bare": lambda build=build: BareLoop(build(), options.steps),
             },
             options.rounds,
         )
         results[name] = turns.ratio("engine", "bare").inverse
         times[name] = {each: turns.seconds(each) / options.steps * 1e3 for each in ("engine", "bare")}
-    costs = parts(SteppedEngine(task(plan), plan).engine)
+    costs = parts(SteppedEngine(build_task(recipe), recipe).engine)
 
     rows = [(f"engine / bare loop, {name}", f"{ratio}", "target at least 0.97") for name, ratio in results.items()]
     rows += [
-        (f"  a step, {name}", f"engine {each['engine']:.2f} ms, bare {each['bare']:.2f} ms", "")
+        (f"  time per step, {name}", f"engine {each['engine']:.2f} ms, bare {each['bare']:.2f} ms", "")
         for name, each in times.items()
     ]
-    step_us = times["premade tensors"]["bare"] * 1e3
+    step_us = times["premade batches"]["bare"] * 1e3
     rows += [(f"  {part}", f"{cost:.1f} us", f"{cost / step_us:.2%} of a bare step") for part, cost in costs.items()]
-    values = {
-        "ratios": {name: ratio.as_dict() for name, ratio in results.items()},
-        "step_ms": times,
-        "parts_us": costs,
-    }
-    report(options, rows, values)
+    report(options, rows, {"ratios": results, "step_ms": times, "parts_us": costs})
 
 
 if __name__ == "__main__":

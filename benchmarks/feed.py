@@ -1,9 +1,9 @@
-"""The resident feed against a DataLoader that augments image by image, on CIFAR-10-sized data and one core.
+"""Throughput of the resident feed against a DataLoader with PIL transforms, on CIFAR-10-sized data and one core.
 
-The loader is the usual one: a dataset of PIL images, RandomCrop with reflected padding, RandomHorizontalFlip, ToTensor,
-Normalize, `num_workers=0` (a worker process would be a second core). Both give shuffled, augmented, normalised float32
-batches of 128. A block is a whole epoch of the resident feed, order and augmentation of the epoch included, and a
-hundredth of an epoch of the loader; the ratio is of examples a second. Target: at least 10.
+The DataLoader has a dataset of PIL images, RandomCrop with reflection padding, RandomHorizontalFlip, ToTensor,
+Normalize and `num_workers=0` (a worker process would use a second core). Both produce shuffled, augmented, normalised
+float32 batches of 128. A block is a whole epoch of the resident feed, including shuffling, and a hundredth of an epoch
+of the DataLoader; the ratio compares examples per second. Target: at least 10.
 
     python benchmarks/feed.py [--examples 50000] [--augment crop,flip] [--json]
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 from PIL import Image
-from timing.alternating import parser, report, take_turns
+from timing.alternating import build_parser, detail_rows, report, take_turns
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -26,7 +26,7 @@ NORMALIZATION = Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 class PilImages(Dataset[tuple[Tensor, int]]):
-    """As `torchvision.datasets.CIFAR10` holds them: an array, an image made at every access."""
+    """An array of pixels that becomes a PIL image at every access, as in `torchvision.datasets.CIFAR10`."""
 
     def __init__(self, images: Tensor, labels: Tensor, augment: list[str]):
         self._pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -69,10 +69,10 @@ def loader(images: ImageSet, augment: list[str], batches: int) -> Callable[[], N
 
 
 def main() -> None:
-    arguments = parser(__doc__, rounds=30)
-    arguments.add_argument("--examples", type=int, default=50_000)
-    arguments.add_argument("--augment", default="crop,flip")
-    options = arguments.parse_args()
+    parser = build_parser(__doc__, rounds=30)
+    parser.add_argument("--examples", type=int, default=50_000)
+    parser.add_argument("--augment", default="crop,flip")
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     augment = options.augment.split(",") if options.augment else []
     torch.manual_seed(0)
@@ -92,10 +92,10 @@ def main() -> None:
         "loader": part * BATCH_SIZE / turns.seconds("loader"),
     }
     rows = [
-        ("resident feed / DataLoader, examples a second", f"{ratio}", "target at least 10"),
-        *((f"  {name}", f"{rate:,.0f} examples a second", "") for name, rate in rates.items()),
+        ("resident feed / DataLoader, examples/s", f"{ratio}", "target at least 10"),
+        *detail_rows(rates, "{:,.0f} examples/s"),
     ]
-    report(options, rows, {"ratios": {"feed": ratio.as_dict()}, "examples_per_s": rates})
+    report(options, rows, {"ratios": {"feed": ratio}, "examples_per_s": rates})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from timing.alternating import parser, report
+from timing.alternating import build_parser, report
 from timing.random_inception import write_random_inception
 from torch import Tensor
 from torch.nn import functional
@@ -61,7 +61,7 @@ def by_command(fake: Path, real: Path, weights: Path, subset_size: int, threads:
 
 
 def main() -> None:
-    options = parser(__doc__, rounds=1)
+    options = build_parser(__doc__, rounds=1)
     options.add_argument("--images", type=int, default=64, help="images per set [64]")
     options.add_argument("--size-px", type=int, default=32, help="side of the images [32]")
     options.add_argument("--weights", type=Path, help="Inception weights; random if omitted")

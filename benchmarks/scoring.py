@@ -1,9 +1,9 @@
-"""What scoring costs beside the package that scores: 5,000 images with 100 detections each, as COCO's validation has.
+"""Overhead of w2skd's COCO scoring over the scoring package: 5,000 images with 100 detections each, as in COCO val.
 
-Every image has seven boxes of 80 categories; half of the detections are such boxes moved a little, half are anywhere.
-They come in batches of 16, as float32 tensors. A round is all of it: reading the ground truth, adding the batches, the
-array, the package, its numbers. The package's own time is taken in its own calls. After the last of them its objects
-are given back, which is told apart. The rest is ours, which no loop of ours over detections should make long.
+Each image has seven boxes of 80 categories; half of the detections are slightly moved ground-truth boxes, half are
+random. They arrive in batches of 16, as float32 tensors. A round covers all of scoring: reading the ground truth,
+adding the batches, building the array, running the package and reading its numbers. Time inside the package's methods
+is measured separately, as is the time to free its objects after the last call. The rest is w2skd's overhead.
 
     python benchmarks/scoring.py [--images 5000] [--detections 100] [--backend faster] [--rounds 1] [--json]
 """
@@ -18,7 +18,7 @@ import faster_coco_eval
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from timing.alternating import parser, report
+from timing.alternating import build_parser, report
 from torch import Tensor
 
 from w2skd.tasks.detection.coco_scores import CocoScorer
@@ -38,14 +38,14 @@ Batch = tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]], Tensor]
 
 
 def boxes(count: int) -> Tensor:
-    """Random xyxy boxes in an image of 640 x 480 px."""
+    """Draw xyxy boxes in an image of 640 x 480 px."""
     size = torch.rand(count, 2) ** 2 * 240 + 4
     corner = torch.rand(count, 2) * (torch.tensor([640, 480]) - size)
     return torch.cat([corner, corner + size], dim=1)
 
 
-def made_up(images: int, detections: int) -> tuple[dict[str, Any], list[Batch]]:
-    """Ground truth and batches of what was found."""
+def random_data(images: int, detections: int) -> tuple[dict[str, Any], list[Batch]]:
+    """Return COCO ground truth and batches of detections."""
     annotations, batches = [], []
     for first in range(0, images, BATCH_SIZE):
         places = torch.arange(first, min(first + BATCH_SIZE, images))
@@ -68,7 +68,7 @@ def made_up(images: int, detections: int) -> tuple[dict[str, Any], list[Batch]]:
 
 
 class Stopwatch:
-    """Adds up the time in calls of methods, not counting calls within calls twice."""
+    """Accumulates the time spent in wrapped methods; nested calls count once."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -90,14 +90,14 @@ class Stopwatch:
 
 
 def main() -> None:
-    arguments = parser(__doc__, rounds=1)
-    arguments.add_argument("--images", type=int, default=5000)
-    arguments.add_argument("--detections", type=int, default=100, help="of an image [100]")
-    arguments.add_argument("--backend", choices=sorted(CALLS), default="pycocotools")
-    options = arguments.parse_args()
+    parser = build_parser(__doc__, rounds=1)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--detections", type=int, default=100, help="per image [100]")
+    parser.add_argument("--backend", choices=sorted(CALLS), default="pycocotools")
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    ground_truth, batches = made_up(options.images, options.detections)
+    ground_truth, batches = random_data(options.images, options.detections)
     watch = Stopwatch()
     for owner, names in CALLS[options.backend].items():
         for name in names:
@@ -118,13 +118,13 @@ def main() -> None:
     found = options.images * options.detections
     rows = [
         (
-            f"outside {result.backend}, of {found:,} detections",
+            f"outside {result.backend}, for {found:,} detections",
             f"{median(ours):.2f} s",
-            f"{median(shares):.1%} of both",
+            f"{median(shares):.1%} of the total",
         ),
-        (f"  in {result.backend}", f"{median(theirs):.2f} s", ""),
-        ("  to give its objects back, and for classes", f"{median(freeing):.2f} s", ""),
-        ("  most memory of the process", f"{peak_gib:.1f} GiB", ""),
+        (f"  inside {result.backend}", f"{median(theirs):.2f} s", ""),
+        ("  freeing its objects, and per-class scores", f"{median(freeing):.2f} s", ""),
+        ("  peak memory of the process", f"{peak_gib:.1f} GiB", ""),
     ]
     values = {
         "outside_s": ours,

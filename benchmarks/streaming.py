@@ -1,10 +1,10 @@
-"""The streaming feed against a bare DataLoader with the same v2 transforms, examples a second.
+"""Throughput of the streaming feed against a bare DataLoader with the same v2 transforms, in examples per second.
 
-The loader is the usual one: a dataset that opens a JPEG, RandomResizedCrop, RandomHorizontalFlip, PILToTensor, ToDtype,
-Normalize, shuffled, persistent workers. A second one hands out bytes, which the main process normalises by batches, as
-the feed does. All give augmented, normalised float32 batches and have as many workers, which stay alive throughout; a
-block is some batches, more than are made ahead. The files are generated, 120 x 96 px, or those under --root. CPU time
-is that of the main process only. Target: at least 0.97.
+The DataLoader has a dataset that opens JPEG files, RandomResizedCrop, RandomHorizontalFlip, PILToTensor, ToDtype and
+Normalize, shuffling and persistent workers. A second DataLoader returns bytes, which the main process normalises per
+batch, as the feed does. All produce augmented, normalised float32 batches with the same number of workers, which stay
+alive throughout. A block has more batches than are prefetched. The files are generated (120 x 96 px) or those under
+--root. CPU time is that of the main process only. Target: at least 0.97.
 
     python benchmarks/streaming.py [--root FOLDER] [--size 96] [--workers 1] [--trivial-augment] [--json]
 """
@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from PIL import Image
-from timing.alternating import parser, report, take_turns
+from timing.alternating import build_parser, detail_rows, report, take_turns
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -33,7 +33,7 @@ GENERATED = 600
 
 @dataclass(frozen=True)
 class Files:
-    """See `w2skd.data.examples.Examples`; both sides open images in this way."""
+    """Image files, opened in the same way by both sides. Implements `w2skd.data.examples.Examples`."""
 
     paths: tuple[Path, ...]
 
@@ -72,7 +72,7 @@ class Augmented(Dataset[tuple[Tensor, int]]):
 
 
 def write_photos(folder: Path) -> None:
-    """Smooth shapes with some noise, so that they take about as many bytes as photographs do."""
+    """Write smooth shapes with some noise, about as many bytes as photographs."""
     draw = np.random.default_rng(0)
     for number in range(GENERATED):
         coarse = Image.fromarray(draw.integers(0, 256, (9, 12, 3), dtype=np.uint8))
@@ -121,14 +121,14 @@ def block(batches: Iterator[object], count: int) -> Callable[[], None]:
 
 
 def main() -> None:
-    arguments = parser(__doc__, rounds=30)
-    arguments.add_argument("--root", type=Path, help="folder with JPEG files, at any depth")
-    arguments.add_argument("--size", type=int, default=96)
-    arguments.add_argument("--workers", type=int, default=1)
-    arguments.add_argument("--batch-size", type=int, default=64)
-    arguments.add_argument("--batches", type=int, default=16, help="per block [16]")
-    arguments.add_argument("--trivial-augment", action="store_true")
-    options = arguments.parse_args()
+    parser = build_parser(__doc__, rounds=30)
+    parser.add_argument("--root", type=Path, help="folder with JPEG files, at any depth")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=16, help="per block [16]")
+    parser.add_argument("--trivial-augment", action="store_true")
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with TemporaryDirectory() as folder:
         if options.root is None:
@@ -150,14 +150,11 @@ def main() -> None:
     ratios = {name: turns.ratio(name, "streaming") for name in ("bare", "bytes")}
     rates = {name: examples / turns.seconds(name) for name in ("streaming", "bare", "bytes")}
     rows = [
-        ("streaming feed / bare DataLoader, examples a second", f"{ratios['bare']}", "target at least 0.97"),
+        ("streaming feed / bare DataLoader, examples/s", f"{ratios['bare']}", "target at least 0.97"),
         ("streaming feed / DataLoader of bytes", f"{ratios['bytes']}", ""),
-        *((f"  {name}", f"{rate:,.0f} examples a second", "") for name, rate in rates.items()),
+        *detail_rows(rates, "{:,.0f} examples/s"),
     ]
-    if options.root is not None:
-        options.root = str(options.root)
-    values = {name: ratio.as_dict() for name, ratio in ratios.items()}
-    report(options, rows, {"ratios": values, "examples_per_s": rates, "files": len(files)})
+    report(options, rows, {"ratios": ratios, "examples_per_s": rates, "files": len(files)})
 
 
 if __name__ == "__main__":

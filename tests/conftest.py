@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
-# Before torch is loaded: several test processes share few cores.
+# Set before torch is loaded, because several test processes share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -34,14 +34,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with archives of real images; for tests marked ``shared_data``."""
+    """Folder with archives of real images, for tests marked ``shared_data``."""
     return SHARED_DATA
 
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny experiment, finished, and not to be changed."""
-    from tiny import finished_experiment  # it loads torch, for which tests that do not need it should not wait
+    """The finished tiny experiment; read only."""
+    from tiny import finished_experiment  # loads torch, which many tests do not need
 
     return finished_experiment(tmp_path_factory.getbasetemp())
 
@@ -54,15 +54,15 @@ def recipe(experiment: Path) -> Path:
 
 @pytest.fixture
 def copied(experiment: Path, tmp_path: Path) -> Path:
-    """All of the finished experiment, to be changed at will."""
+    """A copy of the finished experiment that a test may change."""
     shutil.copytree(experiment, tmp_path / "copied")
     return tmp_path / "copied"
 
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Torch's cache, which is empty, and no network."""
-    import torch  # as above
+    """An empty torch cache and no network; return the cache's checkpoint folder."""
+    import torch  # loaded late, see above
 
     def no_network(*_: object, **__: object) -> None:
         raise URLError(OSError(-2, "Name or service not known"))
@@ -75,7 +75,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def recipe_file(tmp_path: Path) -> Callable[..., str]:
-    """Writes a recipe, a good one unless told otherwise, and gives its path."""
+    """A function that writes a recipe, by default a valid one, and returns its path."""
 
     def write(content: str | bytes = RECIPE) -> str:
         path = tmp_path / "tiny.yaml"

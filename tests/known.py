@@ -1,4 +1,4 @@
-"""Functions that need to know every type of recipe, with all types that are installed."""
+"""Functions that take recipe types, called with all installed types."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

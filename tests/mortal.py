@@ -121,7 +121,7 @@ def _run(request: dict[str, Any]) -> None:
 
 
 def _serve() -> None:
-    import_module("w2skd.runs.arm")  # what takes long, before anybody waits for it
+    import_module("w2skd.runs.arm")  # slow imports, before the first command
     answers = os.dup(1)
     for line in sys.stdin:
         child = os.fork()

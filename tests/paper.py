@@ -12,7 +12,7 @@ def pixels(path):
 
 
 def places(picture, block):
-    """Where a block of pixels stands in a picture, as (row, column), from top to bottom."""
+    """Return the positions (row, column) of a block of pixels in a picture, from top to bottom."""
     height, width = block.shape[:2]
     first = np.argwhere((picture == block[0, 0]).all(axis=2))
     return [
@@ -23,7 +23,7 @@ def places(picture, block):
 
 
 def box(mask):
-    """Top, bottom, left and right of what is marked."""
+    """Return top, bottom, left and right of the marked pixels."""
     rows, columns = np.nonzero(mask)
     return rows.min(), rows.max(), columns.min(), columns.max()
 

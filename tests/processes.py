@@ -1,4 +1,4 @@
-"""Ranks as real processes, in tests: what torchrun does, without its seconds of start.
+"""Ranks as real processes, like torchrun but without its slow start.
 
 The processes are forked from a server that has loaded torch once and computed nothing, so a launch takes milliseconds.
 As with torchrun, the store in which the ranks find each other is kept by their parent, on a port that the system picks:
@@ -26,7 +26,7 @@ _FORK.set_forkserver_preload(["torch", "w2skd.runs.experiment", "w2skd.runs.scor
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one rank ended.
+    """The result of one rank.
 
     Attributes:
         value: what its work returned.
@@ -70,7 +70,7 @@ def run_ranks(work: Callable[..., Any], *arguments: Any, world: int = 2, timeout
 
 
 def values(outcomes: list[Outcome]) -> list[Any]:
-    """What each rank returned; the first error of a rank is raised."""
+    """Return the value of each rank; raise the first error of a rank."""
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error

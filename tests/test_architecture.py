@@ -1,4 +1,4 @@
-"""The rules of the house: who may import whom, what stays free of torch, what the training loop may know."""
+"""Architecture rules: import order, modules free of torch, what the training loop may know, sizes."""
 
 import ast
 import subprocess
@@ -59,9 +59,9 @@ class Import(NamedTuple):
     """One import, resolved.
 
     Attributes:
-        target: dotted name of a module, relative to w2skd where it is one of ours ("" is w2skd itself), else as it is.
-        ours: whether it is in w2skd.
-        deferred: it runs when a function is called, or for type checkers only, not when the module is loaded.
+        target: dotted name of a module; relative to w2skd if it belongs to it ("" is w2skd itself).
+        ours: whether it belongs to w2skd.
+        deferred: it runs when a function is called or for type checkers only, not when the module is loaded.
     """
 
     line: int
@@ -71,7 +71,7 @@ class Import(NamedTuple):
 
 
 def sources() -> dict[str, str]:
-    """Name relative to w2skd -> source, of every module; packages by their own name."""
+    """Return the source of every module by its name relative to w2skd."""
     return {_name(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
 
 
@@ -80,7 +80,7 @@ def _name(path: Path) -> str:
 
 
 def imports(module: str, source: str, modules: Mapping[str, str]) -> Iterator[Import]:
-    """Every import of a module: absolute, relative, in functions, under TYPE_CHECKING, by ``import_module``."""
+    """Yield every import of a module: absolute, relative, in functions, under TYPE_CHECKING, by ``import_module``."""
     is_package = any(name.startswith(f"{module}.") for name in modules) or module == ""
 
     def resolve(node: ast.AST) -> list[str]:
@@ -114,7 +114,7 @@ def imports(module: str, source: str, modules: Mapping[str, str]) -> Iterator[Im
 
 
 def _nearest(name: str, modules: Mapping[str, str]) -> str:
-    """The module that ``w2skd.<name>`` is, or has as an attribute."""
+    """Return the module that ``w2skd.<name>`` is or belongs to."""
     while name and name not in modules and "." in name:
         parent = name.rpartition(".")[0]
         if parent in modules:
@@ -128,14 +128,14 @@ def _looks_like_a_module(name: str) -> bool:
 
 
 def floor(module: str) -> int | None:
-    """A module's floor, or None when nobody has given it one."""
+    """Return a module's floor, or None if it has none."""
     while module not in FLOORS and "." in module:
         module = module.rpartition(".")[0]
     return FLOORS.get(module)
 
 
 def wrong_arrows(modules: Mapping[str, str]) -> list[str]:
-    """Imports that go up or sideways, and modules that have no floor."""
+    """List imports that go up or sideways, and modules without a floor."""
     wrong = [f"w2skd.{module} has no floor in FLOORS" for module in modules if floor(module) is None]
     for module, source in modules.items():
         for found in imports(module, source, modules):
@@ -172,7 +172,7 @@ def _is_in(module: str, places: Sequence[str]) -> bool:
 def heavy_imports(
     modules: Mapping[str, str], starts: Sequence[str] = TORCH_FREE, packages: Sequence[str] = HEAVY
 ) -> list[str]:
-    """Packages that come with a module, or one in a folder, when it is loaded, also through what it imports itself."""
+    """List the packages that loading a module imports, directly or through other modules."""
     heavy = []
     for start in (module for module in modules if _is_in(module, starts)):
         seen, waiting = {start}, [start]

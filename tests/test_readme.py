@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""The snippets, links and tables of the README."""
 
 import os
 import re
@@ -60,12 +60,25 @@ def test_the_method_in_a_loop_of_your_own_learns_and_switches_off() -> None:
     assert all(torch.equal(value, weak.state_dict()[name]) for name, value in before.items())
 
 
-def test_the_tree_names_what_is_there() -> None:
-    tree = block("text") if README.count("```text") == 1 else re.findall(r"```text\n(.*?)```", README, re.DOTALL)[0]
-    named = set(re.findall(r"([a-z_]+\.py)", tree))
-    assert named <= {path.name for path in (ROOT / "w2skd").rglob("*.py")}
-    modules = {path.name for path in (ROOT / "w2skd").glob("*.py")} - {"__init__.py", "__main__.py"}
-    assert modules <= named
+def test_the_layout_names_every_folder_of_the_package() -> None:
+    named = set(re.findall(r"[├└]── ([a-z_]+(?:\.py)?)", block("text")))
+    package = ROOT / "w2skd"
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert named == folders | modules
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) < 200
+    for page in (ROOT / "README.md", ROOT / "docs" / "guide.md"):
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?://)([^)]+)\)", text):
+            path, _, anchor = target.partition("#")
+            file = page.parent / path if path else page
+            assert file.exists(), target
+            if anchor:
+                titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+                assert anchor in {title.lower().replace(" ", "-") for title in titles}, target
 
 
 def test_the_results_are_what_the_records_say() -> None:

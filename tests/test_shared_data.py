@@ -1,4 +1,4 @@
-"""The CIFAR-10 images of ../shared/data, through the recipe that is made for them."""
+"""The recipe for the CIFAR-10 images in ../shared/data."""
 
 import json
 import tarfile

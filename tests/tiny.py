@@ -1,4 +1,4 @@
-"""The smallest experiment that has everything, in half a second a run on one core, and what to ask of its runs."""
+"""The smallest complete experiment, half a second per run on one core, and helpers to inspect its runs."""
 
 import json
 import os
@@ -44,7 +44,7 @@ Checkpoints come every third and every fifth step.
 
 
 class Outcome(NamedTuple):
-    """How a command ended."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -52,12 +52,12 @@ class Outcome(NamedTuple):
 
     @property
     def problems(self) -> list[str]:
-        """The lines with which w2skd says no; a message of several lines counts whole."""
+        """Error messages; one of several lines counts once."""
         return self.err.split("w2skd: ")[1:]
 
 
 def w2skd(*arguments: object) -> Outcome:
-    """Run a command in this process. What is no clean exit, and so would be a traceback, is raised."""
+    """Run a command in this process; raise any exception other than a clean exit."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -65,14 +65,14 @@ def w2skd(*arguments: object) -> Outcome:
 
 
 def done(*arguments: object) -> Outcome:
-    """Run a command that must end well."""
+    """Run a command that must succeed."""
     outcome = w2skd(*arguments)
     assert outcome.code == 0, outcome.err
     return outcome
 
 
 def refused(*arguments: object, code: int) -> str:
-    """Run a command that must end with this exit code and exactly one line to say why; return the line."""
+    """Run a command that must fail with this exit code and a one-line message; return the message."""
     outcome = w2skd(*arguments)
     assert outcome.code == code, (outcome.code, outcome.err)
     assert len(outcome.problems) == 1, outcome.err
@@ -83,7 +83,7 @@ def refused(*arguments: object, code: int) -> str:
 
 
 def recipe_file(folder: Path, text: str = RECIPE) -> Path:
-    """The recipe as a file in a folder."""
+    """Write the recipe into a folder and return its path."""
     path = folder / "tiny.yaml"
     path.write_text(text)
     return path
@@ -95,32 +95,32 @@ def rows(run: Path) -> list[Row]:
 
 
 def step_rows(run: Path) -> list[StepRow]:
-    """Its progress."""
+    """The step rows of a run."""
     return [row for row in rows(run) if isinstance(row, StepRow)]
 
 
 def evaluations(run: Path) -> list[tuple[int, float, int, Mapping[str, float]]]:
-    """Its validations, without their clock."""
+    """The validations of a run, without their clock."""
     return [(row.step, row.epoch, row.examples, row.metrics) for row in rows(run) if isinstance(row, EvalRow)]
 
 
 def events(run: Path, name: str) -> list[EventRow]:
-    """Its events of one name."""
+    """The events of a run with this name."""
     return [row for row in rows(run) if isinstance(row, EventRow) and row.name == name]
 
 
 def status(run: Path) -> dict[str, Any]:
-    """What it says about itself."""
+    """The content of ``status.json``."""
     return json.loads((run / "status.json").read_text())
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    """The finished model."""
+    """The weights of a finished run."""
     return load_file(run / "model.safetensors")
 
 
 def assert_same_weights(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
-    """Bit for bit."""
+    """Compare weights bit for bit."""
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
@@ -135,13 +135,13 @@ def assert_same_course(ours: Path, theirs: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder, to see that nothing changed; locks are left out."""
+    """Content of every file under a folder, except locks."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def finished_experiment(folder: Path) -> Path:
-    """A folder with ``tiny.yaml`` and, in ``runs``, its finished teacher, baseline and w2s run; made once a folder."""
+    """Create ``tiny.yaml`` and finished teacher, baseline and w2s runs in a folder, once; return the experiment."""
     experiment = folder / "tiny" / "runs"
     if not experiment.exists():
         experiment.parent.mkdir()
@@ -154,7 +154,7 @@ def finished_experiment(folder: Path) -> Path:
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Let the kernel refuse to make a file larger than `size` bytes, as a full disk would."""
+    """Make the kernel refuse files larger than `size` bytes, like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -167,7 +167,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 @contextmanager
 def at_step(step: int, action: Callable[[Engine], object]) -> Iterator[None]:
-    """Do something when `step` steps of a training are done and the next is about to be taken."""
+    """Call `action` after `step` steps of a training, before the next one."""
     original = Engine._take_step
 
     def take_step(engine: Engine, *args: Any) -> None:
@@ -181,17 +181,17 @@ def at_step(step: int, action: Callable[[Engine], object]) -> Iterator[None]:
 
 
 def stopped_at(step: int, *arguments: object) -> None:
-    """Run a training until it has a checkpoint of this step, and stop it as a scheduler would."""
+    """Run a training to this step and stop it as a scheduler would, with a checkpoint."""
     with at_step(step - 1, lambda _: os.kill(os.getpid(), signal.SIGTERM)):
         assert w2skd(*arguments).code == 75
 
 
 class Crash(Exception):
-    """Something that no user can mend."""
+    """An error that is not a `UserError`."""
 
 
 def crashed_at(step: int, *arguments: object) -> None:
-    """Run a training until this many steps are done, and end it without another word."""
+    """Run a training to this step and crash it."""
 
     def crash(_: Engine) -> None:
         raise Crash

@@ -1,4 +1,4 @@
-"""The smallest experiment of detection, in a second a run on one core, and the smallest files in COCO's format."""
+"""A minimal detection experiment (a second per run on one core) and a minimal data set in COCO format."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ distill: {warmup: 1step, hold: 3step, decay: 0step, switch: {patience: 9}}
 eval: {backend: pycocotools}
 report: {metric: ap50, thresholds: [0.5]}
 """
-"""Lambda is 0 at step 0 and 1 at steps 1 to 3, and then it is over."""
+"""Lambda is 0 at step 0 and 1 at steps 1 to 3; then distillation ends."""
 
 FAMILIES = ("retinanet", "fasterrcnn")
 
@@ -39,7 +39,7 @@ def recipe_of(folder: Path, family: str = "retinanet") -> Path:
 
 
 def coco(first_id: int = 1, images: int = 4) -> dict[str, Any]:
-    """Pictures of 48 x 32 px, each with a cat; every second one with a dog beside it."""
+    """Annotations of images of 48 x 32 px, each with a cat and every second one with a dog."""
     numbers = range(first_id, first_id + images)
     cats = [
         {"id": number, "image_id": number, "category_id": 3, "bbox": [4, 6, 20, 18], "area": 360, "iscrowd": 0}
@@ -57,7 +57,7 @@ def coco(first_id: int = 1, images: int = 4) -> dict[str, Any]:
 
 
 def coco_files(root: Path) -> Path:
-    """Four pictures for training and three others for evaluation, laid out as COCO is."""
+    """Write four training and three evaluation images in COCO's layout."""
     for part, document in (("train", coco(1, 4)), ("val", coco(11, 3))):
         folder = root / f"{part}2017"
         folder.mkdir(parents=True)
@@ -71,6 +71,6 @@ def coco_files(root: Path) -> Path:
 
 
 def on_coco(root: Path) -> tuple[object, ...]:
-    """The settings with which the recipe learns from these files."""
+    """Overrides that make the recipe train on these files."""
     source = f"data={{source: coco, root: {root}, min_size: 64, max_size: 96, workers: 0}}"
     return ("--set", source, "--set", "train.steps=2", "--set", "train.validate_every=2step")

@@ -1,7 +1,7 @@
-"""Ratios that a noisy machine cannot bend: A and B take turns in short blocks, and the median of their ratios counts.
+"""Robust time ratios on a noisy machine: A and B alternate in short blocks, and the median of their ratios is reported.
 
-Whatever else runs on the machine slows a block and its neighbour alike. The order within a round is turned every other
-time, so that a drift cancels. Wall time is what counts; the process's own CPU time stands beside it as a check.
+Other load slows neighbouring blocks alike, and the order within a round alternates, so that drift cancels. Results are
+wall time; the CPU time of the process is reported as a check.
 """
 
 import argparse
@@ -15,21 +15,23 @@ from statistics import median, quantiles
 from typing import Any
 
 Block = Callable[[], object]
+Row = tuple[str, str, str]
+"""Label, result, target."""
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Seconds of every block: name -> one number a round."""
+    """Seconds of each block in each round, by block name."""
 
     wall: Mapping[str, Sequence[float]]
     cpu: Mapping[str, Sequence[float]]
 
     def seconds(self, name: str) -> float:
-        """The median block's wall time."""
+        """Return the median wall time of a block."""
         return median(self.wall[name])
 
     def ratio(self, above: str, *below: str) -> "Ratio":
-        """Time of one block over the sum of others, round by round."""
+        """Divide the time of one block by the sum of others, round by round."""
         wall = [a / sum(b) for a, *b in zip(self.wall[above], *(self.wall[name] for name in below), strict=True)]
         cpu = [a / sum(b) for a, *b in zip(self.cpu[above], *(self.cpu[name] for name in below), strict=True)]
         low, _, high = quantiles(wall, n=4)
@@ -38,7 +40,7 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median over the rounds with its quartiles, and the median of the ratios of CPU time."""
+    """Median and quartiles of wall-time ratios over the rounds, and the median ratio of CPU times."""
 
     median: float
     low: float
@@ -48,11 +50,11 @@ class Ratio:
 
     @property
     def inverse(self) -> "Ratio":
-        """From times to rates."""
+        """Convert a ratio of times to a ratio of rates."""
         return Ratio(1 / self.median, 1 / self.high, 1 / self.low, 1 / self.cpu, self.rounds)
 
     def times(self, factor: float) -> "Ratio":
-        """Where the blocks do unequal amounts of work."""
+        """Scale the ratio, for blocks with unequal amounts of work."""
         return Ratio(self.median * factor, self.low * factor, self.high * factor, self.cpu * factor, self.rounds)
 
     def as_dict(self) -> dict[str, float]:
@@ -63,20 +65,20 @@ class Ratio:
 
 
 def take_turns(builders: Mapping[str, Callable[[], Block]], rounds: int, builds: int = 6) -> Rounds:
-    """Run every block once a round, `rounds` times in all.
+    """Run every block once per round, for `rounds` rounds in total.
 
-    The blocks are built afresh now and then, since two copies of one model may differ by some percent of speed, by
-    where their tensors came to lie. The first round of a build does not count.
+    The blocks are rebuilt `builds` times, because the memory placement of tensors alone can change a model's speed by
+    some percent. The first round after each build is discarded.
     """
     wall: dict[str, list[float]] = {name: [] for name in builders}
     cpu: dict[str, list[float]] = {name: [] for name in builders}
     for build in range(builds):
-        blocks = {name: builders[name]() for name in _turned(builders, build)}
+        blocks = {name: builders[name]() for name in _alternate(builders, build)}
         for block in blocks.values():
             block()
         for number in range(-(-rounds // builds)):
             gc.collect()
-            for name in _turned(builders, number):
+            for name in _alternate(builders, number):
                 began, cpu_began = time.perf_counter(), time.process_time()
                 blocks[name]()
                 wall[name].append(time.perf_counter() - began)
@@ -84,24 +86,33 @@ def take_turns(builders: Mapping[str, Callable[[], Block]], rounds: int, builds:
     return Rounds(wall, cpu)
 
 
-def _turned(names: Iterable[str], number: int) -> list[str]:
+def _alternate(names: Iterable[str], number: int) -> list[str]:
     return list(names)[:: -1 if number % 2 else 1]
 
 
-def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    made.add_argument("--rounds", type=int, default=rounds, help=f"rounds of blocks [{rounds}]")
-    made.add_argument("--threads", type=int, default=1, help="threads of PyTorch [1]")
-    return made
+def build_parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """Create a parser with the options that all benchmarks share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"number of rounds [{rounds}]")
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch threads [1]")
+    return parser
 
 
-def report(options: argparse.Namespace, rows: Sequence[tuple[str, str, str]], values: Mapping[str, Any]) -> None:
-    """Print rows of (what, result, target), or the values."""
+def detail_rows(values: Mapping[str, float], form: str) -> list[Row]:
+    """Return an indented table row per value, formatted with `form`, for example ``"{:.1f} ms"``."""
+    return [(f"  {name}", form.format(value), "") for name, value in values.items()]
+
+
+def report(options: argparse.Namespace, rows: Sequence[Row], values: Mapping[str, Any]) -> None:
+    """Print the rows as a table, or options and values as JSON with ``--json``."""
     if options.json:
-        print(json.dumps({"cores": os.cpu_count(), **vars(options), **values}, indent=2))
+        print(json.dumps({"cores": os.cpu_count(), **vars(options), **values}, indent=2, default=_to_json))
         return
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for what, result, target in rows:
-        print(f"{what:<{widths[0]}}  {result:<{widths[1]}}  {target}".rstrip())
+    for label, result, target in rows:
+        print(f"{label:<{widths[0]}}  {result:<{widths[1]}}  {target}".rstrip())
+
+
+def _to_json(value: object) -> object:
+    return value.as_dict() if isinstance(value, Ratio) else str(value)

@@ -1,4 +1,4 @@
-"""Untrained weights for Inception whose features nevertheless differ from image to image."""
+"""Random weights for Inception whose features still differ from image to image."""
 
 from pathlib import Path
 

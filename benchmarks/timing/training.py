@@ -1,90 +1,95 @@
-"""What the training benchmarks have in common: a task on generated images, and an engine that runs step by step."""
+"""Tasks and engines for the training benchmarks: endless training on a few premade batches, run step by step."""
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Callable, Mapping
+from itertools import cycle, islice
+from typing import Any
 
 import torch
 from torch import nn
 
-from w2skd.data.batch import LabelledImages
+from timing.alternating import Block, build_parser, detail_rows, report, take_turns
 from w2skd.method.schedule import DistillSchedule
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
 from w2skd.records.rows import StepRow
-from w2skd.tasks.base import Role
+from w2skd.tasks.base import Role, Task
 from w2skd.tasks.catalog import recipe_types
-from w2skd.tasks.classification.task import ClassificationTask
 from w2skd.training.clock import Clock
 from w2skd.training.engine import Engine
 
 CPU = torch.device("cpu")
 NEVER = 10**9
+SHAPES = {"source": "shapes", "train_examples": 2048, "eval_examples": 10}
+SGD = {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
+
+TaskBuilder = Callable[[], Task[Any]]
 
 
-def recipe(teacher: str, student: str, *, batch_size: int, log_every: int) -> Recipe:
-    """Training without an end, a validation or a checkpoint: what remains is steps."""
-    return validate_recipe(
-        {
-            "name": "benchmark",
-            "task": "classification",
-            "data": {"source": "shapes", "train_examples": 2048, "eval_examples": 10},
-            "teacher": {"model": teacher},
-            "student": {"model": student},
-            "train": {
-                "steps": NEVER,
-                "batch_size": batch_size,
-                "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True},
-                "lr_schedule": {"name": "constant"},
-                "validate_every": f"{NEVER}step",
-                "log_every": log_every,
-            },
-        },
-        "benchmark",
-        recipe_types(),
-    )
+def step_parser(description: str | None, *, rounds: int, batch_size: int, steps: int) -> argparse.ArgumentParser:
+    """Create a parser for a benchmark of training steps."""
+    parser = build_parser(description, rounds)
+    parser.add_argument("--batch-size", type=int, default=batch_size, help=f"examples per step [{batch_size}]")
+    parser.add_argument("--steps", type=int, default=steps, help=f"steps per block and per log row [{steps}]")
+    return parser
 
 
-class Premade(ClassificationTask):
-    """The same task on batches that are made beforehand and come round again."""
-
-    def train_batches(self, first_step: int) -> Iterator[LabelledImages]:
-        """Eight batches for ever."""
-        batches = super().train_batches(first_step)
-        made = [next(batches) for _ in range(8)]
-        while True:
-            yield from made
-
-
-def task(recipe: Recipe, kind: type[ClassificationTask] = ClassificationTask) -> ClassificationTask:
-    return kind(recipe, train=recipe.train, seed=0, device=CPU, ranks=Ranks())
+def endless_recipe(options: argparse.Namespace, optimizer: Mapping[str, Any], **sections: Any) -> Recipe:
+    """Build a recipe of `sections` whose training has no end, validations or checkpoints."""
+    train = {
+        "steps": NEVER,
+        "batch_size": options.batch_size,
+        "optimizer": dict(optimizer),
+        "lr_schedule": {"name": "constant"},
+        "validate_every": f"{NEVER}step",
+        "log_every": options.steps,
+    }
+    return validate_recipe({"name": "benchmark", "train": train, **sections}, "benchmark", recipe_types())
 
 
-def student(task: ClassificationTask) -> nn.Module:
+def build_task(recipe: Recipe, task_type: type[Task[Any]] | None = None) -> Task[Any]:
+    """Build the student's training task on the CPU, of the recipe's type unless another is given."""
+    return (task_type or recipe.task_type())(recipe, train=recipe.train, seed=0, device=CPU, ranks=Ranks())
+
+
+def premade(recipe: Recipe, batches: int) -> Task[Any]:
+    """Build the recipe's task with its first few training batches repeated endlessly."""
+    task = build_task(recipe)
+    first = list(islice(task.train_batches(0), batches))
+    task.train_batches = lambda first_step: cycle(first)
+    return task
+
+
+def build_student(task: Task[Any]) -> nn.Module:
     torch.manual_seed(0)
     return task.build_model(Role.STUDENT)
 
 
+def build_teacher(task: Task[Any]) -> nn.Module:
+    torch.manual_seed(1)
+    return task.build_model(Role.TEACHER).eval()
+
+
 class SteppedEngine:
-    """An engine whose steps are taken from outside, a log interval at a time.
+    """An engine that advances by one log interval per call.
 
     Args:
-        task: what it trains on.
-        recipe: gives the section ``train``.
-        distill_steps: so long a teacher helps, at weight 1; 0 is a baseline.
+        task: training task.
+        recipe: provides the ``train`` section.
+        distill_steps: steps of distillation at weight 1; 0 trains without a teacher.
     """
 
-    def __init__(self, task: ClassificationTask, recipe: Recipe, distill_steps: int = 0):
+    def __init__(self, task: Task[Any], recipe: Recipe, distill_steps: int = 0):
         clock, teacher, schedule = Clock(), None, None
         if distill_steps:
-            torch.manual_seed(1)
-            teacher = FrozenTeacher(task.build_model(Role.TEACHER), device=CPU, clock=clock)
+            teacher = FrozenTeacher(build_teacher(task), device=CPU, clock=clock)
             lengths = {"warmup_steps": 0, "hold_steps": distill_steps, "decay_steps": 0}
             schedule = DistillSchedule(weight=1.0, **lengths, higher_is_better=True)
-        train = recipe.train
         self.engine = Engine(
-            *(task, student(task)),
-            **{"train": train, "seed": 0, "device": CPU, "ranks": Ranks(), "clock": clock},
+            *(task, build_student(task)),
+            **{"train": recipe.train, "seed": 0, "device": CPU, "ranks": Ranks(), "clock": clock},
             **{"teacher": teacher, "schedule": schedule},
         )
         self._rows = self.engine.train()
@@ -93,3 +98,62 @@ class SteppedEngine:
         """Run to the next log row."""
         while not isinstance(next(self._rows), StepRow):
             pass
+
+
+def repeat_forward(forward: Callable[[], object], steps: int) -> Block:
+    """Return a block of `steps` forward passes in inference mode."""
+
+    def block() -> None:
+        with torch.inference_mode():
+            for _ in range(steps):
+                forward()
+
+    return block
+
+
+def report_distilled_step(
+    options: argparse.Namespace,
+    recipe: Recipe,
+    task: TaskBuilder,
+    forward: Callable[[], Callable[[], object]],
+    *,
+    target: str,
+    builds: int,
+) -> None:
+    """Measure and print what a distilled step costs compared with a student's step plus a teacher's forward.
+
+    Args:
+        options: parsed options of `step_parser`.
+        recipe: recipe of the training runs.
+        task: builds a task with premade batches.
+        forward: builds a function that runs one forward pass of the teacher.
+        target: highest acceptable ratio, printed only.
+        builds: how often models and batches are rebuilt.
+    """
+
+    def engine(distill_steps: int) -> Callable[[], Block]:
+        return lambda: SteppedEngine(task(), recipe, distill_steps)
+
+    turns = take_turns(
+        {
+            "baseline": engine(0),
+            "distilled": engine(NEVER),
+            "after the switch": engine(1),
+            "teacher": lambda: repeat_forward(forward(), options.steps),
+        },
+        options.rounds,
+        builds=builds,
+    )
+    ratios = {
+        "distilled": turns.ratio("distilled", "baseline", "teacher"),
+        "after_the_switch": turns.ratio("after the switch", "baseline").inverse,
+        "distilled_over_baseline": turns.ratio("distilled", "baseline"),
+    }
+    step_ms = {name: turns.seconds(name) / options.steps * 1e3 for name in turns.wall}
+    rows = [
+        ("distilled step / (student step + teacher forward)", f"{ratios['distilled']}", f"target at most {target}"),
+        ("step rate after the switch / baseline's", f"{ratios['after_the_switch']}", "target at least 0.99"),
+        ("distilled step / student step", f"{ratios['distilled_over_baseline']}", ""),
+        *detail_rows(step_ms, "{:.2f} ms"),
+    ]
+    report(options, rows, {"ratios": ratios, "step_ms": step_ms})

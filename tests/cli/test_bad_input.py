@@ -95,7 +95,7 @@ def test_a_setting_that_is_wrong_is_told(setting: str, problem: str, recipe: Pat
     assert os.listdir(tmp_path) == []
 
 
-# Options that contradict or mean nothing
+# Contradictory and invalid options
 
 
 def test_a_baseline_has_no_teacher(recipe: Path) -> None:
@@ -168,10 +168,10 @@ def test_without_a_teacher_torch_is_not_even_imported(recipe: Path, tmp_path: Pa
     ("name", "problem"),
     [
         ("missing.pt", "no such checkpoint"),
-        ("cut.safetensors", "damaged or cut off"),
-        ("cut.pt", "damaged or cut off"),
+        ("cut.safetensors", "damaged or truncated"),
+        ("cut.pt", "damaged or truncated"),
         ("text.pt", "damaged or not a checkpoint"),
-        ("evil.pt", "refused, since it carries pickled code (posix.mkdir) that loading could run"),
+        ("evil.pt", "refused: it contains pickled code (posix.mkdir) that loading could run"),
         ("folder", "not a run directory, model.safetensors is missing"),
     ],
 )
@@ -202,7 +202,7 @@ def test_a_teacher_that_cannot_be_loaded_is_told(
 
 
 def image_folder(root: Path) -> Path:
-    """Two classes of eight images for training and of four for evaluation."""
+    """Two classes with eight training and four evaluation images each."""
     for part, count in (("train", 8), ("test", 4)):
         for label in ("cat", "dog"):
             (root / part / label).mkdir(parents=True)
@@ -250,7 +250,7 @@ def test_a_teacher_of_other_classes_is_told(recipe: Path, tmp_path: Path) -> Non
         os.rename(root / part / "dog", root / part / "dingo")
     os.rename(root, tmp_path / "others")
     line = refused("distill", "-r", recipe, "--out", tmp_path / "runs", *on_images(tmp_path / "others"), code=1)
-    problem = "the teacher doesn't know 1 of the data's 2 classes: 'dingo'; call them by "
+    problem = "the teacher lacks 1 of the data's 2 classes: 'dingo'; rename them to "
     assert line.startswith(f"{tmp_path}/runs/teacher/model.safetensors: {problem}")
     line = refused("evaluate", "-c", tmp_path / "runs" / "teacher", "--set", f"data.root={tmp_path / 'others'}", code=1)
     assert line.startswith(f"{tmp_path}/runs/teacher/model.safetensors: {problem}")

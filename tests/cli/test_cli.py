@@ -1,4 +1,4 @@
-"""The command line: what it says where, with which exit code, and what it leaves alone."""
+"""The command line: output, exit codes, and files that stay untouched."""
 
 import json
 import math
@@ -86,7 +86,7 @@ def test_shipped_recipes_are_listed_and_printed_as_written() -> None:
     assert "did you mean 'demo'" in refused("recipes", "demmo", code=2)
 
 
-# Output for programs
+# JSON output
 
 
 def test_with_json_there_is_one_object_on_standard_output(recipe: Path, copied: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from w2skd.data import feeds
 from w2skd.data.feeds import ImageFeeds
 from w2skd.data.sources import list_image_data, load_image_data
+from w2skd.platform.ranks import Ranks
 from w2skd.tasks.classification.recipe import ClassificationData
 
 CPU = torch.device("cpu")
@@ -62,23 +63,13 @@ def test_both_feeds_show_the_same_examples_in_the_same_order() -> None:
 def test_without_augmentation_both_feeds_show_the_same_pixels() -> None:
     for ranks in (1, 2):
         for rank in range(ranks):
-            first = list(make().evaluation_batches(rank=rank, ranks=ranks))
-            second = list(make(feed="streaming").evaluation_batches(rank=rank, ranks=ranks))
+            first = list(make().evaluation_batches(Ranks(rank, ranks)))
+            second = list(make(feed="streaming").evaluation_batches(Ranks(rank, ranks)))
             assert torch.equal(torch.cat([batch.ids for batch in first]), torch.cat([batch.ids for batch in second]))
             images = [torch.cat([batch.images for batch in batches]) for batches in (first, second)]
             torch.testing.assert_close(*images)
     assert make().train.steps_per_epoch == make(feed="streaming").train.steps_per_epoch == 5
     torch.testing.assert_close(make().train.example().images, make(feed="streaming").train.example().images)
-
-
-def test_mixing_is_on_where_the_recipe_says_so() -> None:
-    plain = next(make().train_batches(0, rank=0, ranks=1, accumulate=1))
-    mixed = next(make(mixup=0.5).train_batches(0, rank=0, ranks=1, accumulate=1))
-    assert plain.partner_labels is None
-    assert mixed.partner_labels is not None
-    assert torch.equal(mixed.labels, plain.labels)
-    expected = mixed.share * plain.images + (1 - mixed.share) * plain.images.roll(1, 0)
-    torch.testing.assert_close(mixed.images, expected)
 
 
 @pytest.mark.parametrize("feed", ["resident", "streaming"])
@@ -87,7 +78,7 @@ def test_images_grow_with_a_progressive_section(feed: str) -> None:
     batches = make(feed=feed, progressive=progressive).train_batches(0, rank=0, ranks=1, accumulate=1)
     sizes = [batch.images.shape[-1] for batch, _ in zip(batches, range(24), strict=False)]
     assert sizes == [8] * 10 + [12] * 10 + [16] * 4
-    (evaluation,) = make(feed=feed, progressive=progressive).evaluation_batches(rank=0, ranks=1)
+    (evaluation,) = make(feed=feed, progressive=progressive).evaluation_batches(Ranks())
     assert evaluation.images.shape[-1] == 16
 
 

@@ -12,6 +12,7 @@ from w2skd.data.counter import permutation, randint
 from w2skd.data.images import ImageSet, Normalization
 from w2skd.data.resident import AUGMENTATIONS, ResidentFeed, evaluation_batches
 from w2skd.errors import UsageError
+from w2skd.platform.ranks import Ranks
 
 CPU = torch.device("cpu")
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
@@ -229,9 +230,11 @@ def test_a_batch_is_the_callers_own():
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_evaluation_covers_every_example_once(ranks: int, channels_last: bool):
     images = image_set(10)
-    options = {"device": CPU, "batch_size": 3, "ranks": ranks, "channels_last": channels_last}
+    options = {"device": CPU, "batch_size": 3, "channels_last": channels_last}
     batches = [
-        batch for rank in range(ranks) for batch in evaluation_batches(images, NORMALIZATION, rank=rank, **options)
+        batch
+        for rank in range(ranks)
+        for batch in evaluation_batches(images, NORMALIZATION, ranks=Ranks(rank, ranks), **options)
     ]
     assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(10))
     assert all(1 <= len(batch) <= 3 for batch in batches)

@@ -18,6 +18,7 @@ from w2skd.data.images import Normalization
 from w2skd.data.streaming import StreamingFeed, stream_evaluation
 from w2skd.data.transforms import EvalTransform, TrainTransform
 from w2skd.errors import DataError, UsageError
+from w2skd.platform.ranks import Ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -224,7 +225,9 @@ def stream(photos: Photos | None = None, **options) -> Iterator[LabelledImages]:
 @pytest.mark.parametrize("ranks", [1, 3, 12])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_evaluation_covers_every_example_once(ranks: int, channels_last: bool):
-    batches = [batch for rank in range(ranks) for batch in stream(rank=rank, ranks=ranks, channels_last=channels_last)]
+    batches = [
+        batch for rank in range(ranks) for batch in stream(ranks=Ranks(rank, ranks), channels_last=channels_last)
+    ]
     assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(10))
     assert all(1 <= len(batch) <= 3 for batch in batches)
     assert torch.cat([batch.labels for batch in batches]).tolist() == [i % 4 for i in range(10)]

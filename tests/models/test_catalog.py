@@ -7,7 +7,7 @@ from w2skd.models.catalog import CLASSIFIERS, ELSEWHERE, build_classifier
 from w2skd.models.measure import count_parameters
 
 
-def test_recipes_know_the_catalogs_names():
+def test_names_match_the_catalog():
     assert tuple(CLASSIFIERS) == names.CLASSIFIERS
     assert tuple(ELSEWHERE) == tuple(names.MODEL_PREFIXES)
 
@@ -41,7 +41,7 @@ def test_initialisation_comes_from_the_global_generator(name):
     assert not torch.equal(weights(0), weights(1))
 
 
-def test_trying_a_size_does_not_change_what_is_drawn_afterwards():
+def test_testing_a_size_does_not_change_later_random_draws():
     drawn = []
     for image_size_px in (None, 32):
         torch.manual_seed(0)
@@ -58,7 +58,7 @@ def test_trying_a_size_does_not_change_what_is_drawn_afterwards():
         ("torchvison:resnet18", "did you mean 'torchvision'"),
     ],
 )
-def test_unknown_models_are_refused(name, message):
+def test_unknown_models_are_rejected(name, message):
     with pytest.raises(RecipeError, match=message):
         build_classifier(name, 10)
 
@@ -66,15 +66,15 @@ def test_unknown_models_are_refused(name, message):
 @pytest.mark.parametrize(
     ("name", "image_size_px", "reason"),
     [
-        ("cifar_vit", 30, "its patches have 4 px; 28 or 32 px would do"),
+        ("cifar_vit", 30, "its patches have 4 px; use 28 or 32 px"),
         ("small_cnn_strong", 8, "Output size is too small"),
         ("torchvision:alexnet", 32, "Output size is too small"),
     ],
 )
-def test_a_size_that_a_model_cannot_take_is_refused_in_one_line(name, image_size_px, reason):
+def test_an_unsupported_size_is_rejected_in_one_line(name, image_size_px, reason):
     with torch.device("meta"), pytest.raises(RecipeError) as caught:
         build_classifier(name, 3, image_size_px)
     message = str(caught.value)
-    assert message.startswith(f"{name} cannot take images of {image_size_px} px: ")
+    assert message.startswith(f"{name} cannot process images of {image_size_px} px: ")
     assert reason in message
     assert "\n" not in message

@@ -22,7 +22,7 @@ def test_parameters_as_published(name, parameters):
 
 def test_a_shortcut_takes_every_second_pixel_and_pads_with_zeros():
     block = build_classifier("cifar_resnet8", 10).stage2[0].eval()
-    nn.init.zeros_(block.norm2.weight)  # silences the convolutions: what is left is the shortcut
+    nn.init.zeros_(block.norm2.weight)  # zeroes the convolutions, so only the shortcut remains
     images = torch.rand(2, 16, 32, 32)
     out = block(images)
     assert out.shape == (2, 32, 16, 16)

@@ -9,7 +9,7 @@ from w2skd.models.catalog import build_classifier
 from w2skd.models.measure import count_parameters
 
 
-def test_without_timm_the_way_to_it_is_told(monkeypatch):
+def test_without_timm_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(RecipeError, match=r"timm:resnet18 needs timm, .* pip install 'w2skd\[timm\]'"):
         build_classifier("timm:resnet18", 10)
@@ -44,7 +44,7 @@ def test_no_weights_are_loaded(monkeypatch):
         ("timm:", "timm has no model ''"),
     ],
 )
-def test_unknown_models_are_refused(name, message):
+def test_unknown_models_are_rejected(name, message):
     with pytest.raises(RecipeError, match=message):
         build_classifier(name, 10)
 
@@ -56,7 +56,7 @@ def test_a_transformer_is_built_for_its_images(image_size_px, tokens):
     assert model.pos_embed.shape == (1, tokens, 192)
 
 
-def test_a_convolutional_network_takes_the_size_as_it_comes():
+def test_a_convolutional_network_accepts_any_size():
     with torch.device("meta"):
         assert build_classifier("timm:resnet10t", 10, 96)(torch.randn(2, 3, 96, 96)).shape == (2, 10)
 
@@ -64,16 +64,16 @@ def test_a_convolutional_network_takes_the_size_as_it_comes():
 @pytest.mark.parametrize(
     ("name", "image_size_px", "reason"),
     [
-        ("timm:vit_tiny_patch16_224", 100, "its patches have 16 px; 96 or 112 px would do"),
-        ("timm:vit_small_patch14_dinov2", 100, "its patches have 14 px; 98 or 112 px would do"),
+        ("timm:vit_tiny_patch16_224", 100, "its patches have 16 px; use 96 or 112 px"),
+        ("timm:vit_small_patch14_dinov2", 100, "its patches have 14 px; use 98 or 112 px"),
         ("timm:nest_tiny", 100, "First level blocks don't fit evenly"),
         ("timm:vit_tiny_r_s16_p8_224", 100, "its own size is 224 px"),
     ],
 )
-def test_a_size_that_does_not_fit_is_refused_in_one_line(name, image_size_px, reason):
+def test_an_unsupported_size_is_rejected_in_one_line(name, image_size_px, reason):
     with torch.device("meta"), pytest.raises(RecipeError) as caught:
         build_classifier(name, 10, image_size_px)
     message = str(caught.value)
-    assert message.startswith(f"{name} cannot take images of {image_size_px} px: ")
+    assert message.startswith(f"{name} cannot process images of {image_size_px} px: ")
     assert reason in message
     assert "\n" not in message

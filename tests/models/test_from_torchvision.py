@@ -19,13 +19,13 @@ def test_parameters_as_published():
         ("torchvision:", "no classifier ''"),
     ],
 )
-def test_unknown_models_are_refused(name, message):
+def test_unknown_models_are_rejected(name, message):
     with pytest.raises(RecipeError, match=message):
         build_classifier(name, 10)
 
 
 @pytest.mark.filterwarnings("error")
-def test_auxiliary_heads_are_left_out():
+def test_auxiliary_heads_are_omitted():
     with torch.device("meta"):
         model = build_classifier("torchvision:inception_v3", 4).train()
         assert model(torch.randn(2, 3, 299, 299)).shape == (2, 4)
@@ -41,12 +41,16 @@ def test_a_transformer_is_built_for_its_images(image_size_px, tokens):
 @pytest.mark.parametrize(
     ("name", "image_size_px", "message"),
     [
-        ("torchvision:vit_b_16", 100, "torchvision:vit_b_16 cannot take images of 100 px: .*16 px; 96 or 112 px would"),
-        ("torchvision:vit_b_32", 16, "patches have 32 px; 32 px would do"),
-        ("torchvision:maxvit_t", 96, "torchvision:maxvit_t cannot take images of 96 px: .*partition size 7"),
+        (
+            "torchvision:vit_b_16",
+            100,
+            "torchvision:vit_b_16 cannot process images of 100 px: .*16 px; use 96 or 112 px",
+        ),
+        ("torchvision:vit_b_32", 16, "patches have 32 px; use 32 px"),
+        ("torchvision:maxvit_t", 96, "torchvision:maxvit_t cannot process images of 96 px: .*partition size 7"),
     ],
 )
-def test_a_size_that_does_not_fit_is_refused_in_one_line(name, image_size_px, message):
+def test_an_unsupported_size_is_rejected_in_one_line(name, image_size_px, message):
     with torch.device("meta"), pytest.raises(RecipeError, match=message) as caught:
         build_classifier(name, 10, image_size_px)
     assert "\n" not in str(caught.value)

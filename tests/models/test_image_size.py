@@ -12,10 +12,11 @@ def test_whole_patches_pass(image_size_px, patch_px):
 
 
 @pytest.mark.parametrize(
-    ("image_size_px", "patch_px", "fitting"), [(225, 16, "224 or 240 px"), (7, 16, "px; 16 px"), (15, 14, "14 or 28")]
+    ("image_size_px", "patch_px", "fitting"),
+    [(225, 16, "224 or 240 px"), (7, 16, "px; use 16 px"), (15, 14, "14 or 28")],
 )
-def test_the_nearest_sizes_are_told(image_size_px, patch_px, fitting):
-    with pytest.raises(RecipeError, match=f"m cannot take images of {image_size_px} px: .*{fitting}"):
+def test_the_error_suggests_the_nearest_sizes(image_size_px, patch_px, fitting):
+    with pytest.raises(RecipeError, match=f"m cannot process images of {image_size_px} px: .*{fitting}"):
         require_whole_patches("m", image_size_px, patch_px)
 
 
@@ -29,7 +30,7 @@ class Gives(nn.Module):
         return self.outcome(self.norm(images))
 
 
-def test_a_model_is_left_as_it_was():
+def test_the_model_stays_unchanged():
     model = Gives(lambda images: images.mean(dim=(2, 3)) @ torch.ones(3, 5))
     model.norm.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -41,13 +42,13 @@ def test_a_model_is_left_as_it_was():
 @pytest.mark.parametrize(
     ("outcome", "message"),
     [
-        (lambda images: images.view(7), "m cannot take images of 8 px: shape"),
-        (lambda images: images.mean(dim=(2, 3)), r"m gives \[1, 3\] for one image of 8 px, not \[1, 5\] logits"),
-        (lambda images: (images, images), "m gives a tuple for one image"),
-        (lambda images: {}["logits"], "m cannot take images of 8 px: 'logits'"),
+        (lambda images: images.view(7), "m cannot process images of 8 px: shape"),
+        (lambda images: images.mean(dim=(2, 3)), r"m returns \[1, 3\] for one image of 8 px, expected logits \[1, 5\]"),
+        (lambda images: (images, images), "m returns a tuple for one image"),
+        (lambda images: {}["logits"], "m cannot process images of 8 px: 'logits'"),
     ],
 )
-def test_what_is_no_classifier_is_refused(outcome, message):
+def test_models_without_logits_are_rejected(outcome, message):
     model = Gives(outcome)
     with pytest.raises(RecipeError, match=message):
         require_logits("m", model, 5, 8)

@@ -28,7 +28,7 @@ def test_flops_of_resnet20_as_published():
         nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True, norm_first=True),
     ],
 )
-def test_flops_of_attention_count_though_torch_fuses_it(layer):
+def test_flops_of_fused_attention_are_counted(layer):
     class SelfAttention(nn.Module):
         def __init__(self):
             super().__init__()
@@ -45,7 +45,7 @@ def test_flops_of_attention_count_though_torch_fuses_it(layer):
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_counting_flops_leaves_the_model_as_it_was():
+def test_counting_flops_does_not_change_the_model():
     model = build_classifier("small_cnn_weak", 10).train()
     model.features[1].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -55,15 +55,15 @@ def test_counting_flops_leaves_the_model_as_it_was():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_what_a_forward_keeps_grows_with_the_batch_alone():
-    # Linear keeps its inputs (6 numbers) and its weights, which are there anyway; tanh its results (5).
+def test_activation_memory_excludes_memory_that_does_not_grow_with_the_batch():
+    # Linear saves its inputs (6 numbers) and its weights, which do not grow; tanh saves its results (5).
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh()).train()
     for examples in (1, 3):
         assert activation_bytes(model, (torch.randn(examples, 6, requires_grad=True),)) == 4 * (6 + 5)
     assert model.training
 
 
-def test_what_is_no_tensor_is_doubled_by_example():
+def test_lists_are_doubled_by_example():
     class Sized(nn.Module):
         def forward(self, images, sizes):
             assert len(images) == len(sizes)

@@ -8,7 +8,7 @@ def modes(model):
     return [module.training for module in model.modules()]
 
 
-def test_each_module_goes_back_to_its_own_mode():
+def test_each_modules_mode_is_restored():
     model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2)))
     model[1].eval()
     with in_eval_mode(model):
@@ -16,7 +16,7 @@ def test_each_module_goes_back_to_its_own_mode():
     assert modes(model) == [True, True, False, False]
 
 
-def test_an_error_leaves_no_model_in_eval_mode():
+def test_modes_are_restored_after_an_error():
     model = nn.Dropout()
     with pytest.raises(ValueError, match="no"), in_eval_mode(model):
         raise ValueError("no")

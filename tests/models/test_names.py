@@ -15,7 +15,7 @@ from w2skd.models.names import CLASSIFIERS, is_classifier, unknown_classifier
         "plugin:my_net2",
     ],
 )
-def test_models_that_a_recipe_may_name(name):
+def test_valid_names(name):
     assert is_classifier(name)
 
 
@@ -27,7 +27,7 @@ def test_models_that_a_recipe_may_name(name):
         *("plugin:_hidden", "plugin:2d", "plugin:os.system", "plugin:a:b", "plugin:my models"),
     ],
 )
-def test_names_that_are_refused(name):
+def test_invalid_names(name):
     assert not is_classifier(name)
     assert unknown_classifier(name).startswith(f"unknown model {name!r}")
     assert "\n" not in unknown_classifier(name)
@@ -41,7 +41,7 @@ def test_names_that_are_refused(name):
         ("wrn_16_3", "(did you mean 'wrn_16_2'?)"),
         ("cifar_vitt", "(did you mean 'cifar_vit'?)"),
         ("timmm:resnet18", "(did you mean 'timm'?)"),
-        ("torchvision:R50", "no name of a torchvision model looks like this"),
+        ("torchvision:R50", "not a valid name of a torchvision model"),
         ("nothing like it", "torchvision:<name>, timm:<name>, plugin:<name>"),
     ],
 )

@@ -68,14 +68,14 @@ def test_public_functions_and_classes_are_models(write):
         assert model(torch.randn(2, 3, 16, 16)).shape == (2, 7)
 
 
-def test_what_is_private_or_imported_is_no_model(write):
+def test_private_and_imported_names_are_not_models(write):
     load_plugin(write(GOOD))
     for name in ("_hidden", "_Settings", "Linear", "partial", "dataclass"):
         with pytest.raises(RecipeError, match=f"has no model '{name}'"):
             build_classifier(f"plugin:{name}", 7)
 
 
-def test_all_names_what_is_public(write):
+def test_dunder_all_defines_the_public_names(write):
     load_plugin(
         write(
             """
@@ -99,7 +99,7 @@ def test_an_unknown_name_suggests_a_known_one(write):
     assert str(path) in str(caught.value)
 
 
-def test_without_a_plugin_the_option_is_told():
+def test_without_a_plugin_the_error_names_the_option():
     with pytest.raises(RecipeError, match=r"plugin:tiny needs the file that defines 'tiny': add --plugin FILE\.py"):
         build_classifier("plugin:tiny", 7)
 
@@ -115,7 +115,7 @@ def test_without_a_plugin_the_option_is_told():
         ("def f():\n    assert False\n\nf()\n", "line 2", "AssertionError$"),
     ],
 )
-def test_a_file_that_fails_is_told_with_its_line(write, content, place, message):
+def test_a_failing_file_is_reported_with_its_line(write, content, place, message):
     path = write(content)
     modules = set(sys.modules)
     with pytest.raises(UsageError, match=f"^--plugin .*my_models.py, {place}: {message}"):
@@ -124,14 +124,14 @@ def test_a_file_that_fails_is_told_with_its_line(write, content, place, message)
     assert [name for name in set(sys.modules) - modules if name.startswith("w2skd")] == []
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(UsageError, match=r"^--plugin .*gone.py: cannot be read: No such file or directory$"):
         load_plugin(tmp_path / "gone.py")
     with pytest.raises(UsageError, match=r"cannot be read: Is a directory$"):
         load_plugin(tmp_path)
 
 
-def test_a_file_without_public_callables_is_refused(write):
+def test_a_file_without_public_callables_is_rejected(write):
     with pytest.raises(UsageError, match=r"my_models\.py: defines no public function or class"):
         load_plugin(write("from torch.nn import Linear\nWIDTH = 3\ndef _hidden(classes): ...\n"))
 
@@ -144,7 +144,7 @@ def test_a_file_without_public_callables_is_refused(write):
         ("def f(classes):\n    x = 1\n    return y\n", r"for 7 classes: .*my_models.py, line 3: NameError: name 'y'"),
     ],
 )
-def test_what_gives_no_model_is_refused(write, content, message):
+def test_callables_that_return_no_model_are_rejected(write, content, message):
     load_plugin(write(content))
     with pytest.raises(UsageError, match=message):
         build_classifier("plugin:f", 7)
@@ -157,7 +157,7 @@ def test_the_fingerprint_names_file_and_content(write):
     assert plugin_fingerprint() == {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def test_the_same_file_is_executed_once_and_again_when_it_has_changed(write, tmp_path):
+def test_a_file_is_executed_once_and_again_after_a_change(write, tmp_path):
     counting = f"open({str(tmp_path / 'count')!r}, 'a').write('x')\ndef f(classes): ...\n"
     load_plugin(write(counting))
     load_plugin(write(counting))
@@ -179,8 +179,8 @@ def test_two_files_may_be_loaded_unless_their_names_clash(write):
     assert len(plugin_fingerprint()) == 2
 
 
-def test_a_model_whose_forward_fails_is_told_with_its_line(write):
-    """And not as a matter of the image's size, which it need not be."""
+def test_a_failing_forward_is_reported_with_its_line(write):
+    """The image size is not blamed, since it may be unrelated."""
     load_plugin(
         write("""
             from torch import nn

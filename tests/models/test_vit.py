@@ -30,7 +30,7 @@ def test_flops_by_hand():
     assert forward_flops(CifarVit(10), (torch.randn(1, 3, 32, 32),)) == 2 * multiply_adds
 
 
-def test_only_positions_tell_where_a_patch_is():
+def test_only_position_embeddings_distinguish_patches():
     torch.manual_seed(0)
     model = CifarVit(5, 16).eval()
     images = torch.randn(2, 3, 16, 16)
@@ -41,7 +41,7 @@ def test_only_positions_tell_where_a_patch_is():
         torch.testing.assert_close(model(images), model(moved), atol=1e-5, rtol=1e-5)
 
 
-def test_evaluation_gives_what_training_gives():
+def test_train_and_eval_mode_give_the_same_logits():
     torch.manual_seed(0)
     model = CifarVit(5, 16)
     images = torch.randn(3, 3, 16, 16)
@@ -51,7 +51,7 @@ def test_evaluation_gives_what_training_gives():
             torch.testing.assert_close(model.eval()(images), logits, atol=1e-5, rtol=1e-5)
 
 
-def test_what_must_not_decay_are_parameters_of_the_model():
+def test_parameters_without_weight_decay_exist():
     model = CifarVit(5)
     assert model.no_weight_decay() == {"position_embedding"}
     assert model.no_weight_decay() <= dict(model.named_parameters()).keys()

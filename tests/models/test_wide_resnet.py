@@ -13,7 +13,7 @@ PUBLISHED = [("wrn_16_2", 16, 2, 0.7), ("wrn_40_2", 40, 2, 2.2), ("wrn_28_10", 2
 
 
 def parameters_by_formula(depth, width, classes):
-    """Sum over convolutions, normalisations (two numbers a channel before each convolution but the first) and head."""
+    """Sum over convolutions, head, and normalisations (two numbers per channel before all convolutions but one)."""
     blocks = (depth - 4) // 6
     channels = [16, 16 * width, 32 * width, 64 * width]
     total = 3 * 9 * 16
@@ -41,7 +41,7 @@ def test_depth_counts_the_layers_with_weights_as_resnets_do(name, depth):
     assert len(layers) - 1 == depth
 
 
-def test_the_images_get_smaller_twice():
+def test_two_stages_halve_the_resolution():
     with torch.device("meta"):
         model = build_classifier("wrn_28_10", 10)
         out = model.stage3(model.stage2(model.stage1(model.conv(torch.randn(2, 3, 32, 32)))))
@@ -59,14 +59,14 @@ def test_flops_of_wrn_16_2_by_hand():
     assert forward_flops(build_classifier("wrn_16_2", 10), (torch.randn(1, 3, 32, 32),)) == 2 * multiply_adds
 
 
-def test_a_block_without_projection_hands_its_input_on_untouched():
+def test_a_block_without_projection_has_an_identity_shortcut():
     block = WideBlock(8, 8, stride=1).eval()
     nn.init.zeros_(block.conv2.weight)
     images = torch.randn(2, 8, 6, 6)
     assert torch.equal(block(images), images)
 
 
-def test_a_projection_sees_what_the_first_convolution_sees():
+def test_the_projection_has_the_first_convolutions_input():
     block = WideBlock(8, 16, stride=2).eval()
     nn.init.zeros_(block.conv2.weight)
     images = torch.randn(2, 8, 6, 6)

@@ -11,7 +11,7 @@ from w2skd.pictures.batch import draw_batch
 @pytest.mark.parametrize(
     ("height", "width", "zoom"), [(8, 8, 20), (32, 32, 5), (96, 96, 2), (224, 224, 1), (20, 60, 3)]
 )
-def test_every_image_stands_there_pixel_for_pixel_in_reading_order(tmp_path, height, width, zoom):
+def test_every_image_is_drawn_exactly_in_reading_order(tmp_path, height, width, zoom):
     images = noise(3, height, width)
     draw_batch(images, ["a", "b", "c"], tmp_path / "batch.png", title="first batch")
     picture = pixels(tmp_path / "batch.png")
@@ -23,7 +23,7 @@ def test_every_image_stands_there_pixel_for_pixel_in_reading_order(tmp_path, hei
     assert third == (top + zoom * height + 28, left)
 
 
-def test_a_caption_stands_below_its_image_and_is_cut_to_its_width(tmp_path):
+def test_a_caption_is_below_its_image_and_shortened_to_its_width(tmp_path):
     images = noise(4, 16, 16)
     drawn = []
     for caption in ("", "n01440764 → n02102040, sure to 0.93"):
@@ -43,7 +43,7 @@ def test_any_caption_can_be_drawn_without_a_warning(tmp_path):
         draw_batch(noise(4, 8, 8), odd, tmp_path / "b.png", title="鸟")
 
 
-def test_no_more_than_64_images_are_drawn(tmp_path):
+def test_at_most_64_images_are_drawn(tmp_path):
     for number in (64, 65):
         draw_batch(noise(number, 8, 8), [""] * number, tmp_path / f"{number}.png", title="")
     some, more = pixels(tmp_path / "64.png"), pixels(tmp_path / "65.png")

@@ -1,4 +1,4 @@
-"""What all pictures have in common: where they may go, and what is left when they cannot."""
+"""File names and failed writes, which all pictures handle alike."""
 
 import os
 from pathlib import Path
@@ -9,20 +9,20 @@ from paper import noise
 
 from w2skd.errors import OutputError, UsageError
 from w2skd.pictures.batch import draw_batch
-from w2skd.pictures.sheet import check_picture_path
+from w2skd.pictures.sheet import Sheet
 from w2skd.tasks.classification.confusion_picture import draw_confusion
 from w2skd.tasks.detection.box_pictures import draw_boxes
 from w2skd.tasks.diffusion.sample_pictures import draw_samples
 
 
 @pytest.mark.parametrize("name", ["c.jpg", "c", "c.png.gz"])
-def test_another_ending_is_refused_in_one_line(tmp_path: Path, name: str):
+def test_other_file_endings_are_rejected_in_one_line(tmp_path: Path, name: str):
     path = tmp_path / name
     for call in (
-        lambda: check_picture_path(path),
+        lambda: Sheet().save(path),
         lambda: draw_confusion(torch.eye(2, dtype=torch.int64), ["a", "b"], path, title=""),
         lambda: draw_batch(noise(1, 8, 8), [""], path, title=""),
-        lambda: draw_boxes([], [], [], [], path, classes=[], title=""),
+        lambda: draw_boxes([], path, classes=[], title=""),
         lambda: draw_samples(noise(1, 8, 8), path, title=""),
     ):
         with pytest.raises(UsageError, match=r"^cannot draw .*: pictures are PNG files; name it .*\.png$"):
@@ -30,14 +30,15 @@ def test_another_ending_is_refused_in_one_line(tmp_path: Path, name: str):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_missing_folder_is_told_beforehand(tmp_path):
+def test_a_missing_folder_is_an_output_error(tmp_path):
     with pytest.raises(OutputError, match=r"^cannot write .*nowhere/c\.png: No such file or directory$"):
-        check_picture_path(tmp_path / "nowhere" / "c.png")
-    check_picture_path(tmp_path / "c.PNG")
+        Sheet().save(tmp_path / "nowhere" / "c.png")
     assert os.listdir(tmp_path) == []
+    Sheet().save(tmp_path / "c.PNG")
+    assert os.listdir(tmp_path) == ["c.PNG"]
 
 
-def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_picture(tmp_path, monkeypatch):
     path = tmp_path / "c.png"
     path.write_text("old")
 

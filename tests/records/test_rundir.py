@@ -186,7 +186,7 @@ def test_the_lock_ends_with_its_process(run: RunDir) -> None:
     run.close()
 
 
-def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cannot write .*file.*: "):
         RunDir(tmp_path / "file" / "seed0").lock()
@@ -226,7 +226,7 @@ def test_a_directory_that_is_not_there_is_no_run(tmp_path: Path) -> None:
         ("metrics.jsonl", b'{"row": "step"}\n{"row"'),
     ],
 )
-def test_damaged_records_are_told(run: RunDir, recipe: Recipe, name: str, content: bytes) -> None:
+def test_damaged_records_are_an_error(run: RunDir, recipe: Recipe, name: str, content: bytes) -> None:
     write_run(run, recipe)
     (run.path / name).write_bytes(content)
     with pytest.raises(RunDirError, match=f"{run.path}: its records are damaged: "):

@@ -7,8 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from w2skd.recipe.evaluation import Metric
 from w2skd.records.rows import EvalRow, EventRow, Row, StepRow
 from w2skd.report.contract import Report, ThresholdReport
+
+TOP1 = Metric("top1", higher_is_better=True, is_share=True)
+LOSS = Metric("loss", higher_is_better=False)
+FID = Metric("fid", higher_is_better=False)
 
 STEPS_PER_EPOCH = 10
 BATCH_SIZE = 8
@@ -40,7 +45,7 @@ train:
   lr_schedule: {name: constant}
 report: {metric: fid}
 """
-"""Of generated images, scored by FID, whose length is told in steps."""
+"""Of generated images, scored by FID, with a length in steps."""
 
 SCORING = {
     "extractor": "inception-v3-compat",

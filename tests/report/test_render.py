@@ -6,16 +6,14 @@ import struct
 from pathlib import Path
 
 import pytest
-from known import read_run
+from known import build_report, crossing_summary, read_run, write_report
 from rich.console import Console, RenderableType
-from synthetic_runs import GENERATED, MakeRun, two_arms_of_generated_images
+from synthetic_runs import FID, GENERATED, LOSS, TOP1, MakeRun, two_arms_of_generated_images
 
 from w2skd.errors import OutputError
 from w2skd.report import curves, units
 from w2skd.report.crossing import Position
-from w2skd.report.render import as_json, as_markdown, as_terminal, draw_curves, summary_as_terminal, write_report
-from w2skd.report.speedup import build_report
-from w2skd.report.summary import crossing_summary
+from w2skd.report.render import as_json, as_markdown, as_terminal, draw_curves, summary_as_terminal
 
 SLOW = [0.2, 0.3, 0.4, 0.5, 0.6, 0.66, 0.68, 0.71, 0.72, 0.72]
 FAST = [0.3, 0.5, 0.66, 0.68, 0.71, 0.72, 0.73, 0.73, 0.73, 0.74]
@@ -43,7 +41,14 @@ def test_the_terminal_shows_thresholds_seeds_runs_warnings_and_results(compared:
     text = shown(as_terminal(build_report(compared)), width)
     lines = [line.rstrip() for line in text.splitlines()]
     assert max(len(line) for line in lines) <= width
-    for words in ("teacher (65.0%)", "top1 70.0%", "0.98*baseline (70.6%)", "with teacher", "Runs", "Result"):
+    for words in (
+        "teacher (65.0%)",
+        "top1 70.0%",
+        "0.98*baseline (70.6%)",
+        "including teacher training",
+        "Runs",
+        "Result",
+    ):
         assert words in text
     cells = [line.split() for line in lines]
     assert ["epochs", "6", "3", "2.00x", "2.00x", "to", "2.00x"] in cells
@@ -52,7 +57,7 @@ def test_the_terminal_shows_thresholds_seeds_runs_warnings_and_results(compared:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_an_experiment_whose_length_is_told_in_steps_is_told_in_steps(
+def test_an_experiment_with_a_length_in_steps_is_reported_in_steps(
     make_run: MakeRun, experiment: Path, width: int
 ) -> None:
     two_arms_of_generated_images(make_run, seeds=3)
@@ -80,11 +85,11 @@ STEPS_AND_EPOCHS = {
 }
 
 
-def test_runs_that_were_left_out_of_a_summary_are_told(make_run: MakeRun, experiment: Path) -> None:
+def test_a_summary_lists_excluded_runs(make_run: MakeRun, experiment: Path) -> None:
     two_arms_of_generated_images(make_run)
     run = read_run(make_run("w2s", 1, [50.0], recipe=GENERATED, metric="fid", thresholds="[60.0]", teacher=65.0))
     text = shown(summary_as_terminal(crossing_summary(run, experiment)), 200)
-    assert "not compared with baseline/seed0, which is scored in another way: extractor is not on record in" in text
+    assert "not compared with baseline/seed0, which is scored differently: extractor is not recorded in" in text
 
 
 def test_names_are_not_taken_for_markup(make_run: MakeRun, experiment: Path) -> None:
@@ -136,7 +141,7 @@ def test_write_report_leaves_three_files_and_repeats_itself(compared: Path) -> N
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_write_report_says_where_it_cannot_write(compared: Path) -> None:
+def test_write_report_names_the_file_that_it_cannot_write(compared: Path) -> None:
     (compared / "report").write_text("in the way")
     with pytest.raises(OutputError, match=r"cannot write .*report"):
         write_report(compared)
@@ -185,7 +190,7 @@ def test_a_wide_range_that_is_no_share_is_drawn_by_its_logarithm(
 
 
 def test_a_share_is_drawn_as_it_is_however_wide_its_range(compared: Path) -> None:
-    assert curves._Heights.of_report(build_report(compared)) == curves._Heights("top1", by_logarithm=False)
+    assert curves._Heights.of_report(build_report(compared)) == curves._Heights(TOP1, by_logarithm=False)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +207,7 @@ def test_ticks_are_round_and_at_their_logarithms(low: float, high: float, expect
 
     axes = Figure().subplots()
     axes.set_ylim(math.log10(low), math.log10(high))
-    curves._Heights("fid", by_logarithm=True).mark(axes)
+    curves._Heights(FID, by_logarithm=True).mark(axes)
     assert [label.get_text() for label in axes.get_yticklabels()] == expected
     assert axes.get_yticks() == pytest.approx([math.log10(float(text.replace(",", ""))) for text in expected])
 
@@ -222,11 +227,11 @@ def test_the_summary_of_a_run(compared: Path, width: int) -> None:
     assert ["teacher", "(65.0%)", "epoch", "3", "30", "18", "s", "epoch", "6", "(30", "s)", "2.00x"] in cells
 
 
-def test_the_summary_says_not_reached_and_why_a_level_is_unknown(make_run: MakeRun, experiment: Path) -> None:
+def test_the_summary_shows_missed_and_unknown_levels(make_run: MakeRun, experiment: Path) -> None:
     run = read_run(make_run("w2s", 0, [0.1, 0.2]))
     text = shown(summary_as_terminal(crossing_summary(run, experiment)), 80)
     assert "not reached by epoch 2" in text
-    assert "no baseline run yet with a validation" in text
+    assert "no baseline run has a validation yet" in text
     assert "on to the end, teacher 65.0%" in text
     run = read_run(make_run("baseline", 0, []))
     assert "no validation of top1 yet" in shown(summary_as_terminal(crossing_summary(run, None)), 80)
@@ -249,16 +254,16 @@ def test_numbers_carry_units_and_no_needless_digits() -> None:
         "1000 TFLOP",
         "-",
     ]
-    assert (units.level(0.7094, "top1"), units.level(1.23456, "loss")) == ("70.9%", "1.235")
-    assert [units.level(value, "fid") for value in (412.3456, 12345.6, 9999.6, 2e8)] == [
+    assert (units.level(0.7094, TOP1), units.level(1.23456, LOSS)) == ("70.9%", "1.235")
+    assert [units.level(value, FID) for value in (412.3456, 12345.6, 9999.6, 2e8)] == [
         "412.3",
         "12,346",
         "10,000",
         "2e+08",
     ]
-    assert units.level(0.00123456, "kid") == "0.001235"
-    assert units.threshold("teacher", 0.709, "top1") == "teacher (70.9%)"
-    assert units.threshold("0.9", 0.9, "top1") == "top1 90.0%"
-    assert units.threshold("0.98*baseline", None, "top1") == "0.98*baseline (unknown)"
+    assert units.level(0.00123456, FID) == "0.001235"
+    assert units.threshold("teacher", 0.709, TOP1) == "teacher (70.9%)"
+    assert units.threshold("0.9", 0.9, TOP1) == "top1 90.0%"
+    assert units.threshold("0.98*baseline", None, TOP1) == "0.98*baseline (unknown)"
     assert units.place(Position(6000, 12.0, 1, None), "step") == "step 6,000"
     assert units.ratio(5 / 3) == "1.67x"

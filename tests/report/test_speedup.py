@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from known import build_report
 from synthetic_runs import FAST, SLOW, STUDENT_FLOPS, TEACHER_FLOPS, MakeRun, mentions, threshold, two_arms
 
 from w2skd.recipe.threshold import Threshold
 from w2skd.report.render import as_json
-from w2skd.report.speedup import build_report
 
 
 def test_speedups_by_hand(make_run: MakeRun, experiment: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_teachers_training_is_charged_to_every_w2s_run(make_run: MakeRun, ex
     assert found.speedup_with_teacher["seconds"] == {0: pytest.approx(30 / (18 + 10), abs=1e-6)}
     w2s = (3 * STUDENT_FLOPS + TEACHER_FLOPS) * 240 + 3 * TEACHER_FLOPS * 160
     assert found.speedup_with_teacher["flops"] == {0: pytest.approx(3 * STUDENT_FLOPS * 480 / w2s, abs=1e-6)}
-    assert "1.07x with the teacher's training" in found.verdict
+    assert "1.07x including teacher training" in found.verdict
     assert not mentions(report, "training cost")
 
 
@@ -91,7 +91,7 @@ def test_thresholds_can_be_asked_for(make_run: MakeRun, experiment: Path) -> Non
     assert [(found.name, found.speedup["epochs"]) for found in report.thresholds] == [("0.5", {0: 2.0})]
 
 
-def test_what_a_run_report_says(make_run: MakeRun, experiment: Path) -> None:
+def test_contents_of_a_run_report(make_run: MakeRun, experiment: Path) -> None:
     two_arms(make_run)
     report = build_report(experiment)
     run = next(run for run in report.runs if run.run == "w2s/seed0")
@@ -118,7 +118,7 @@ def test_a_run_that_has_only_begun_is_reported(make_run: MakeRun, experiment: Pa
     assert "seed 1: w2s not validated yet (baseline at epoch 8)" in threshold(report, "0.7").verdict
 
 
-def test_times_are_told_in_steps_when_the_length_is(make_run: MakeRun, experiment: Path) -> None:
+def test_times_are_in_steps_if_the_length_is(make_run: MakeRun, experiment: Path) -> None:
     make_run("baseline", 0, SLOW, overrides=["train.steps=100"])
     make_run("w2s", 0, [0.1] * 10, overrides=["train.steps=100"])
     report = build_report(experiment)

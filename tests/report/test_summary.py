@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
-from known import read_run
+from known import crossing_summary, read_experiment, read_run
 from synthetic_runs import FAST, MakeRun, two_arms
 
 from w2skd.recipe.threshold import Threshold
 from w2skd.records.rows import EventRow
-from w2skd.report.experiment import read_experiment, teacher_is_ours
-from w2skd.report.summary import crossing_summary, teacher_gaps
+from w2skd.report.experiment import teacher_is_ours
+from w2skd.report.summary import teacher_gaps
+from w2skd.tasks.catalog import recipe_types
 
 
 @pytest.mark.parametrize(
@@ -17,13 +18,16 @@ from w2skd.report.summary import crossing_summary, teacher_gaps
     [
         (0.70, "12.9% weaker than the target"),
         (0.90, "outside the working band of 15%"),
-        (0.5, "it may have little to give"),
+        (0.5, "it is unlikely to help"),
     ],
 )
-def test_the_teachers_gap_to_the_target_is_told(make_run, experiment: Path, target: float, expected: str) -> None:
+def test_the_teachers_gap_to_the_target_is_reported(make_run, experiment: Path, target: float, expected: str) -> None:
     run = read_run(make_run("w2s", 0, [0.1, 0.2], teacher=0.61))
     [line] = teacher_gaps(
-        run, experiment, [Threshold.parse(target), Threshold.parse("teacher"), Threshold.parse("0.9*baseline")]
+        run,
+        experiment,
+        [Threshold.parse(target), Threshold.parse("teacher"), Threshold.parse("0.9*baseline")],
+        recipe_types(),
     )
     assert line.startswith(f"target top1 {target:.1%}")
     assert expected in line

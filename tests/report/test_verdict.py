@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
+from known import build_report
 from synthetic_runs import FAST, SLOW, MakeRun, mentions, threshold, two_arms
 
-from w2skd.report.speedup import build_report
 
-
-def test_the_median_is_over_complete_pairs_and_says_whom_it_leaves_out(make_run: MakeRun, experiment: Path) -> None:
+def test_the_median_is_over_complete_pairs_and_lists_excluded_seeds(make_run: MakeRun, experiment: Path) -> None:
     two_arms(make_run, seeds=2)
     make_run("baseline", 2, SLOW)
     make_run("w2s", 2, [0.1] * 10)
@@ -24,7 +23,7 @@ def test_the_median_is_over_complete_pairs_and_says_whom_it_leaves_out(make_run:
     assert last.epoch == 10.0
     assert "median of 2 of 3 seeds" in found.verdict
     assert "seed 2: w2s not reached by epoch 10 (baseline at epoch 6)" in found.verdict
-    assert mentions(report, "teacher (65.0%)", "w2s did not get there with seed 2")
+    assert mentions(report, "teacher (65.0%)", "w2s did not reach the target with seed 2")
 
 
 def test_a_slower_run_is_called_slower(make_run: MakeRun, experiment: Path) -> None:
@@ -41,7 +40,7 @@ def test_no_pair_gives_no_figure(make_run: MakeRun, experiment: Path) -> None:
     found = threshold(build_report(experiment), "teacher")
     assert found.speedup["epochs"] == {}
     assert found.speedup_over_seeds["epochs"] is None
-    assert found.verdict == "no speed-up can be given; seed 0: baseline not reached by epoch 4 (w2s at epoch 3)"
+    assert found.verdict == "no speed-up; seed 0: baseline not reached by epoch 4 (w2s at epoch 3)"
 
 
 def test_the_interval_spans_what_lies_between_validations(make_run: MakeRun, experiment: Path) -> None:

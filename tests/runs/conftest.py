@@ -1,4 +1,4 @@
-"""What the tests of a run begin with."""
+"""Fixtures for tests of runs."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def out(experiment: Path, tmp_path: Path) -> Path:
-    """An experiment that has the same teacher, and no run yet."""
+    """An experiment with the same teacher and no other run."""
     shutil.copytree(experiment / "teacher", tmp_path / "runs" / "teacher")
     return tmp_path / "runs"
 

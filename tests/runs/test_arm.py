@@ -1,4 +1,4 @@
-"""A run that meets bad steps, a full disk or another process."""
+"""Runs with non-finite steps, on a full disk, or next to another process."""
 
 import re
 import tempfile

@@ -1,4 +1,4 @@
-"""A whole experiment in one command, which takes up whatever is there of it."""
+"""A whole experiment in one command, which resumes what already exists."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_everything_is_run_in_its_order_and_reported(compare: Any, tmp_path: Pat
     out = tmp_path / "runs"
     said = done(*compare)
     announced = [line for line in said.err.splitlines() if line.startswith("[")]
-    order = ["teacher", "baseline/seed0", "w2s/seed0", "w2s/seed3", "baseline/seed3"]  # taking turns
+    order = ["teacher", "baseline/seed0", "w2s/seed0", "w2s/seed3", "baseline/seed3"]  # alternating
     assert announced == [f"[{number}/5] {out}/{name}" for number, name in enumerate(order, start=1)]
     assert found(out) == RUNS
     assert all(status(out / name)["state"] == "finished" for name in RUNS)

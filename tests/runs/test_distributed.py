@@ -1,4 +1,4 @@
-"""How ranks agree: alone, where all is the identity, and as two real processes."""
+"""Collectives: with one process, where they do nothing, and with two real processes."""
 
 import os
 from typing import Any
@@ -61,12 +61,12 @@ def fail(error: Exception) -> None:
 
 @pytest.fixture(scope="module")
 def pair() -> list[dict[str, Any]]:
-    """What two ranks saw."""
+    """The results of two ranks."""
     return values(run_ranks(agree))
 
 
 def agree(ranks: Ranks) -> dict[str, Any]:
-    """Every way of agreeing, from values that differ between the ranks."""
+    """Every collective, on values that differ between the ranks."""
     seen: dict[str, Any] = {}
     with process_group(ranks, CPU):
         tensor = torch.tensor([1.0, 10.0]) * (ranks.rank + 1)
@@ -120,7 +120,7 @@ def test_two_ranks_are_two_processes(pair: list[dict[str, Any]]) -> None:
 
 @pytest.fixture(params=[0, 1], ids=["rank 0", "rank 1"])
 def seen(request: pytest.FixtureRequest, pair: list[dict[str, Any]]) -> dict[str, Any]:
-    """What one of them saw."""
+    """The result of one rank."""
     return {"rank": request.param, **pair[request.param]}
 
 

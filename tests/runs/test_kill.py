@@ -1,18 +1,18 @@
-"""A run that is killed at any moment and started again with the same command ends as if nothing had happened."""
+"""A run that is killed at any moment and restarted with the same command ends like an uninterrupted run."""
 
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from known import build_report
 from mortal import Blow, Nursery
 from tiny import assert_same_course, done, evaluations, events, finished_experiment, status, step_rows
 
 from w2skd.records.rundir import find_runs
-from w2skd.report.speedup import build_report
 
 TAKE_STEP = "w2skd.training.engine:Engine._take_step"
-"""Called for the n-th time with n - 1 steps done."""
+"""The n-th call comes after n - 1 steps."""
 
 REPLACE = "os:replace"
 
@@ -33,7 +33,7 @@ MOMENTS = {
     "before the model is there": (Blow(REPLACE, 1, "model.safetensors"), (30, 0)),
     "after the model is there": (Blow(REPLACE, 1, "model.safetensors", after=True), (30, 0)),
 }
-"""Moment -> the blow, and the step resumed at with the steps lost where a row tells them."""
+"""Moment -> the signal, the step at which the run resumes, and the lost steps if a row records them."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
 
 def test_killed_again_and_again_it_still_ends_the_same(undisturbed: Path, nursery: Nursery, tmp_path: Path) -> None:
     out, said = tmp_path / "runs", tmp_path / "said.txt"
-    for _ in range(4):  # six steps each time, which is one new checkpoint at least
+    for _ in range(4):  # six steps each time: at least one new checkpoint
         assert nursery.run(Blow(TAKE_STEP, 7), said, *command(undisturbed, out)) == -signal.SIGKILL
     done(*command(undisturbed, out))
     assert_same_course(out / "w2s" / "seed0", undisturbed / "w2s" / "seed0")

@@ -1,4 +1,4 @@
-"""Runs as made on large data: streamed, mixed, growing, in fp16, with a teacher of ImageNet's classes."""
+"""Runs with the options for large data: streaming, mixup, progressive sizes, fp16, and an ImageNet teacher."""
 
 import json
 from pathlib import Path
@@ -61,11 +61,11 @@ def test_texts_among_the_images_are_passed_over(tmp_path: Path) -> None:
     assert "16 training, 8 evaluation examples" in said
 
 
-# Teachers from elsewhere
+# Teachers of other trainers
 
 
 def image_folder(root: Path) -> Path:
-    """Two of ImageNet's classes, called by their ids: eight images each for training and four for evaluation."""
+    """Two ImageNet classes in folders named by id, with eight training and four evaluation images each."""
     for part, count in (("train", 8), ("test", 4)):
         for number, name in enumerate((FISH, DOG)):
             (root / part / name).mkdir(parents=True)
@@ -76,7 +76,7 @@ def image_folder(root: Path) -> Path:
 
 @pytest.fixture
 def imagenet_teacher(tmp_path: Path) -> Path:
-    """A bare state dict of a ResNet-18 for 1,000 classes, as torchvision's training leaves it."""
+    """A bare state dict of a ResNet-18 for 1,000 classes, as torchvision's training writes it."""
     torch.manual_seed(0)
     state = build_classifier("torchvision:resnet18", 1000).state_dict()
     wrapped = {f"module.{name}": value for name, value in state.items()}
@@ -95,10 +95,10 @@ def test_a_teacher_of_imagenet_teaches_two_of_its_classes(tmp_path: Path, imagen
     root = image_folder(tmp_path / "images")
     command = ("distill", "-r", recipe_file(tmp_path), "--out", tmp_path / "runs", "--teacher", imagenet_teacher)
     dry = " ".join(done(*command, *on_images(root), "--dry-run").out.split())
-    assert "its 1,000 classes contain the data's 2, matched by ImageNet id" in dry
-    assert "resnet18.pth says nothing of itself: assumed to be trained as torchvision resnet18 IMAGENET1K_V1" in dry
+    assert "the data's 2 classes are among its 1,000, matched by ImageNet id" in dry
+    assert "resnet18.pth has no metadata: assumed to be trained as torchvision resnet18 IMAGENET1K_V1" in dry
     said = done(*command, *on_images(root))
-    assert "its 1,000 classes contain the data's 2, matched by ImageNet id" in said.err
+    assert "the data's 2 classes are among its 1,000, matched by ImageNet id" in said.err
     run = run_in(tmp_path / "runs")
     assert load_weights(run).state["head.weight"].shape[0] == 2
     assert "already finished" in done(*command, *on_images(root)).err, "the same teacher is not known again"
@@ -110,8 +110,8 @@ def test_what_was_assumed_of_a_teacher_is_told_with_its_refusal(tmp_path: Path, 
         (root / part / FISH).rename(root / part / "zebrafish")
     command = ("distill", "-r", recipe_file(tmp_path), "--out", tmp_path / "runs", "--teacher", imagenet_teacher)
     line = refused(*command, *on_images(root), code=1)
-    assert "doesn't know 1 of the data's 2 classes: 'zebrafish'" in line
-    assert "resnet18.pth says nothing of itself: assumed to be trained as torchvision resnet18 IMAGENET1K_V1" in line
+    assert "lacks 1 of the data's 2 classes: 'zebrafish'" in line
+    assert "resnet18.pth has no metadata: assumed to be trained as torchvision resnet18 IMAGENET1K_V1" in line
 
 
 def test_the_teacher_is_measured_on_the_students_classes_and_images(tmp_path: Path, imagenet_teacher: Path) -> None:
@@ -125,7 +125,7 @@ def test_the_teacher_is_measured_on_the_students_classes_and_images(tmp_path: Pa
     state = torch.load(imagenet_teacher)["model"]
     model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     with torch.no_grad():
-        expected = model(images)[:, [0, 217]]  # the same normalisation: folders of images have ImageNet's
+        expected = model(images)[:, [0, 217]]  # image folders are normalised like ImageNet
         torch.testing.assert_close(setup.teacher.model.eval()(images), expected)
 
 
@@ -142,15 +142,15 @@ def test_a_teacher_may_see_smaller_images(tmp_path: Path, imagenet_teacher: Path
     assert 1 < small["distilled_step_floor"] < full["distilled_step_floor"]
 
 
-def test_how_a_bare_files_images_were_normalised_is_said_to_be_unknown(recipe: Path, out: Path) -> None:
+def test_unknown_normalisation_of_a_bare_file_is_reported(recipe: Path, out: Path) -> None:
     torch.save(load_weights(out / "teacher").state, out / "bare.pt")
     said = done("distill", "-r", recipe, "--out", out, "--teacher", out / "bare.pt", "--dry-run").out
     said = " ".join(said.split())
-    assert "how its images were normalised is not on record: taken for the data's own: teacher.normalization" in said
-    assert "unknown names: assumed to be the data's 10 in the same order" in said
+    assert "its image normalisation is not recorded: assumed to be the data's; set teacher.normalization" in said
+    assert "class names unknown: assumed to be the data's 10 in the same order" in said
     told = "teacher.normalization={mean: [0.4, 0.4, 0.4], std: [0.2, 0.2, 0.2]}"
     said = done("distill", "-r", recipe, "--out", out, "--teacher", out / "bare.pt", "--dry-run", "--set", told).out
-    assert "not on record" not in said
+    assert "not recorded" not in said
 
 
 def test_published_weights_that_cannot_be_had_are_told_before_the_baseline(
@@ -158,7 +158,7 @@ def test_published_weights_that_cannot_be_had_are_told_before_the_baseline(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr("w2skd.weights.fetch.PATIENCE_S", 1.0)
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no server listens there
     command = ("compare", "-r", recipe_file(tmp_path), "--out", tmp_path / "runs", "--teacher", "pretrained")
     line = refused(*command, *on_images(image_folder(tmp_path / "images")), code=1)
     assert "resnet18-f37072fd.pth is not in" in line

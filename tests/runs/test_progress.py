@@ -50,7 +50,7 @@ def make(terminal: bool = False, quiet: bool = False, **changes: Any) -> tuple[P
 
 
 def panel(view: ProgressView, width: int = 80) -> list[str]:
-    """What the live part looks like now, without what moves the cursor."""
+    """The lines of the live panel, without cursor movements."""
     console = Console(file=StringIO(), width=width, color_system=None, legacy_windows=False)
     with console.capture() as capture:
         console.print(view._panel())
@@ -222,7 +222,7 @@ def test_the_end_tells_a_long_warm_up_such_as_compilation() -> None:
 def test_speed_is_that_of_the_last_rows_without_validation_and_compilation() -> None:
     view, _ = make()
     with view:
-        for step in range(10, 210, 10):  # 1 s a step for 100 steps, then 0.1 s
+        for step in range(10, 210, 10):  # 1 s per step for 100 steps, then 0.1 s
             train = min(step, 100) * 1.0 + max(step - 100, 0) * 0.1
             view.show(step_row(step, clock(train=train, evaluate=float(step), compile_=50.0)))
         assert panel(view)[-1].startswith("pace          640 examples/s, lr 0.1, ")

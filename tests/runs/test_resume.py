@@ -1,4 +1,4 @@
-"""What a run goes on from, and the directories that it refuses."""
+"""Which checkpoint a run resumes from, and which directories it refuses."""
 
 import fcntl
 import json
@@ -118,9 +118,9 @@ def test_a_run_begins_only_where_it_is_scored_as_the_others_of_its_experiment(
     )
     assert contents(copied) == before
     assert not (copied / "w2s" / "seed1").exists()
-    scored_by(samples=2000)  # the teacher's own run may have been scored otherwise
+    scored_by(samples=2000)  # the teacher's own run may be scored differently
     done(*another, "--set", "distill.decay=6step")
-    scored_by(samples=10_000)  # and may be
+    scored_by(samples=10_000)  # also when it is trained last
     done("train-teacher", "-r", recipe, "--out", copied, "--overwrite")
 
 
@@ -151,7 +151,7 @@ def test_what_a_recipe_finds_in_a_place_may_have_been_moved() -> None:
 def test_a_finished_run_whose_folder_of_diffusers_was_moved_answers_for_its_teacher(
     recipe: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is the model that the recipe names today that tells how to read the teacher's weights."""
+    """The model that the recipe names now decides how the teacher's weights are read."""
     asked = []
     original = ClassificationTask.open_weights
 
@@ -177,7 +177,7 @@ report: {metric: fid, thresholds: [60]}
 
 
 def test_the_clock_counts_kept_work_only(distill: Any, out: Path, recipe: Path) -> None:
-    """With a clock that goes one second a look, work that was done twice would show."""
+    """The clock advances one second per reading, so repeated work would show."""
     totals = []
     for lost in (False, True):
         ticks = iter(range(1_000_000))
@@ -222,9 +222,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
         case "emptied":
             last.write_bytes(b"")
         case "a flipped byte":
-            with zipfile.ZipFile(
-                last
-            ) as archive:  # within an entry: between them, torch pads with bytes that mean nothing
+            with zipfile.ZipFile(last) as archive:  # inside an entry, because torch pads the space between entries
                 entry = max(archive.infolist(), key=lambda info: info.file_size)
             middle = content.index(entry.filename.encode(), entry.header_offset) + entry.file_size // 2 + 128
             last.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
@@ -423,7 +421,7 @@ def test_what_cannot_begin_discards_nothing(
 
 
 def test_a_damaged_image_discards_nothing(recipe: Path, copied: Path, tmp_path: Path) -> None:
-    """Images are read long after they were listed."""
+    """Images are decoded long after they are listed."""
     for part in ("train", "test"):
         for name in shapes.CLASSES:
             (tmp_path / part / name).mkdir(parents=True)

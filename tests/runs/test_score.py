@@ -1,4 +1,4 @@
-"""The same model gives the same score, whatever file it comes from."""
+"""A model gets the same score from every kind of file."""
 
 import json
 from dataclasses import replace
@@ -154,7 +154,7 @@ def test_of_an_experiment_the_runs_are_told(experiment: Path) -> None:
 
 def test_a_run_that_is_not_finished_is_told(experiment: Path, tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text('{"state": "running"}')
-    assert "not finished yet" in refused("evaluate", "-c", tmp_path, code=1)
+    assert "run not finished" in refused("evaluate", "-c", tmp_path, code=1)
 
 
 def test_from_python(run: Path) -> None:
@@ -164,7 +164,7 @@ def test_from_python(run: Path) -> None:
 
 
 def published(run: Path, **preprocessing: Any) -> Weights:
-    """A run's weights as a library would publish them, for images of 24 px cut to 20."""
+    """A run's weights as a library would publish them, for images of 24 px cropped to 20 px."""
     details = {
         "classes": list(shapes.CLASSES),
         "normalization": [0.5] * 6,
@@ -176,23 +176,23 @@ def published(run: Path, **preprocessing: Any) -> Weights:
 def test_published_weights_see_images_as_their_library_prepares_them(
     run: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever size the recipe has its teacher see."""
+    """Also where the recipe sets another image size for its teacher."""
     seen: list[tuple[int, ...]] = []
     monkeypatch.setattr(ClassificationTask, "open_weights", lambda *_: published(run))
     forward = SmallCnn.forward
     monkeypatch.setattr(SmallCnn, "forward", lambda self, x: (seen.append(x.shape[1:]), forward(self, x))[1])
     settings = ("--set", "data.workers=0", "--set", "teacher.image_size=8", "--model", "small_cnn_weak")
     assert score("pretrained", "--recipe", recipe, *settings)["account"] == [
-        "images as its library prepares them: shorter side to 24 px (bilinear), their middle 20 px taken; in fp32"
+        "preprocessing of its library: resize of the shorter side to 24 px (bilinear), center crop of 20 px; in fp32"
     ]
     assert seen[-1] == (3, 20, 20)
 
 
-def test_what_is_not_prepared_as_the_library_does_is_told(
+def test_a_difference_from_the_librarys_preprocessing_is_reported(
     run: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ClassificationTask, "open_weights", lambda *_: published(run, crop_mode="squash"))
     found = score("pretrained", "--recipe", recipe, "--set", "data.workers=0", "--model", "small_cnn_weak")
     assert found["account"][1:] == [
-        "its library squashes whole images to a square, here their middle is taken: expect other scores"
+        "its library squashes whole images to a square; a center crop is used here, so scores differ"
     ]

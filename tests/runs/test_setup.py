@@ -1,4 +1,4 @@
-"""What a run begins with: weights, batches, and a teacher that fits."""
+"""The start of a run: initial weights, batches, and a teacher that fits."""
 
 import gc
 import json
@@ -39,7 +39,7 @@ from w2skd.weights.load import load_weights, save_model
 
 
 def test_both_arms_of_a_seed_begin_alike(recipe: Path, out: Path) -> None:
-    """The first step has no distillation yet: the same loss on the same batch, from the same weights."""
+    """The first step is not distilled: same weights, same batch, same loss."""
     for extra in ((), ("--baseline",)):
         done("distill", "--recipe", recipe, "--out", out, "--set", "train.log_every=1", *extra)
     ours, theirs = (step_rows(run_in(out, arm)) for arm in ("w2s", "baseline"))
@@ -173,7 +173,7 @@ def test_a_teacher_of_another_number_of_classes_is_refused(distill: Any, out: Pa
         state[name] = state[name][:7]
     torch.save(state, out / "seven.pt")
     line = refused(*distill, "--teacher", out / "seven.pt", code=1)
-    problem = "the teacher has 7 classes of unknown names, the data has 10: they can't be matched; "
+    problem = "the teacher has 7 unnamed classes, the data has 10: cannot match them; "
     assert line.startswith(f"{out}/seven.pt: {problem}")
 
 
@@ -182,14 +182,14 @@ def test_a_teacher_of_other_classes_is_refused(distill: Any, out: Path, monkeypa
         patch.setattr(ClassificationTask, "classes", ("zebra", *shapes.CLASSES[1:]))
         line = refused(*distill, code=1)
     assert line.startswith(
-        f"{out}/teacher/model.safetensors: the teacher doesn't know 1 of the data's 10 classes: 'zebra'; call them by "
+        f"{out}/teacher/model.safetensors: the teacher lacks 1 of the data's 10 classes: 'zebra'; rename them to "
     )
 
 
 def test_a_teacher_with_the_same_classes_in_another_order_teaches_the_same(
     distill: Any, out: Path, experiment: Path
 ) -> None:
-    """Its head is turned round and says so in its file; what it teaches stays what it was."""
+    """The classes of its head are reversed, as its file states; its predictions stay the same."""
     teacher = load_weights(out / "teacher")
     assert teacher.recipe is not None
     turned = dict(teacher.state) | {name: teacher.state[name].flip(0) for name in ("head.weight", "head.bias")}
@@ -198,7 +198,7 @@ def test_a_teacher_with_the_same_classes_in_another_order_teaches_the_same(
         out / "teacher" / "model.safetensors", turned, validate_recipe(teacher.recipe, "here"), "teacher", details
     )
     said = done(*distill)
-    assert "the same 10 classes in another order" in said.err
+    assert "the same 10 classes in a different order" in said.err
     ours, theirs = events(run_in(out), "teacher")[0], events(run_in(experiment), "teacher")[0]
     assert ours.details["metrics"] == pytest.approx(theirs.details["metrics"])
     for mine, other in zip(evaluations(run_in(out)), evaluations(run_in(experiment)), strict=True):
@@ -206,7 +206,7 @@ def test_a_teacher_with_the_same_classes_in_another_order_teaches_the_same(
 
 
 def test_a_teacher_with_another_normalization_is_given_its_own(distill: Any, out: Path, experiment: Path) -> None:
-    """The file says that its images were twice as bright: the same images, seen its way, get other answers."""
+    """The file states another normalisation, so the same images give other logits."""
     teacher = load_weights(out / "teacher")
     assert teacher.recipe is not None
     details = teacher.details | {"normalization": [0.8, 0.8, 0.8, 0.4, 0.4, 0.4]}
@@ -247,7 +247,7 @@ def test_after_the_switch_the_teacher_no_longer_matters(distill: Any, out: Path,
 def test_images_too_small_for_a_model_are_told(recipe: Path, out: Path) -> None:
     settings = ("--set", "data.image_size=8", "--set", "student.model=small_cnn_strong")
     line = refused("distill", "--baseline", "--recipe", recipe, "--out", out, *settings, code=2)
-    assert line.startswith("small_cnn_strong cannot take images of 8 px: ")
+    assert line.startswith("small_cnn_strong cannot process images of 8 px: ")
     assert not run_in(out, "baseline").exists()
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what the model gives, and remarks on its numbers, at every validation of a run."""
+"""Pictures and remarks that a validation leaves."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ VALIDATED = range(3, 31, 3)
 
 @pytest.fixture(autouse=True)
 def _drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny task draws its loss, as text, and has a remark that stays and one that comes at the end."""
+    """The task draws its loss as text, and makes one remark at every validation and one at the end."""
     original = ClassificationTask.evaluate
 
     def evaluate(self: ClassificationTask, model: nn.Module, **arguments: Any) -> Evaluation:
@@ -81,7 +81,7 @@ def test_a_picture_that_cannot_be_written_is_told_and_not_worth_the_run(distill:
 
 
 def test_what_is_no_matter_of_writing_ends_the_run(distill: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task that cannot draw what it wants to has a bug, which is not to be hidden."""
+    """An error in a task's drawing code is a bug and must not be hidden."""
     original = ClassificationTask.evaluate
 
     def draw(path: Path) -> None:

@@ -115,7 +115,7 @@ def test_the_newest_readable_checkpoint_is_found(tmp_path: Path) -> None:
     assert found
     assert problem
     assert found["engine"]["step"] == 1
-    assert problem.startswith(f"{tmp_path / 'last.pt'}: damaged or cut off")
+    assert problem.startswith(f"{tmp_path / 'last.pt'}: damaged or truncated")
     (tmp_path / "last.pt").unlink()  # as a crash between two renames leaves it
     found, problem = load_last_checkpoint(tmp_path)
     assert found
@@ -175,7 +175,7 @@ def test_a_weight_that_changed_on_the_disk_is_noticed(tmp_path: Path) -> None:
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, load: Any) -> None:
     mark, path = tmp_path / "was-run", tmp_path / "evil.pt"
     torch.save({"format": 1, "engine": Arms(mark)}, path)
-    with pytest.raises(CheckpointError, match=r"evil\.pt: refused, since it carries pickled code \(posix\.mkdir\)"):
+    with pytest.raises(CheckpointError, match=r"evil\.pt: refused: it contains pickled code \(posix\.mkdir\)"):
         load(path)
     assert not mark.exists()
     torch.load(path, weights_only=False)
@@ -194,7 +194,7 @@ def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"format": 99, "engine": {}}, r"format 99, this version reads 1$"),
+        ({"format": 99, "engine": {}}, r"format 99 is not supported; this version reads 1$"),
         ({"epoch": 3}, r"not a training checkpoint of w2skd$"),
         ([1, 2], r"not a training checkpoint of w2skd$"),
     ],
@@ -218,7 +218,7 @@ def test_a_finished_model_carries_what_is_needed_to_use_it(tmp_path: Path) -> No
     for source in (path, tmp_path):
         weights = load_weights(source)
         assert_same_weights(weights.state, trained.state_dict())
-        assert (weights.path, weights.recipe, weights.role) == (path, recipe, "student")
+        assert (weights.path, weights.recipe, weights.role) == (path, recipe.model_dump(mode="json"), "student")
         assert weights.details == {"classes": ["a", "b"], "best": 0.5}
         assert weights.model_name == recipe.student.model
 
@@ -290,7 +290,7 @@ def test_the_averaged_weights_of_another_tool_win(key: str, average_key: str, tm
 def test_a_namespace_smuggles_no_code_in(tmp_path: Path) -> None:
     mark, path = tmp_path / "was-run", tmp_path / "evil.pt"
     torch.save({"model": model().state_dict(), "args": argparse.Namespace(weapon=Arms(mark))}, path)
-    with pytest.raises(CheckpointError, match=r"evil\.pt: refused, since it carries pickled code \(posix\.mkdir\)"):
+    with pytest.raises(CheckpointError, match=r"evil\.pt: refused: it contains pickled code \(posix\.mkdir\)"):
         load_weights(path)
     assert not mark.exists()
     torch.save(argparse.Namespace(), path)
@@ -342,10 +342,10 @@ def test_what_holds_no_weights_is_told(tmp_path: Path) -> None:
         "missing.pt": "missing.pt: no such checkpoint",
         "missing": "missing: no such checkpoint",
         "empty": "empty: not a run directory, model.safetensors is missing",
-        "running": "running: not finished yet, model.safetensors is missing",
-        "cut.safetensors": "cut.safetensors: damaged or cut off",
+        "running": "running: run not finished, model.safetensors is missing",
+        "cut.safetensors": "cut.safetensors: damaged or truncated",
         "text.pt": "text.pt: damaged or not a checkpoint",
-        "other.pt": "other.pt: holds no weights that w2skd knows",
+        "other.pt": "other.pt: contains no weights that w2skd can read",
     }
     for name, problem in problems.items():
         with pytest.raises(CheckpointError) as caught:
@@ -366,7 +366,7 @@ def test_weights_go_in_whole_or_not_at_all() -> None:
 
 
 def test_the_likely_reason_of_a_misfit_is_told() -> None:
-    recipe = validate_recipe(RECIPE_VALUES, "test")
+    recipe = validate_recipe(RECIPE_VALUES, "test").model_dump(mode="json")
 
     def misfit(weights: dict[str, torch.Tensor], **about: Any) -> str:
         with pytest.raises(CheckpointError) as caught:

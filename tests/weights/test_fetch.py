@@ -21,7 +21,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_a_file_is_fetched_once(served: Path) -> None:
+def test_a_file_is_downloaded_once(served: Path) -> None:
     for _ in range(2):
         file = cached_or_fetched(served.as_uri(), wanted="a net", instead="or go without")
         assert file == Path(torch.hub.get_dir()) / "checkpoints" / served.name
@@ -29,22 +29,22 @@ def test_a_file_is_fetched_once(served: Path) -> None:
         served.unlink(missing_ok=True)
 
 
-def test_it_may_have_another_name_in_the_cache(served: Path) -> None:
+def test_the_name_in_the_cache_can_differ(served: Path) -> None:
     name = f"other-{served.name.removeprefix('net-')}"
     assert cached_or_fetched(served.as_uri(), wanted="a net", instead="", name=name).name == name
 
 
-def test_under_which_name_to_bring_it_is_told(served: Path) -> None:
+def test_the_error_names_the_file_to_provide(served: Path) -> None:
     served.unlink()
     with pytest.raises(
-        CheckpointError, match=r"^a net: mine.pth is not in .*folder as mine.pth \(TORCH.*, or go.*out$"
+        CheckpointError, match=r"^a net: mine.pth is not in .*folder as mine.pth \(set by TORCH.*, or go.*out$"
     ):
         cached_or_fetched(served.as_uri(), wanted="a net", instead="or go without", name="mine.pth")
-    with pytest.raises(CheckpointError, match=r"bring it into that folder \(TORCH_HOME says"):
+    with pytest.raises(CheckpointError, match=r"copy it into that folder \(set by TORCH_HOME"):
         cached_or_fetched(served.as_uri(), wanted="a net", instead="or go without")
 
 
-def test_a_sum_is_of_the_bytes_and_compared_with_the_name(served: Path) -> None:
+def test_the_checksum_is_compared_with_the_name(served: Path) -> None:
     assert file_sum(served) == hashlib.sha256(b"weights").hexdigest()
     assert sum_differs(served) is None
     served.write_bytes(b"others")
@@ -52,7 +52,7 @@ def test_a_sum_is_of_the_bytes_and_compared_with_the_name(served: Path) -> None:
     assert sum_differs(served.rename(served.with_name("plain.pth"))) is None
 
 
-def test_patience_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_timeout_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "PATIENCE_S", 3.0)
     before = socket.getdefaulttimeout()
     with patience():

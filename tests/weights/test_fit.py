@@ -25,7 +25,7 @@ def misfit(model: str, state: State, classes: int = 10) -> str:
 @pytest.mark.parametrize(
     "prefix", ["module.", "_orig_mod.", "model.", "net.", "backbone.", "module._orig_mod.", "model.module.backbone."]
 )
-def test_prefixes_of_wrappers_come_off_where_all_names_share_them(prefix: str) -> None:
+def test_a_wrappers_prefix_is_removed_if_all_names_share_it(prefix: str) -> None:
     model = build_classifier("small_cnn_weak", 10)
     own = dict(model.state_dict())
     found = fit(model, under(prefix, own))
@@ -37,13 +37,13 @@ def test_prefixes_of_wrappers_come_off_where_all_names_share_them(prefix: str) -
     assert not beside.is_whole
 
 
-def test_a_prefix_that_the_model_has_itself_stays() -> None:
+def test_a_prefix_of_the_model_itself_is_kept() -> None:
     model = nn.Sequential()
     model.add_module("model", build_classifier("small_cnn_weak", 10))
     assert fit(model, dict(model.state_dict())).is_whole
 
 
-def test_older_files_may_lack_counters_of_batches_and_nothing_else() -> None:
+def test_only_batch_counters_may_be_missing() -> None:
     model = build_classifier("small_cnn_weak", 10)
     old = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     assert len(old) < len(model.state_dict())
@@ -53,7 +53,7 @@ def test_older_files_may_lack_counters_of_batches_and_nothing_else() -> None:
     assert fit(model, old).missing == ["features.1.running_mean", "features.1.num_batches_tracked"]
 
 
-def test_auxiliary_classifiers_are_left_out() -> None:
+def test_auxiliary_classifiers_are_dropped() -> None:
     import torchvision
 
     whole = torchvision.models.googlenet(aux_logits=True, init_weights=False, num_classes=10)
@@ -61,7 +61,7 @@ def test_auxiliary_classifiers_are_left_out() -> None:
     assert fit(build_classifier("torchvision:googlenet", 10), whole.state_dict()).is_whole
 
 
-def test_densenets_former_names_are_understood() -> None:
+def test_former_names_of_densenet_are_converted() -> None:
     state = state_of("torchvision:densenet121")
     former = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): state[name] for name in state}
     assert former.keys() != state.keys()
@@ -69,7 +69,7 @@ def test_densenets_former_names_are_understood() -> None:
 
 
 class Renamed(nn.Module):
-    """A module that was once written with another name, and still reads files of that time."""
+    """A module whose parameter was renamed, and which still reads files with the former name."""
 
     def __init__(self, classes: int = 3) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Renamed(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def test_modules_that_know_their_former_names_are_asked() -> None:
+def test_modules_convert_their_own_former_names() -> None:
     model = Renamed()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     former = {name.replace("new.", "old."): tensor + 1 for name, tensor in model.state_dict().items()}
@@ -95,7 +95,7 @@ def test_modules_that_know_their_former_names_are_asked() -> None:
     assert fit(model, {**former, "extra": torch.zeros(1)}).unexpected == ["extra"]
 
 
-def test_torchvisions_vit_reads_the_names_that_its_published_files_have() -> None:
+def test_former_names_of_torchvisions_vit_are_converted() -> None:
     from torchvision.models import VisionTransformer
 
     def vit() -> nn.Module:
@@ -107,7 +107,7 @@ def test_torchvisions_vit_reads_the_names_that_its_published_files_have() -> Non
     assert fit(vit(), former).is_whole
 
 
-def test_a_head_of_another_size_is_told_from_another_model() -> None:
+def test_a_head_of_another_size_is_distinguished_from_another_model() -> None:
     model = build_classifier("small_cnn_weak", 10)
     assert fit(model, state_of("small_cnn_weak", 7)).head_classes == (7, 10)
     assert fit(model, state_of("small_cnn_weak")).head_classes is None
@@ -126,7 +126,7 @@ def without(head: str, state: State) -> State:
 
 
 RESNET = state_of("torchvision:resnet18")
-FAMILY = "probably another model of the same family, such as a deeper or a wider one"
+FAMILY = "probably another model of the same family, such as a deeper or wider one"
 
 
 @pytest.mark.parametrize(
@@ -139,39 +139,43 @@ FAMILY = "probably another model of the same family, such as a deeper or a wider
         (
             "torchvision:resnet18",
             {**without("fc.", RESNET), "projector.0.weight": torch.zeros(2, 512)},
-            "probably a backbone without its classifier, or with another one",
+            "probably a backbone without its classifier, or with a different one",
         ),
         (
             "torchvision:resnet18",
             {**under("student.", RESNET), "criterion.weight": torch.zeros(10)},
-            "probably weights whose names begin with 'student.', beside others: save those alone, without it",
+            "probably a larger file whose 'student.' part has these weights: save that part alone, without the prefix",
         ),
         (
             "torchvision:resnet18",
             {**under("backbone.body.", without("fc.", RESNET)), "rpn.head.conv.0.0.weight": torch.zeros(1)},
-            "probably a detector or a segmentation model, which holds no classifier",
+            "probably a detector or a segmentation model, which has no classifier",
         ),
         (
             "torchvision:mobilenet_v2",
             {"conv_stem.weight": torch.zeros(32, 3, 3, 3), "classifier.bias": torch.zeros(10)},
-            "probably a model of timm, which names its layers in another way: try 'timm:NAME' as the model",
+            "probably a model of timm, which names its layers differently: try 'timm:NAME' as the model",
         ),
         (
             "torchvision:resnet18",
             {"resnet.embedder.embedder.convolution.weight": torch.zeros(64, 3, 7, 7)},
-            "probably a model of Hugging Face's transformers, which names its layers in another way",
+            "probably a model of Hugging Face's transformers, which names its layers differently",
         ),
-        ("small_cnn_weak", under("stem.", RESNET), "probably those of another model: name the one that they are of"),
+        (
+            "small_cnn_weak",
+            under("stem.", RESNET),
+            "probably the weights of another model: set the model's name to theirs",
+        ),
     ],
 )
-def test_the_likely_reason_is_told(model: str, state: State, reason: str) -> None:
+def test_the_likely_reason_is_reported(model: str, state: State, reason: str) -> None:
     told = misfit(model, state)
     assert told.startswith(f"not the weights of {model}: ")
     assert reason in told
     assert "\n" not in told
 
 
-def test_where_nothing_suggests_a_reason_none_is_made_up() -> None:
+def test_an_unexplained_misfit_has_no_reason() -> None:
     own = state_of("small_cnn_weak")
     assert (
         misfit("small_cnn_weak", {**own, "a": torch.zeros(1)}) == "not the weights of small_cnn_weak: 1 unexpected (a)"

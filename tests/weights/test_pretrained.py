@@ -33,7 +33,7 @@ NAMES = torchvision.models.get_model_weights("resnet18").DEFAULT.meta["categorie
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The published file of `MODEL`, random weights, where its URL leads to; torch's cache is empty."""
+    """Random weights as the published file of `MODEL`, at its URL; torch's cache is empty."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     (tmp_path / "server").mkdir()
     fresh = tmp_path / "server" / "fresh.pth"
@@ -74,21 +74,19 @@ def check_published(weights: Weights, server: Path) -> None:
 
 
 @pytest.mark.parametrize("tag", [None, "IMAGENET1K_V1", "DEFAULT"])
-def test_weights_come_out_of_torchs_cache_with_their_own_preparation(tag: str | None, server: Path) -> None:
+def test_weights_are_read_from_torchs_cache_with_their_preprocessing(tag: str | None, server: Path) -> None:
     shutil.move(server, cached(server))
     check_published(load_pretrained(MODEL, tag), server)
 
 
-def test_weights_that_are_not_here_are_fetched_once(server: Path) -> None:
+def test_missing_weights_are_downloaded_once(server: Path) -> None:
     check_published(load_pretrained(MODEL), server)
     server.unlink()
     check_published(load_pretrained(MODEL), server)
     assert [path.name for path in cached(server).parent.iterdir() if path.name[0] != "."] == [server.name]
 
 
-def test_where_nothing_can_be_fetched_the_way_to_bring_it_is_told(
-    server: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_explains_how_to_provide_the_file(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*_: object, **__: object) -> None:
         raise URLError(OSError(-2, "Name or service not known"))
 
@@ -96,14 +94,15 @@ def test_where_nothing_can_be_fetched_the_way_to_bring_it_is_told(
     with pytest.raises(CheckpointError) as caught:
         load_pretrained(MODEL)
     assert str(caught.value) == (
-        f"torchvision squeezenet1_1 IMAGENET1K_V1: {server.name} is not in {cached(server).parent}, and fetching it "
-        f"failed ([Errno -2] Name or service not known); on another machine fetch {server.as_uri()} and bring it into "
-        "that folder (TORCH_HOME says where it is), or give a file of your own (teacher.checkpoint; evaluate: "
-        "--checkpoint)"
+        f"torchvision squeezenet1_1 IMAGENET1K_V1: {server.name} is not in {cached(server).parent}, and downloading "
+        f"it failed ([Errno -2] Name or service not known); download {server.as_uri()} on another machine and copy it "
+        "into that folder (set by TORCH_HOME), or use your own file (teacher.checkpoint; evaluate: --checkpoint)"
     )
 
 
-def test_weights_of_the_same_model_that_are_here_are_told(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_lists_cached_weights_of_the_same_model(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_network(*_: object, **__: object) -> None:
         raise URLError(OSError(-2, "Name or service not known"))
 
@@ -122,40 +121,40 @@ def test_weights_of_the_same_model_that_are_here_are_told(server: Path, monkeypa
     monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: Tags)
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     cached(server).with_name("old.pth").touch()
-    with pytest.raises(CheckpointError, match=r"; of the same model, pretrained:OLD is there$"):
+    with pytest.raises(CheckpointError, match=r"; cached weights of the same model: pretrained:OLD$"):
         load_pretrained(MODEL)
 
 
-def test_a_file_with_another_sum_is_not_kept_and_not_used(server: Path) -> None:
+def test_a_file_with_a_wrong_checksum_is_rejected_and_not_kept(server: Path) -> None:
     true = hashlib.sha256(b"cut off").hexdigest()[:8]
     server.write_bytes(b"cut off")
-    with pytest.raises(CheckpointError, match=r"fetching it failed \(invalid hash value"):
+    with pytest.raises(CheckpointError, match=r"downloading it failed \(invalid hash value"):
         load_pretrained(MODEL)
     assert not cached(server).exists()
     shutil.move(server, cached(server))
-    with pytest.raises(CheckpointError, match=rf"damaged or another file: its SHA-256 begins with {true}, not as"):
+    with pytest.raises(CheckpointError, match=rf"damaged or a different file: its SHA-256 begins with {true}, unlike"):
         load_pretrained(MODEL)
 
 
-def test_a_cache_that_cannot_be_written_is_told(server: Path) -> None:
+def test_an_unwritable_cache_is_reported(server: Path) -> None:
     folder = cached(server).parent
     folder.rmdir()
     folder.write_text("a file in the folder's place")
-    with pytest.raises(CheckpointError, match=r"fetching it failed \(.*File exists"):
+    with pytest.raises(CheckpointError, match=r"downloading it failed \(.*File exists"):
         load_pretrained(MODEL)
 
 
 @pytest.mark.parametrize(
     ("model", "tag", "problem"),
     [
-        ("cifar_resnet8", None, "no library publishes weights of it; known are torchvision, timm"),
+        ("cifar_resnet8", None, "has no published weights; models that can have them: torchvision:, timm:"),
         ("torchvision:resnet81", None, "torchvision has no classifier 'resnet81' .did you mean 'resnet"),
         ("torchvision:fasterrcnn_resnet50_fpn", None, "torchvision has no classifier"),
         ("torchvision:resnet50", "IMAGENET1K_V3", "no weights 'IMAGENET1K_V3' of resnet50 .did you mean.* V1.*V2"),
-        ("torchvision:vgg16", "IMAGENET1K_FEATURES", "have no classifier: choose other ones"),
+        ("torchvision:vgg16", "IMAGENET1K_FEATURES", "have no classifier: choose others"),
     ],
 )
-def test_unknown_weights_are_refused(model: str, tag: str | None, problem: str) -> None:
+def test_unknown_weights_are_rejected(model: str, tag: str | None, problem: str) -> None:
     with pytest.raises(RecipeError, match=problem.replace(" V1", " IMAGENET1K_V1")):
         load_pretrained(model, tag)
 
@@ -163,7 +162,7 @@ def test_unknown_weights_are_refused(model: str, tag: str | None, problem: str) 
 def test_a_bare_file_of_a_known_model_is_assumed_to_be_imagenets() -> None:
     weights = Weights(Path("mine.pth"), {}, details={"layout": "model", "classes": ["a"]})
     details = assume_imagenet(weights, "torchvision:mobilenet_v2").details
-    assert (details["layout"], details["classes"]) == ("model", ["a"]), "what the file says stays"
+    assert (details["layout"], details["classes"]) == ("model", ["a"]), "the file's own details take precedence"
     assert details["class_ids"] == list(imagenet_ids())
     assert details["preprocessing"] == {"resize_px": 232, "crop_px": 224, "interpolation": "bilinear"}
     assert details["source"] == "assumed to be trained as torchvision mobilenet_v2 IMAGENET1K_V2"
@@ -171,7 +170,7 @@ def test_a_bare_file_of_a_known_model_is_assumed_to_be_imagenets() -> None:
     assert "url" not in details
 
 
-def test_a_published_file_is_recognised_wherever_it_lies(server: Path) -> None:
+def test_a_published_file_is_recognised_in_any_folder(server: Path) -> None:
     details = assume_imagenet(Weights(server, {}), MODEL).details
     assert details["source"] == "torchvision squeezenet1_1 IMAGENET1K_V1"
     assert "assumed" not in details
@@ -179,7 +178,7 @@ def test_a_published_file_is_recognised_wherever_it_lies(server: Path) -> None:
     assert assume_imagenet(Weights(server, {}), MODEL).details["assumed"] is True
 
 
-def test_every_classifier_of_torchvision_says_how_its_images_are_prepared() -> None:
+def test_every_classifier_of_torchvision_has_its_preprocessing() -> None:
     for name in torchvision.models.list_models(module=torchvision.models):
         preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
         details = assume_imagenet(Weights(Path("x.pth"), {}), f"torchvision:{name}").details
@@ -191,7 +190,7 @@ def test_every_classifier_of_torchvision_says_how_its_images_are_prepared() -> N
             assert details["normalization"] == [*preset.mean, *preset.std]
 
 
-def test_models_that_renormalise_by_themselves_get_images_as_they_would_make_them() -> None:
+def test_models_that_renormalise_their_input_get_images_renormalised_alike() -> None:
     published = torchvision.models.googlenet(transform_input=True, init_weights=False)
     preset = torchvision.models.get_model_weights("googlenet").DEFAULT.transforms()
     pixels = torch.rand(1, 3, 8, 8)
@@ -208,7 +207,7 @@ REPOSITORY = "timm/test_resnet.r160_in1k"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the Hugging Face Hub, which can't be reached."""
+    """An empty cache of the Hugging Face Hub, which is unreachable."""
     pytest.importorskip("timm")
     import huggingface_hub
 
@@ -238,14 +237,14 @@ def timm_state(name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("model", "tag"), [(TINY, None), (TINY, "r160_in1k"), (f"{TINY}.r160_in1k", None)])
-def test_timms_weights_come_out_of_the_hubs_cache(model: str, tag: str | None, hub: Path) -> None:
+def test_timms_weights_are_read_from_the_hubs_cache(model: str, tag: str | None, hub: Path) -> None:
     state = timm_state("test_resnet")
     file = put_into(hub, REPOSITORY, state)
     torch.manual_seed(7)
     weights = load_pretrained(model, tag)
     drawn = torch.rand(())
     torch.manual_seed(7)
-    assert torch.equal(drawn, torch.rand(())), "loading disturbs the draws of the caller"
+    assert torch.equal(drawn, torch.rand(())), "loading changes the caller's random draws"
     assert weights.path == file
     assert_same_weights(weights.state, state)
     assert weights.details == {
@@ -259,14 +258,14 @@ def test_timms_weights_come_out_of_the_hubs_cache(model: str, tag: str | None, h
     }
 
 
-def test_what_authors_wrote_in_another_way_becomes_timms(hub: Path) -> None:
+def test_weights_in_their_authors_format_are_converted_to_timms(hub: Path) -> None:
     state = timm_state("test_vit")
     name = "patch_embed.proj.weight"
     put_into(hub, "timm/test_vit.r160_in1k", state | {name: state[name].flatten(1)})
     assert_same_weights(load_pretrained("timm:test_vit").state, state)
 
 
-def test_a_file_of_another_model_is_refused(hub: Path) -> None:
+def test_a_file_of_another_model_is_rejected(hub: Path) -> None:
     put_into(hub, REPOSITORY, timm_state("test_vit"))
     with pytest.raises(
         CheckpointError, match=r"model\.safetensors: not the weights of timm's test_resnet: .*"
@@ -275,14 +274,13 @@ def test_a_file_of_another_model_is_refused(hub: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_without_the_hub_the_way_to_bring_the_file_is_told(hub: Path) -> None:
+def test_without_the_hub_the_error_explains_how_to_provide_the_file(hub: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_pretrained(TINY)
     assert str(caught.value) == (
-        f"timm test_resnet r160_in1k: {REPOSITORY} of the Hugging Face Hub is not in {hub}, and fetching it failed (no "
-        f"network); on another machine run `hf download {REPOSITORY}` and bring what it adds to its cache into that "
-        "folder (HF_HOME says where the cache is), or give a file of your own (teacher.checkpoint; evaluate: "
-        "--checkpoint)"
+        f"timm test_resnet r160_in1k: {REPOSITORY} of the Hugging Face Hub is not in {hub}, and downloading it failed "
+        f"(no network); run `hf download {REPOSITORY}` on another machine and copy what it adds to its cache into that "
+        "folder (set by HF_HOME), or use your own file (teacher.checkpoint; evaluate: --checkpoint)"
     )
 
 
@@ -292,21 +290,21 @@ def test_without_the_hub_the_way_to_bring_the_file_is_told(hub: Path) -> None:
         ("timm:test_resnot", None, "timm has no model 'test_resnot' .did you mean 'test_resnet'"),
         (TINY, "r161_in1k", "no weights 'r161_in1k' of test_resnet .did you mean 'r160_in1k'.*; it has r160_in1k"),
         (f"{TINY}.r160_in1k", "other", "names other weights than the tag 'other'"),
-        ("timm:vit_small_patch14_dinov2", None, "have no classifier; those with one: none"),
+        ("timm:vit_small_patch14_dinov2", None, "have no classifier; weights with one: none"),
     ],
 )
-def test_unknown_weights_of_timm_are_refused(model: str, tag: str | None, problem: str, hub: Path) -> None:
+def test_unknown_weights_of_timm_are_rejected(model: str, tag: str | None, problem: str, hub: Path) -> None:
     with pytest.raises(RecipeError, match=problem):
         load_pretrained(model, tag)
 
 
-def test_without_timm_installed_its_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_timm_installed_its_models_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(RecipeError, match="timm is not installed, which a model of it needs: pip install timm"):
+    with pytest.raises(RecipeError, match="timm:test_resnet needs timm, which is not installed: pip install"):
         load_pretrained(TINY)
 
 
-def test_timms_preparation_is_timms_own(hub: Path) -> None:
+def test_timms_preprocessing_matches_timms_own(hub: Path) -> None:
     import timm
     from timm.data import create_transform, resolve_data_config
 
@@ -321,7 +319,7 @@ def test_timms_preparation_is_timms_own(hub: Path) -> None:
         assert math.isfinite(sum(details["normalization"]))
 
 
-def test_ids_agree_with_timms(hub: Path) -> None:
+def test_ids_match_timms(hub: Path) -> None:
     from timm.data import ImageNetInfo
 
     assert list(imagenet_ids()) == ImageNetInfo().label_names()

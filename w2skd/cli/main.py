@@ -1,5 +1,6 @@
 """The ``w2skd`` command. Nothing heavy is imported before a command runs."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -23,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_COMMANDS = {
+_COMMANDS: dict[Callable[..., None], str] = {
     train_teacher: "w2skd train-teacher --recipe demo --out runs/demo",
     distill: "w2skd distill --recipe demo --baseline; torchrun --nproc-per-node 8 -m w2skd distill -r demo",
     evaluate: "w2skd evaluate --checkpoint runs/demo/w2s/seed0; "

@@ -111,7 +111,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     as keyword parameters, collects them into the dataclasses, and calls `command`.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         if parameter.name in groups:
@@ -131,7 +131,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del run.__wrapped__  # type: ignore[attr-defined]  # typing would look for the annotations there
+    del run.__wrapped__  # typing would look for the annotations there
     return run
 
 

@@ -1,4 +1,4 @@
-"""Which way images take to the device: all of them at once, or batch by batch from data workers."""
+"""Chooses the data feed: resident (all images on the device) or streaming (data workers)."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,8 +13,8 @@ from w2skd.data.sources import Listing, list_image_data, load_image_data
 from w2skd.data.streaming import StreamingFeed, stream_evaluation
 from w2skd.data.transforms import TrainTransform
 from w2skd.data.workers import default_workers
-from w2skd.tasks.classification.mixing import mix_batches
-from w2skd.tasks.classification.recipe import ClassificationData
+from w2skd.platform.ranks import Ranks
+from w2skd.recipe.data import ImageSection
 
 EVALUATION_BATCH = 500
 """Examples of one forward, of one process; fewer where images are large."""
@@ -56,7 +56,7 @@ class ImageFeeds:
 
     def __init__(
         self,
-        section: ClassificationData,
+        section: ImageSection,
         *,
         batch_size: int,
         seed: int,
@@ -153,15 +153,11 @@ class ImageFeeds:
         )
 
     def train_batches(self, first_step: int, *, rank: int, ranks: int, accumulate: int) -> Iterator[LabelledImages]:
-        """This rank's micro-batches, augmented and mixed, without end."""
-        batches = self.train.micro_batches(first_step, rank=rank, ranks=ranks, accumulate=accumulate)
-        section = self._section
-        if section.mixup == 0 and section.cutmix == 0:
-            return batches
-        return mix_batches(batches, mixup=section.mixup, cutmix=section.cutmix, seed=self._seed)
+        """Yield this rank's micro-batches, augmented, without end."""
+        return self.train.micro_batches(first_step, rank=rank, ranks=ranks, accumulate=accumulate)
 
-    def evaluation_batches(self, *, rank: int, ranks: int) -> Iterator[LabelledImages]:
-        """This rank's share of the evaluation set, once, in order and not augmented."""
+    def evaluation_batches(self, ranks: Ranks) -> Iterator[LabelledImages]:
+        """Iterate over this rank's shard of the evaluation set, in order, without augmentation."""
         batch_size = max(1, min(EVALUATION_BATCH, _EVALUATION_PIXELS // self.size_px**2))
         if self.resident:
             return evaluation_batches(
@@ -169,7 +165,6 @@ class ImageFeeds:
                 self.normalization,
                 device=self._device,
                 batch_size=batch_size,
-                rank=rank,
                 ranks=ranks,
                 channels_last=self._channels_last,
             )
@@ -182,7 +177,6 @@ class ImageFeeds:
             interpolation=self._section.interpolation,
             device=self._device,
             batch_size=batch_size,
-            rank=rank,
             ranks=ranks,
             workers=self.workers,
             timeout_s=self._section.worker_timeout_s,

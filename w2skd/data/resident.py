@@ -19,6 +19,7 @@ from w2skd.data.counter import randint
 from w2skd.data.images import ImageSet, Normalization
 from w2skd.data.normalize import Normalizer
 from w2skd.data.order import BatchOrder, Slice
+from w2skd.platform.ranks import Ranks
 
 AUGMENTATIONS = ("crop", "flip", "cutout")
 
@@ -158,25 +159,23 @@ def evaluation_batches(
     *,
     device: torch.device,
     batch_size: int,
-    rank: int = 0,
-    ranks: int = 1,
+    ranks: Ranks = Ranks(),
     channels_last: bool = False,
 ) -> Iterator[LabelledImages]:
-    """Yield this rank's share of a set, once, in order and not augmented; every example falls to exactly one rank.
+    """Iterate over this rank's shard of an evaluation set, in order, without augmentation.
 
     Args:
         images: kept where they are; moved batch by batch if that is not `device`.
         normalization: of pixels scaled to [0, 1].
         device: where batches are made.
         batch_size: examples per batch of this rank; the last batch may have fewer.
-        rank: this process's number, below `ranks`.
-        ranks: how many share the set.
+        ranks: the ranks that share the set.
         channels_last: memory format of the batches.
     """
     normalize = Normalizer(normalization, device, channels_last)
-    end = len(images) * (rank + 1) // ranks
-    for start in range(len(images) * rank // ranks, end, batch_size):
-        part = slice(start, min(start + batch_size, end))
+    shard = ranks.shard(len(images))
+    for start in range(shard.start, shard.stop, batch_size):
+        part = slice(start, min(start + batch_size, shard.stop))
         yield LabelledImages(
             images=normalize(images.images[part].to(device)),
             labels=images.labels[part].to(device),

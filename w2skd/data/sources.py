@@ -24,7 +24,7 @@ from w2skd.data.examples import ChosenExamples, Examples, PixelExamples
 from w2skd.data.folder import FileExamples, check_same_classes, list_class_folders
 from w2skd.data.images import ImageSet, Normalization, balanced_subset, split_validation
 from w2skd.errors import DataError
-from w2skd.tasks.classification.recipe import ClassificationData
+from w2skd.recipe.data import ImageSection
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """What torchvision's pretrained classifiers were trained with."""
@@ -121,7 +121,7 @@ class _Source:
 
 
 @lru_cache(maxsize=2)
-def list_image_data(section: ClassificationData) -> ImageListing:
+def list_image_data(section: ImageSection) -> ImageListing:
     """List what a recipe's ``data`` section asks for, without reading images.
 
     The hold-out is drawn from the whole training set, whatever `train_examples` then takes of the rest, so that runs
@@ -144,7 +144,7 @@ def list_image_data(section: ClassificationData) -> ImageListing:
 
 
 @lru_cache(maxsize=2)
-def load_image_data(section: ClassificationData) -> ImageData:
+def load_image_data(section: ImageSection) -> ImageData:
     """Load what a recipe's ``data`` section asks for; runs in one process share the result.
 
     Raises:
@@ -155,15 +155,15 @@ def load_image_data(section: ClassificationData) -> ImageData:
     return ImageData(train, evaluation, listing.normalization)
 
 
-def _cifar10(section: ClassificationData) -> _Source:
+def _cifar10(section: ImageSection) -> _Source:
     return _cifar(section, CIFAR10, Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)))
 
 
-def _cifar100(section: ClassificationData) -> _Source:
+def _cifar100(section: ImageSection) -> _Source:
     return _cifar(section, CIFAR100, Normalization((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)))
 
 
-def _cifar(section: ClassificationData, dataset: type[CIFAR10], normalization: Normalization) -> _Source:
+def _cifar(section: ImageSection, dataset: type[CIFAR10], normalization: Normalization) -> _Source:
     """CIFAR (Krizhevsky 2009) by torchvision, which checks every file's MD5 before it unpickles any."""
     try:
         try:
@@ -230,7 +230,7 @@ def _why_no_cifar(source: str, dataset: type[CIFAR10], root: Path) -> str:
     return f"{source} is neither unpacked in {folder} nor there as {archive}; {mend}"
 
 
-def _fashion_mnist(section: ClassificationData) -> _Source:
+def _fashion_mnist(section: ImageSection) -> _Source:
     files = fashion_mnist.find_files(section.root)
     if files is None and section.download:
         _fetch_fashion_mnist(section.root)
@@ -262,7 +262,7 @@ def _fetch_fashion_mnist(root: Path) -> None:
         ) from None
 
 
-def _image_folder(section: ClassificationData) -> _Source:
+def _image_folder(section: ImageSection) -> _Source:
     root, size = section.root, section.image_size
     assert size is not None
     train = list_class_folders(root, section.train_folder, "data.train_folder")
@@ -280,7 +280,7 @@ def _from_files(root: Path, folder: str, files: dict[str, list[Path]]) -> Listin
     return Listing(str(root / folder), FileExamples(root, paths), labels, tuple(files))
 
 
-def _shapes(section: ClassificationData) -> _Source:
+def _shapes(section: ImageSection) -> _Source:
     """As many as are asked for; `split_seed` draws the shapes themselves too."""
     share = section.validation_share or 0.0
     count = section.train_examples or _SHAPES_TRAIN_EXAMPLES
@@ -300,7 +300,7 @@ def _drawn(part: str, count: int, size: int, split_seed: int) -> Listing:
     return Listing(f"the {part} set of shapes", examples, shapes.labels_of(torch.arange(count)), shapes.CLASSES)
 
 
-SOURCES: dict[str, Callable[[ClassificationData], _Source]] = {
+SOURCES: dict[str, Callable[[ImageSection], _Source]] = {
     "cifar10": _cifar10,
     "cifar100": _cifar100,
     "fashion_mnist": _fashion_mnist,

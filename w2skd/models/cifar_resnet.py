@@ -1,19 +1,17 @@
-"""The residual networks for 32x32 images of He et al. 2015, "Deep Residual Learning", section 4.2.
+"""Residual networks for 32x32 images (He et al. 2015, "Deep Residual Learning", section 4.2).
 
-Three stages of n blocks with 16, 32 and 64 channels, 6n + 2 layers in all. Shortcuts have no parameters (option A):
-where a stage begins, they take every second pixel and fill the new channels with zeros.
+Three stages of n blocks with 16, 32 and 64 channels, 6n + 2 layers in total. Shortcuts have no parameters (option A):
+at the start of a stage they take every second pixel and zero-pad the new channels.
 
 Shape letters: N images, C channels, H and W pixels.
 """
-
-from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch normalisation, and the input added to their outcome."""
+    """Two 3x3 convolutions with batch normalisation and a shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -25,7 +23,7 @@ class BasicBlock(nn.Module):
         self.added_channels = out_channels - in_channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
+        """Map [N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
         out = functional.relu(self.norm1(self.conv1(images)), inplace=True)
         return functional.relu(self.norm2(self.conv2(out)) + self._shortcut(images), inplace=True)
 
@@ -38,7 +36,7 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet of `depth` = 6n + 2 layers for [N, 3, 32, 32] images; gives logits [N, classes]."""
+    """ResNet of `depth` = 6n + 2 layers for images [N, 3, 32, 32]."""
 
     def __init__(self, depth: int, classes: int):
         super().__init__()
@@ -56,7 +54,7 @@ class CifarResNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] to logits [N, classes]."""
+        """Map images [N, 3, H, W] to logits [N, classes]."""
         out = functional.relu(self.norm(self.conv(images)), inplace=True)
         out = self.stage3(self.stage2(self.stage1(out)))
         return self.head(out.mean(dim=(2, 3)))  # type: ignore[no-any-return]
@@ -65,12 +63,3 @@ class CifarResNet(nn.Module):
 def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
     first = BasicBlock(in_channels, out_channels, stride)
     return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
-
-
-cifar_resnet8 = partial(CifarResNet, 8)
-cifar_resnet14 = partial(CifarResNet, 14)
-cifar_resnet20 = partial(CifarResNet, 20)
-cifar_resnet32 = partial(CifarResNet, 32)
-cifar_resnet44 = partial(CifarResNet, 44)
-cifar_resnet56 = partial(CifarResNet, 56)
-cifar_resnet110 = partial(CifarResNet, 110)

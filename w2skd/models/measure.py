@@ -1,4 +1,4 @@
-"""How large a model is, and how much work its forward."""
+"""Parameters, FLOPs and activation memory of a model."""
 
 from typing import Any
 
@@ -11,24 +11,25 @@ from w2skd.models.modes import in_eval_mode
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many numbers a model learns or has learned."""
+    """Return the number of parameters, trainable or frozen."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def forward_flops(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
-    """Floating-point operations of one example's forward in eval mode, a multiply-add counting two.
+    """Return the floating-point operations of one example's forward pass in eval mode; a multiply-add counts as two.
 
-    Counted are convolutions, matrix products and attention; normalisation, activations and pooling are not.
+    Convolutions, matrix products and attention count; normalisation, activations and pooling do not.
 
     Args:
-        model: left in the modes in which it was.
-        example_inputs: its arguments on its device; the first tensor or list among them says how many examples.
+        model: its train and eval modes stay unchanged.
+        example_inputs: arguments on the model's device; the length of the first tensor or list is the number of
+            examples.
     """
     counter = FlopCounterMode(display=False)
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
-        # Torch's counter does not know the fused transformer layers of eval mode, nor the CPU's fused attention, and
-        # would count nothing for them: written out as matrix products, they count the same on every device.
+        # Torch's counter ignores the fused transformer layers of eval mode and the CPU's fused attention. Without
+        # fusion, their matrix products are counted alike on every device.
         torch.backends.mha.set_fastpath_enabled(False)
         with in_eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(*example_inputs)
@@ -39,27 +40,28 @@ def forward_flops(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
 
 
 def activation_bytes(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
-    """What a forward keeps for its backward, in bytes an example; what does not grow with the batch does not count.
+    """Return the bytes per example that a forward pass saves for the backward pass.
+
+    Memory that does not grow with the batch, such as weights, is excluded. The caller's autocast applies.
 
     Args:
-        model: left in the modes in which it was; measured in eval mode, which keeps about what train mode keeps.
-        example_inputs: of any number of examples, tensors and sequences by example; whatever autocast the caller is in
-            counts.
+        model: its modes stay unchanged; it is measured in eval mode, which saves about as much as train mode.
+        example_inputs: tensors and sequences with one entry per example, for any number of examples.
     """
     twice = tuple(torch.cat([value, value]) if isinstance(value, Tensor) else value + value for value in example_inputs)
-    return (_kept_bytes(model, twice) - _kept_bytes(model, example_inputs)) // len(example_inputs[0])
+    return (_saved_bytes(model, twice) - _saved_bytes(model, example_inputs)) // len(example_inputs[0])
 
 
-def _kept_bytes(model: nn.Module, inputs: tuple[Any, ...]) -> int:
-    kept: dict[int, int] = {}
+def _saved_bytes(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+    saved: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
     with in_eval_mode(model), torch.enable_grad(), hooks:
-        outputs = model(*inputs)  # kept alive until all is counted, lest another storage takes a freed one's place
+        outputs = model(*inputs)  # kept alive so that no storage reuses a freed address
     del outputs
-    return sum(kept.values())
+    return sum(saved.values())

@@ -1,4 +1,4 @@
-"""Train and eval mode, module by module."""
+"""Temporary changes between train and eval mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """All of a model in eval mode for a while; then each module in the mode in which it was, also after an error."""
+    """Put a model into eval mode, then restore each module's own mode, also after an error."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

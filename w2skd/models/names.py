@@ -1,6 +1,6 @@
-"""Names of classifiers as plain data, so that a recipe is checked without importing torch.
+"""Names of classifiers, so that recipes can be validated without importing torch.
 
-A test keeps these lists and `w2skd.models.catalog` equal.
+A test checks that they agree with `w2skd.models.catalog`.
 """
 
 import re
@@ -28,8 +28,11 @@ MODEL_PREFIXES = {
     "timm": re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?"),
     "plugin": re.compile(r"[^\W\d_]\w*"),
 }
-"""Where other models come from -> how their names look there, as in ``torchvision:resnet18``, ``timm:resnet18.a1_in1k``
-or ``plugin:my_model``. Whether there is such a model is found out when it is built."""
+"""Prefix -> pattern of the rest of the name, as in ``torchvision:resnet18``, ``timm:resnet18.a1_in1k`` or
+``plugin:my_model``. Whether the model exists is checked when it is built."""
+
+PUBLISHERS = ("torchvision:", "timm:")
+"""Prefixes of models for which a library publishes weights."""
 
 _LIBRARY_FAMILIES = (
     *("alexnet", "beit", "convnext", "deit", "densenet", "efficientnet", "googlenet", "inception", "maxvit", "mnasnet"),
@@ -38,7 +41,7 @@ _LIBRARY_FAMILIES = (
 
 
 def is_classifier(name: str) -> bool:
-    """Whether a recipe may name this model: one of ours, or one whose name looks right for where it comes from."""
+    """Return whether a name is in `CLASSIFIERS` or has a prefix and matches that prefix's pattern."""
     prefix, colon, rest = name.partition(":")
     if not colon:
         return name in CLASSIFIERS
@@ -46,17 +49,13 @@ def is_classifier(name: str) -> bool:
 
 
 def unknown_classifier(name: str) -> str:
-    """What to say about a name that is no model."""
+    """Return the error message for an unknown name."""
     prefix, colon, _ = name.partition(":")
     if colon and prefix in MODEL_PREFIXES:
-        return f"unknown model {name!r}: no name of a {prefix} model looks like this"
+        return f"unknown model {name!r}: not a valid name of a {prefix} model"
     if name.startswith(_LIBRARY_FAMILIES):
         hint = f" (did you mean 'torchvision:{name}' or 'timm:{name}'?)"
     else:
         hint = suggest(prefix, MODEL_PREFIXES) if colon else suggest(name, CLASSIFIERS)
     elsewhere = ", ".join(f"{prefix}:<name>" for prefix in MODEL_PREFIXES)
     return f"unknown model {name!r}{hint}; known: {', '.join(CLASSIFIERS)}, {elsewhere}"
-
-
-PUBLISHERS = ("torchvision:", "timm:")
-"""Prefixes of the names of models whose weights a library publishes."""

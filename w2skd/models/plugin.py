@@ -1,7 +1,7 @@
-"""Models from the user's own Python file.
+"""Models from a Python file of the user's.
 
-The file is named on the command line and never by a recipe, so that a recipe can't run code. It is executed once in
-this process, with all rights that the process has.
+Only the command line can name the file, so that a recipe cannot run code. The file is executed once in this process,
+with all of its permissions.
 """
 
 import hashlib
@@ -24,21 +24,22 @@ class _Plugin(NamedTuple):
     factories: dict[str, Callable[[int], object]]
 
 
-_plugins: dict[Path, _Plugin] = {}  # by resolved path: a process has one set of models, as it has one set of modules
+_plugins: dict[Path, _Plugin] = {}  # resolved path -> plug-in; one set per process, like sys.modules
 
 
 def load_plugin(path: Path) -> None:
-    """Execute a Python file and make its public functions and classes models ``plugin:<name>``.
+    """Execute a Python file and register its public functions and classes as models ``plugin:<name>``.
 
-    Public is what ``__all__`` names; without it, every function and class that the file itself defines, not imports,
-    and every `functools.partial`, under a name without a leading underscore. Each is called with the number of classes
-    as its only argument and returns an `nn.Module`. What the file imports must be importable from where w2skd runs.
+    Public names are those in ``__all__``. Without ``__all__``, they are all names without a leading underscore of
+    functions and classes that the file itself defines, and of `functools.partial` objects. Each callable takes the
+    number of classes as its only argument and returns an `nn.Module`. The file's imports are resolved as in any module
+    of this process.
 
-    Loading the same content again changes nothing; changed content takes the place of the old.
+    Loading the same content again does nothing; changed content replaces the old.
 
     Raises:
-        UsageError: the file is missing or not readable, raises, has no public callable, or has one of the same name as
-            a plug-in loaded before.
+        UsageError: the file cannot be read, raises, or has no public callable, or an earlier plug-in has a callable of
+            the same name.
     """
     path = path.absolute()
     try:
@@ -59,64 +60,71 @@ def load_plugin(path: Path) -> None:
 
 
 def build_from_plugin(name: str, classes: int, image_size_px: int | None = None) -> nn.Module:
-    """The model that a public callable of a loaded plug-in returns.
+    """Build a model with a public callable of a loaded plug-in.
 
     Args:
-        name: without prefix.
+        name: name of the callable.
         classes: its only argument.
-        image_size_px: not told to it.
+        image_size_px: not passed to the callable.
 
     Raises:
         RecipeError: no plug-in is loaded, or none has such a model.
-        UsageError: it raises, or returns something else than a module.
+        UsageError: the callable raises, or returns anything other than a module.
     """
     if not _plugins:
         raise RecipeError(f"plugin:{name} needs the file that defines {name!r}: add --plugin FILE.py to the command")
-    for path, plugin in _plugins.items():
-        if name in plugin.factories:
-            return _call(path, name, plugin.factories[name], classes)
-    known = [known for plugin in _plugins.values() for known in plugin.factories]
-    files = ", ".join(str(path) for path in _plugins)
-    raise RecipeError(f"{files} has no model {name!r}{suggest(name, known)}; it has {', '.join(known)}")
+    path = next((path for path, plugin in _plugins.items() if name in plugin.factories), None)
+    if path is None:
+        known = [known for plugin in _plugins.values() for known in plugin.factories]
+        files = ", ".join(str(path) for path in _plugins)
+        raise RecipeError(f"{files} has no model {name!r}{suggest(name, known)}; it has {', '.join(known)}")
+    try:
+        model = _plugins[path].factories[name](classes)
+    except Exception as error:  # a plug-in can raise any exception
+        reason = _locate(path, error)
+        raise UsageError(f"plugin:{name} cannot be built for {classes} classes: {reason}") from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"plugin:{name} of {path} returns a {type(model).__name__}, not a torch.nn.Module")
+    return model
 
 
 def plugin_fingerprint() -> dict[str, str] | None:
-    """Path and SHA-256 of what was loaded, for a run's records: one entry a file, None without any."""
+    """Return path -> SHA-256 of the loaded plug-ins for the run's records, or None if there are none."""
     return {str(path): plugin.sha256 for path, plugin in _plugins.items()} or None
 
 
-def blame_plugin(error: BaseException) -> str | None:
-    """Where in a loaded plug-in an error arose, and which one it is, in one line; None where it is of no plug-in."""
+def describe_plugin_error(error: BaseException) -> str | None:
+    """Describe an error raised in a loaded plug-in in one line, with its location; None if no plug-in is involved."""
     files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
     for plugin in _plugins.values():
         path = sys.modules[plugin.module].__file__
         if path in files:
-            return _blame(Path(path), error)
+            return _locate(Path(path), error)
     return None
 
 
 def forget_plugins() -> None:
-    """As if none had been loaded."""
+    """Unload all plug-ins."""
     for plugin in _plugins.values():
         sys.modules.pop(plugin.module, None)
     _plugins.clear()
 
 
 def _execute(path: Path, content: bytes) -> ModuleType:
-    # A name of its own for each path; registered, since dataclasses and the compiler look modules up by name. The bytes
-    # that were hashed are executed, not what an import would read or has cached.
+    # The module is registered under a unique name because dataclasses and torch.compile look modules up by name. An
+    # import could read other content than the bytes that were hashed, so these are executed directly.
     module = ModuleType(f"w2skd_plugin_{hashlib.sha256(bytes(path.resolve())).hexdigest()[:12]}")
     module.__file__ = str(path)
     before = sys.modules.get(module.__name__)
     sys.modules[module.__name__] = module
     try:
         exec(compile(content, str(path), "exec", dont_inherit=True), module.__dict__)
-    except (Exception, SystemExit) as error:  # whatever the user's code raises is told to the user
+    except (Exception, SystemExit) as error:  # the user's code can raise anything
         if before is None:
             del sys.modules[module.__name__]
         else:
             sys.modules[module.__name__] = before
-        raise UsageError(f"--plugin {_blame(path, error)}") from error
+        raise UsageError(f"--plugin {_locate(path, error)}") from error
     return module
 
 
@@ -134,23 +142,13 @@ def _public_callables(path: Path, module: ModuleType) -> dict[str, Callable[[int
     factories = {name: value for name, value in public.items() if callable(value)}
     if not factories:
         raise UsageError(
-            f"--plugin {path}: defines no public function or class; each is a model, called with the number of classes"
+            f"--plugin {path}: defines no public function or class; a model is a callable of the number of classes"
         )
     return factories
 
 
-def _call(path: Path, name: str, factory: Callable[[int], object], classes: int) -> nn.Module:
-    try:
-        model = factory(classes)
-    except Exception as error:  # the user's code, as above
-        raise UsageError(f"plugin:{name} cannot be built for {classes} classes: {_blame(path, error)}") from error
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"plugin:{name} of {path} returns a {type(model).__name__}, not a torch.nn.Module")
-    return model
-
-
-def _blame(path: Path, error: BaseException) -> str:
-    """Where in the user's file something went wrong, and what, in one line."""
+def _locate(path: Path, error: BaseException) -> str:
+    """Describe an error in the user's file in one line: path, line, type, message."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     line = error.lineno if isinstance(error, SyntaxError) and error.filename == str(path) else (lines or [None])[-1]
     message = error.msg if isinstance(error, SyntaxError) else str(error).strip().partition("\n")[0]

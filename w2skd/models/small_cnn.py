@@ -1,27 +1,26 @@
-"""Plain convolutional networks that train in minutes on a CPU: a weak one and a strong one for demonstrations.
+"""Plain convolutional networks for demonstrations, which train in minutes on a CPU.
 
 Shape letters: N images, H and W pixels.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 from torch import Tensor, nn
 
 
 class SmallCnn(nn.Module):
-    """Blocks of convolution, batch normalisation, ReLU and 2x2 pooling, then the mean over pixels and a linear layer.
+    """Blocks of convolution, batch normalisation, ReLU and 2x2 pooling, then global average pooling and a linear layer.
 
     Args:
-        channels: of each block.
-        classes: of the logits.
+        channels: output channels of each block.
+        classes: number of classes.
     """
 
     def __init__(self, channels: Sequence[int], classes: int):
         super().__init__()
         layers: list[nn.Module] = []
         for before, after in zip((3, *channels[:-1]), channels, strict=True):
-            # Pooling before ReLU gives the same values for a quarter of its work.
+            # Pooling first gives the same values and reduces the work of ReLU to a quarter.
             layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)]
             layers += [nn.MaxPool2d(2), nn.ReLU(inplace=True)]
         self.features = nn.Sequential(*layers)
@@ -31,9 +30,5 @@ class SmallCnn(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W], with sides of at least 2 to the power of the number of blocks, to logits [N, classes]."""
+        """Map images [N, 3, H, W] to logits [N, classes]; H and W must be at least 2 ** number of blocks."""
         return self.head(self.features(images).mean(dim=(2, 3)))  # type: ignore[no-any-return]
-
-
-small_cnn_weak = partial(SmallCnn, (16, 32, 64))
-small_cnn_strong = partial(SmallCnn, (24, 48, 112, 240))

@@ -1,8 +1,9 @@
 """A vision transformer (Dosovitskiy et al. 2020) for small images.
 
-Patch, width, depth and heads are those that Lee et al. 2021, "Vision Transformer for Small-Size Datasets", train from
-scratch on CIFAR. Instead of a class token the mean over patches is classified: it serves at least as well (Beyer et al.
-2022, "Better plain ViT baselines for ImageNet-1k"), and 64 tokens suit the attention kernels better than 65.
+Patch size, width, depth and heads follow Lee et al. 2021, "Vision Transformer for Small-Size Datasets", who train from
+scratch on CIFAR. The head classifies the mean over patches instead of a class token: this is at least as accurate
+(Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k"), and attention kernels are faster with 64 tokens than
+with 65.
 
 Shape letters: N images, T patches ("tokens"), C channels, H and W pixels.
 """
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 
 
 class CifarVit(nn.Module):
-    """Pre-norm transformer over patches of 4x4 pixels, each with a learned position; no dropout.
+    """Pre-norm transformer over 4x4 patches with learned position embeddings and no dropout.
 
     Args:
-        classes: of the logits.
-        image_size_px: side of its images, a multiple of `PATCH_PX`.
+        classes: number of classes.
+        image_size_px: side of the images, a multiple of `PATCH_PX`.
     """
 
     PATCH_PX = 4
@@ -46,11 +47,11 @@ class CifarVit(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] of the size it was built for to logits [N, classes]."""
+        """Map images [N, 3, H, W] of the constructed size to logits [N, classes]."""
         tokens = self.patches(images).flatten(2).transpose(1, 2)  # [N, C, H / 4, W / 4] to [N, T, C]
         tokens = self.norm(self.blocks(tokens + self.position_embedding))
         return self.head(tokens.mean(dim=1))  # type: ignore[no-any-return]
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are no weights of layers: decay would pull the positions together."""
+        """Return the names of parameters to exclude from weight decay, which would shrink the position embeddings."""
         return {"position_embedding"}

@@ -1,20 +1,18 @@
-"""The wide residual networks for 32x32 images of Zagoruyko & Komodakis 2016, "Wide Residual Networks", table 1.
+"""Wide residual networks for 32x32 images (Zagoruyko & Komodakis 2016, "Wide Residual Networks", table 1).
 
-WRN-d-k has three stages of n = (d - 4) / 6 blocks with 16k, 32k and 64k channels. Normalisation and ReLU come before
-each convolution. Where the number of channels changes, the shortcut is a 1x1 convolution of what the block's first
-convolution sees. There is no dropout.
+WRN-d-k has three stages of n = (d - 4) / 6 blocks with 16k, 32k and 64k channels. Normalisation and ReLU precede each
+convolution. Where the number of channels changes, the shortcut is a 1x1 convolution of the first convolution's input.
+There is no dropout.
 
 Shape letters: N images, C channels, H and W pixels.
 """
-
-from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 
 class WideBlock(nn.Module):
-    """Twice normalisation, ReLU and a 3x3 convolution, and the shortcut added to their outcome."""
+    """Two sequences of normalisation, ReLU and a 3x3 convolution, with a shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -27,7 +25,7 @@ class WideBlock(nn.Module):
         self.projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if projects else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
+        """Map [N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
         activated = functional.relu(self.norm1(images), inplace=True)
         shortcut = images if self.projection is None else self.projection(activated)
         out = functional.relu(self.norm2(self.conv1(activated)), inplace=True)
@@ -35,7 +33,7 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN of `depth` = 6n + 4 layers and `width` times the channels; [N, 3, 32, 32] images to logits [N, classes]."""
+    """WRN of `depth` = 6n + 4 layers and widening factor `width` for images [N, 3, 32, 32]."""
 
     def __init__(self, depth: int, width: int, classes: int):
         super().__init__()
@@ -53,7 +51,7 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] to logits [N, classes]."""
+        """Map images [N, 3, H, W] to logits [N, classes]."""
         out = self.stage3(self.stage2(self.stage1(self.conv(images))))
         out = functional.relu(self.norm(out), inplace=True)
         return self.head(out.mean(dim=(2, 3)))  # type: ignore[no-any-return]
@@ -62,8 +60,3 @@ class WideResNet(nn.Module):
 def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
     first = WideBlock(in_channels, out_channels, stride)
     return nn.Sequential(first, *(WideBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
-
-
-wrn_16_2 = partial(WideResNet, 16, 2)
-wrn_40_2 = partial(WideResNet, 40, 2)
-wrn_28_10 = partial(WideResNet, 28, 10)

@@ -1,4 +1,4 @@
-"""A picture of what a model is given: the images of a batch.
+"""A picture of the images of a training batch.
 
 Shape letters: N images of H x W px.
 """
@@ -10,29 +10,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from w2skd.pictures.sheet import GAP_PX, LINE_PX, MARGIN_PX, SHEET_PX, TEXT_PX, Sheet, check_picture_path, cut, enlarged
-from w2skd.platform.files import write_atomically
+from w2skd.pictures.sheet import GAP_PX, LINE_PX, MARGIN_PX, SHEET_PX, TEXT_PX, Sheet, cut, enlarged
 
 BATCH_IMAGES = 64
-"""So many images of a batch are drawn at most, a square; fewer where they are large."""
+"""Maximum number of images drawn, a square number; fewer if they are large."""
 
 _TILE_PX = 160
 
 
 def draw_batch(images: Tensor, captions: Sequence[str], path: Path, *, title: str) -> None:
-    """Draw the first images of a batch in a grid, enlarged by a whole number without smoothing.
+    """Draw the first images of a batch in a grid, enlarged by an integer factor without interpolation.
 
     Args:
         images: uint8 [N, 3, H, W], RGB.
-        captions: N lines, one below each image; cut to its width.
-        path: a PNG file.
-        title: what they are; how many of them are drawn is said beside it.
+        captions: N lines, one below each image, shortened to its width.
+        path: PNG file to write.
+        title: heading; a subtitle gives the number of images.
 
     Raises:
-        UsageError: the file is not named ``.png``.
+        UsageError: the file name does not end in ``.png``.
         OutputError: the picture cannot be written.
     """
-    check_picture_path(path)
     assert images.dtype is torch.uint8, images.dtype
     assert images.shape[1:2] == (3,), images.shape
     assert len(images) == len(captions), (len(images), len(captions))
@@ -42,8 +40,8 @@ def draw_batch(images: Tensor, captions: Sequence[str], path: Path, *, title: st
     shown = min(len(images), across * across)
     columns = min(across, math.ceil(math.sqrt(shown)))
     sheet = Sheet()
-    how = f", enlarged {zoom} times" if zoom > 1 else ""
-    top = sheet.head(title, f"{shown} of {len(images)}, {width} x {height} pixels{how}")
+    scale = f", enlarged {zoom} times" if zoom > 1 else ""
+    top = sheet.head(title, f"{shown} of {len(images)}, {width} x {height} pixels{scale}")
     pixels = images[:shown].permute(0, 2, 3, 1).cpu().numpy()
     for index, (tile, caption) in enumerate(zip(pixels, captions, strict=False)):
         row, column = divmod(index, columns)
@@ -51,4 +49,4 @@ def draw_batch(images: Tensor, captions: Sequence[str], path: Path, *, title: st
         y = top + row * (zoom * height + LINE_PX + GAP_PX)
         sheet.paste(x, y, enlarged(tile, zoom))
         sheet.write(x, y + zoom * height + LINE_PX // 2, cut(caption, zoom * width, TEXT_PX))
-    write_atomically(path, sheet.png())
+    sheet.save(path)

@@ -39,6 +39,10 @@ class Ranks:
         """Whether this is the process that decides, writes and speaks."""
         return self.rank == 0
 
+    def shard(self, count: int) -> range:
+        """Return this rank's part of `count` examples; every example belongs to exactly one rank."""
+        return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over the ranks, in place."""
         if self.world > 1:

@@ -3,9 +3,6 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-WHEREABOUTS = ("data.root", "data.download")
-"""Where the examples lie and how they get there, which says nothing about what they are."""
-
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested plain values as one level: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``."""

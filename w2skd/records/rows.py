@@ -1,7 +1,7 @@
-"""The rows of ``metrics.jsonl``: one JSON object a line, the only thing that reports read besides the recipe.
+"""The rows of ``metrics.jsonl``, one JSON object per line.
 
-A row never changes once written; keys may be added in later versions, and readers ignore those they don't know.
-Non-finite numbers are written as ``null``, since JSON has no NaN, and read back as NaN.
+Rows never change once written. Later versions may add keys, and readers ignore unknown ones.
+Non-finite numbers are written as ``null``, because JSON has no NaN, and are read as NaN.
 """
 
 import json
@@ -15,7 +15,7 @@ SEGMENTS: tuple[Segment, ...] = get_args(Segment)
 """Where a run's time goes; see `w2skd.training.clock.Clock`."""
 
 TRAINING_SEGMENTS: tuple[Segment, ...] = ("train", "teacher", "data")
-"""Segments that count as training time in a speed-up. A run without measurements pays for these too."""
+"""Segments that count as training time in a speed-up: those that a run without validations has, too."""
 
 Seconds = dict[str, float]
 """Cumulative seconds per segment."""
@@ -57,7 +57,7 @@ class EvalRow:
 
 @dataclass(frozen=True, slots=True)
 class EventRow:
-    """What happened: ``teacher``, ``distillation_off``, ``resumed``, ``non_finite``, ``rescaled``, ``finished``."""
+    """An event: ``teacher``, ``distillation_off``, ``resumed``, ``non_finite``, ``rescaled``, ``finished``."""
 
     step: int
     name: str
@@ -68,7 +68,7 @@ Row = StepRow | EvalRow | EventRow
 
 
 def encode(row: Row) -> str:
-    """Write a row as one line of JSON, without the line's end."""
+    """Encode a row as one line of JSON, without the newline."""
     values: dict[str, Any]
     match row:
         case StepRow():
@@ -98,7 +98,7 @@ def encode(row: Row) -> str:
 
 
 def decode(line: str) -> Row:
-    """Read a row back from its line.
+    """Decode a row from its line.
 
     Raises:
         ValueError: the line is not JSON, not a row, or lacks a key.
@@ -140,7 +140,7 @@ def _number(value: float | None) -> float:
 
 
 def without_nan(value: Any) -> Any:
-    """A nest of plain values with null in place of NaN and infinities, which JSON does not know."""
+    """Replace NaN and infinities in nested plain values by None, because JSON has neither."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

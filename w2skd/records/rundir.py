@@ -1,11 +1,11 @@
-"""One run's directory: created, locked, appended to, truncated for a resume, and read back.
+"""The directory of a run: create, lock, append, truncate on resume, and read.
 
 recipe.yaml        the resolved recipe
 environment.json   versions, device, threads, commit, data fingerprint, model sizes
 status.json        arm, seed, state (running, finished, stopped, failed) and why
 metrics.jsonl      rows, see `w2skd.records.rows`
 checkpoints/       last.pt, previous.pt, best.pt
-pictures/          what the model gave at its validations, for tasks that draw it; the teacher's beside them
+pictures/          outputs at validations, for tasks that draw them; the teacher's as well
 model.safetensors  the final model, with its recipe inside
 """
 
@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -32,12 +33,12 @@ State = Literal["running", "finished", "stopped", "failed"]
 
 
 def run_path(experiment: Path, arm: Arm, seed: int) -> Path:
-    """Where a run lives in its experiment: one teacher, one directory a seed for the other arms."""
+    """Return a run's directory: one for the teacher, one per seed for the other arms."""
     return experiment / TEACHER if arm == TEACHER else experiment / arm / f"seed{seed}"
 
 
 class RunDir:
-    """The writing side: held by rank 0 of a run while it trains."""
+    """Writer of a run directory, held by rank 0 during training."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -50,11 +51,11 @@ class RunDir:
         self._made: list[Path] = []
 
     def holds_a_run(self) -> bool:
-        """Whether anything is here that is not hidden, such as the lock and what a killed process was writing."""
+        """Return whether the directory has files other than hidden ones, such as the lock or unfinished writes."""
         return self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir())
 
     def lock(self) -> None:
-        """Take the directory for this process; the lock ends with `close` or with the process.
+        """Lock the directory for this process, until `close` or the end of the process.
 
         Raises:
             RunDirError: another process holds it.
@@ -64,9 +65,8 @@ class RunDir:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a")
-        # A forked data worker must not hold the lock after this process was killed.
-        lock = weakref.ref(self._lock)
-        os.register_at_fork(after_in_child=lambda: (file := lock()) is not None and file.close())
+        # Forked data workers must not keep the lock if this process is killed.
+        os.register_at_fork(after_in_child=partial(_close, weakref.ref(self._lock)))
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -75,7 +75,7 @@ class RunDir:
             raise RunDirError(f"{self.path}: another process is training here") from None
 
     def clear(self) -> None:
-        """Remove what an earlier run left, but the lock."""
+        """Remove all files of an earlier run except the lock."""
         with writing(self.path):
             for entry in self.path.iterdir():
                 if entry.is_dir() and not entry.is_symlink():
@@ -84,7 +84,7 @@ class RunDir:
                     entry.unlink()
 
     def start(self, recipe: Recipe, environment: dict[str, Any]) -> None:
-        """Write what does not change during the run. The recipe comes first: it makes the directory a run's."""
+        """Write recipe and environment. The recipe comes first, because it marks the directory as a run's."""
         write_atomically(self.path / "recipe.yaml", dump_recipe(recipe).encode())
         with writing(self.checkpoints):
             self.checkpoints.mkdir(exist_ok=True)
@@ -93,30 +93,30 @@ class RunDir:
         write_json(self.path / "environment.json", environment)
 
     def environment(self) -> dict[str, Any]:
-        """What `start` wrote; empty if nothing yet or damaged."""
+        """Return what `start` wrote; empty if missing or damaged."""
         return _read_object(self.path / "environment.json")
 
     def set_status(self, arm: Arm, seed: int, state: State, **details: Any) -> None:
-        """Say how the run stands, for people, schedulers and reports."""
+        """Write the state of the run to ``status.json``."""
         write_json(self.path / "status.json", {"arm": arm, "seed": seed, "state": state, **details})
 
     def status(self) -> dict[str, Any]:
-        """What `set_status` wrote last; empty if nothing yet or damaged."""
+        """Return what `set_status` last wrote; empty if missing or damaged."""
         return _read_object(self.path / "status.json")
 
     def truncate_metrics(self, offset: int) -> list[Row]:
-        """Cut ``metrics.jsonl`` back to the bytes that a checkpoint knew of; return the rows that were lost."""
+        """Truncate ``metrics.jsonl`` to a checkpoint's offset in bytes; return the removed rows."""
         if not self.metrics_path.exists():
             return []
         lost: list[Row] = []
-        with suppress(ValueError):  # whatever cannot be read is going to be lost too
+        with suppress(ValueError):  # unreadable rows are removed as well
             lost.extend(_decode_lines(self.metrics_path.read_bytes()[offset:]))
         with writing(self.metrics_path), self.metrics_path.open("r+b") as file:
             file.truncate(offset)
         return lost
 
     def append(self, row: Row) -> None:
-        """Add a row to ``metrics.jsonl``."""
+        """Append a row to ``metrics.jsonl``."""
         with writing(self.metrics_path):
             if self._metrics is None:
                 self._metrics = self.metrics_path.open("ab")
@@ -124,17 +124,17 @@ class RunDir:
             self._metrics.flush()
 
     def metrics_offset(self) -> int:
-        """Length of ``metrics.jsonl`` in bytes, for the checkpoint."""
+        """Return the length of ``metrics.jsonl`` in bytes, for the checkpoint."""
         return self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
 
     def has_rows_up_to(self, offset: int) -> bool:
-        """Whether ``metrics.jsonl`` holds a checkpoint's `metrics_offset` bytes, and a row ends there."""
+        """Return whether a row of ``metrics.jsonl`` ends at a checkpoint's `metrics_offset`."""
         if offset == 0:
             return True
         return self.metrics_path.exists() and self.metrics_path.read_bytes()[offset - 1 : offset] == b"\n"
 
     def close(self) -> None:
-        """Let go of files and lock; folders that were made for a run that never began go again."""
+        """Close files and release the lock; remove folders created for a run that never started."""
         if self._lock is not None and self._made and not self.holds_a_run():
             with suppress(OSError):
                 (self.path / ".lock").unlink()
@@ -142,17 +142,17 @@ class RunDir:
                     folder.rmdir()
         for file in (self._metrics, self._lock):
             if file is not None:
-                with suppress(OSError):  # every row was flushed; one that could not be has been told of then
+                with suppress(OSError):  # every row was flushed, and a failed flush has already raised
                     file.close()
         self._metrics = self._lock = None
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The reading side: all that a report knows of a run.
+    """The records of a run, as reports read them.
 
     Attributes:
-        picture: of its last validation, a file below `path`; None where it is not there.
+        picture: picture of the last validation, relative to `path`; None if missing.
     """
 
     path: Path
@@ -166,7 +166,7 @@ class RunRecord:
 
 
 def read_run(path: Path, types: RecipeTypes) -> RunRecord:
-    """Read a run directory, finished or not. A cut-off last line of the metrics is left out.
+    """Read a run directory, finished or not; an incomplete last line of the metrics is skipped.
 
     Raises:
         RunDirError: the directory holds no run, or its records are damaged.
@@ -187,11 +187,11 @@ def read_run(path: Path, types: RecipeTypes) -> RunRecord:
 
 
 def read_recipe(path: Path, types: RecipeTypes) -> Recipe:
-    """The resolved recipe of a run directory.
+    """Read the resolved recipe of a run directory.
 
     Raises:
-        FileNotFoundError: there is none.
-        RecipeError: it is damaged.
+        FileNotFoundError: the recipe is missing.
+        RecipeError: the recipe is damaged.
     """
     file = path / "recipe.yaml"
     values = parse_yaml(file.read_text(encoding="utf-8"), str(file))
@@ -199,17 +199,17 @@ def read_recipe(path: Path, types: RecipeTypes) -> Recipe:
 
 
 def find_runs(experiment: Path) -> list[Path]:
-    """The run directories of an experiment in a fixed order: teacher, then each arm's seeds ascending."""
+    """Return the run directories of an experiment: the teacher, then each arm's seeds in ascending order."""
     runs = [experiment / TEACHER] if (experiment / TEACHER / "status.json").exists() else []
     for arm in STUDENT_ARMS:
         folders = [path.parent for path in (experiment / arm).glob("seed*/status.json")]
-        seeds = [path for path in folders if path.name.removeprefix("seed").isdecimal()]  # and not seed0_old
+        seeds = [path for path in folders if path.name.removeprefix("seed").isdecimal()]  # skips seed0_old
         runs += sorted(seeds, key=lambda path: int(path.name.removeprefix("seed")))
     return runs
 
 
 def readable_runs(experiment: Path, types: RecipeTypes) -> list[RunRecord]:
-    """Those of an experiment's runs that can be read: one that is just being made, or was damaged, is left out."""
+    """Read an experiment's runs, skipping damaged ones and those still being created."""
     runs = []
     for path in find_runs(experiment):
         with suppress(RunDirError):
@@ -218,11 +218,11 @@ def readable_runs(experiment: Path, types: RecipeTypes) -> list[RunRecord]:
 
 
 def find_teacher(recipe: Recipe, experiment: Path) -> Path:
-    """The checkpoint that teaches: the recipe's (a path, or ``pretrained``), or the one made in this experiment.
+    """Return the teacher's checkpoint: the recipe's (a path or ``pretrained``), or the one trained in this experiment.
 
     Raises:
-        UsageError: there is none; the three ways to give one are told.
-        CheckpointError: the recipe's does not exist.
+        UsageError: there is none; the message lists three ways to provide one.
+        CheckpointError: the recipe's checkpoint does not exist.
     """
     if (given := recipe.teacher.checkpoint) is not None:
         if not published_weights(given)[0] and not given.exists():
@@ -237,6 +237,12 @@ def find_teacher(recipe: Recipe, experiment: Path) -> Path:
     )
 
 
+def _close(lock: "weakref.ref[IO[str]]") -> None:
+    file = lock()
+    if file is not None:
+        file.close()
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
@@ -246,13 +252,13 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _last_picture(path: Path, rows: Sequence[Row]) -> str | None:
-    """That of the last validation on record: a run that went back to an earlier checkpoint has left later ones."""
+    """Return the picture of the last recorded validation; a resumed run may have left later pictures."""
     steps = [row.step for row in rows if isinstance(row, EvalRow)]
     name = f"pictures/step_{steps[-1]:08d}.png" if steps else None
     return name if name is not None and (path / name).is_file() else None
 
 
 def _decode_lines(content: bytes) -> Iterator[Row]:
-    """Decode complete lines; the rest after the last newline was cut off while it was written."""
+    """Decode complete lines; text after the last newline is an interrupted write."""
     for line in content.split(b"\n")[:-1]:
         yield decode(line.decode())

@@ -1,6 +1,6 @@
-"""What a report says, as data: ``report.json`` has these keys in this order.
+"""The contents of a report; ``report.json`` has these keys in this order.
 
-Keys may be added in later versions; those that are here stay.
+Later versions may add keys but keep the existing ones.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ QUANTITIES: dict[str, str] = {
     "seconds": "seconds",
     "flops": "flops",
 }
-"""What a speed-up is told in -> the attribute of `Position` that it compares."""
+"""Unit of a speed-up -> the attribute of `Position` that it compares."""
 
 BySeed = Mapping[int, float]
 Crossings = Mapping[str, Mapping[int, Position | None]]
@@ -28,7 +28,7 @@ Crossings = Mapping[str, Mapping[int, Position | None]]
 
 @dataclass(frozen=True)
 class Spread:
-    """A ratio over the seeds for which it exists."""
+    """Distribution of a ratio over the seeds that have one."""
 
     median: float
     min: float
@@ -41,20 +41,20 @@ class ThresholdReport:
     """One threshold.
 
     Attributes:
-        name: as the recipe writes it.
-        value: the level; None when it could not be resolved, for the `reason` given.
-        first: arm -> seed -> the first validation at the level; None: not reached.
-        speedup: quantity -> seed -> baseline / w2s, for the seeds that both arms reached it with.
+        name: as written in the recipe.
+        value: the level; None if it could not be resolved, as `reason` explains.
+        first: arm -> seed -> the first validation that reaches the level; None if none does.
+        speedup: quantity -> seed -> baseline / w2s, for the seeds in `pairs`.
         speedup_over_seeds: quantity -> median and range of `speedup`.
-        speedup_with_teacher: the same with the teacher's whole training on the side of every w2s run.
-        speedup_interval: seed -> what the speed-up in epochs may be, given that a crossing lies anywhere between two
-            validations: [low, high], high None when it has no bound.
+        speedup_with_teacher: the same with the teacher's whole training added to every w2s run.
+        speedup_interval: seed -> bounds of the speed-up in epochs, since a crossing lies anywhere between two
+            validations: [low, high]; high is None if unbounded.
         grid: arm -> seed -> the spacing of the validations at the crossing.
-        not_reached: arm -> seed -> the last validation of a run that did not reach the level; None: had none yet.
-        seeds: seeds that both arms have.
-        pairs: those of `seeds` with which both arms reached the level.
-        teacher_gap: how much better (above 0) or weaker (below 0) than the level the teacher is, relative to it.
-        note: what the teacher's strength lets one expect, outside the working band.
+        not_reached: arm -> seed -> the last validation of a run that did not reach the level; None without one.
+        seeds: seeds present in both arms.
+        pairs: those of `seeds` for which both arms reached the level.
+        teacher_gap: signed gap between teacher and level, relative to the level; above 0 if the teacher is better.
+        note: expected effect of a teacher outside the working band.
         verdict: the result in one line.
     """
 
@@ -78,7 +78,7 @@ class ThresholdReport:
 
 @dataclass(frozen=True)
 class Curve:
-    """The metric at every validation, as columns; None where it was not finite."""
+    """The metric at every validation, as columns; None for non-finite values."""
 
     step: tuple[int, ...]
     epoch: tuple[float, ...]
@@ -91,13 +91,13 @@ class RunReport:
     """One run.
 
     Attributes:
-        run: its place in the experiment, such as ``w2s/seed0``.
-        state: running, finished, stopped or failed, as the run itself put it down; `reason` says why.
-        reached: how far it came.
+        run: its path in the experiment, such as ``w2s/seed0``.
+        state: running, finished, stopped or failed, from ``status.json``; `reason` explains it.
+        reached: the last logged position.
         clock: cumulative seconds of each segment.
         teacher_share: the teacher's forward passes as a share of the training time.
-        teacher_level: the metric of the teacher it was distilled from.
-        picture: what the model gave at its last validation, a file below the experiment; None where none is kept.
+        teacher_level: the metric of its teacher.
+        picture: outputs of the model at its last validation, as a path in the experiment; None if there is none.
     """
 
     run: str
@@ -126,9 +126,9 @@ class TeacherReport:
 
     Attributes:
         level: its metric, the median over the w2s runs that measured it.
-        in_experiment: whether this experiment trained it, so that its cost is known.
-        seconds: training time it took.
-        flops: what its training took.
+        in_experiment: whether this experiment trained it, which makes its cost known.
+        seconds: its training time.
+        flops: floating-point operations of its training.
     """
 
     level: float | None
@@ -139,11 +139,11 @@ class TeacherReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All that an experiment shows.
+    """The results of an experiment.
 
     Attributes:
-        scoring: how all scores came about, where that is a choice of the recipe or of what lay on the machine, such as
-            the network of an FID; empty elsewhere.
+        scoring: settings shared by all scores that depend on the recipe or on installed files, such as
+            the network of an FID; empty for tasks without such settings.
     """
 
     schema: int
@@ -159,7 +159,7 @@ class Report:
 
 
 def pair(seed: int, first: Crossings) -> tuple[Position, Position]:
-    """The crossings of baseline and w2s with a seed that both reached the level with."""
+    """Return the crossings of baseline and w2s for a seed in `ThresholdReport.pairs`."""
     baseline, w2s = first[REFERENCE][seed], first[HELPED][seed]
     assert baseline, f"baseline did not cross with seed {seed}"
     assert w2s, f"w2s did not cross with seed {seed}"

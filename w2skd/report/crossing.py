@@ -1,6 +1,6 @@
-"""first@tau: where a run's metric first reached a level, read from its rows.
+"""Find where a run's metric first reaches a level (first@tau), from its rows.
 
-A crossing is a validation, so it is late by up to one spacing of the validations: `spacing` tells by how much.
+Crossings are observed at validations, so they may be late by up to one validation interval, which `spacing` returns.
 """
 
 import math
@@ -16,14 +16,14 @@ from w2skd.records.rundir import RunRecord
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a run, and what it took to get there.
+    """A position in a run and the cost of reaching it.
 
     Attributes:
         step: optimizer steps.
         epoch: passes over the training set.
         examples: training examples seen.
-        seconds: training time, without validations and checkpoints; None when the row has no clock.
-        flops: floating-point operations of training; None when the models' FLOPs are not on record.
+        seconds: training time without validations and checkpoints; None if the row has no clock.
+        flops: floating-point operations of training; None if the models' FLOPs are not recorded.
     """
 
     step: int
@@ -35,7 +35,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A metric's value and the validation that gave it."""
+    """A metric's value and the position of its validation."""
 
     value: float
     at: Position
@@ -43,7 +43,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Spacing:
-    """From one validation to the next."""
+    """Distance between two consecutive validations."""
 
     steps: int
     epochs: float
@@ -54,8 +54,8 @@ class SwitchOff:
     """The end of distillation.
 
     Attributes:
-        reason: ``surpassed`` (the student beat the teacher) or ``ended`` (the schedule was over).
-        student: the student's level then, where the switch looked at it.
+        reason: ``surpassed`` (the student beat the teacher) or ``ended`` (the schedule ended).
+        student: the student's level at that validation; None if the switch did not use one.
         teacher: the teacher's level.
     """
 
@@ -67,23 +67,23 @@ class SwitchOff:
 
 
 def validations(rows: Iterable[Row]) -> list[EvalRow]:
-    """The validations of a run, in order."""
+    """Return the validations of a run, in order."""
     return [row for row in rows if isinstance(row, EvalRow)]
 
 
 def events(rows: Iterable[Row], name: str) -> list[EventRow]:
-    """The events of one name, in order."""
+    """Return the events with a name, in order."""
     return [row for row in rows if isinstance(row, EventRow) and row.name == name]
 
 
 def position(row: StepRow | EvalRow) -> Position:
-    """Where a row stands, its FLOPs not counted yet."""
+    """Return the position of a row, without FLOPs."""
     seconds = round(training_seconds(row.clock), 6) if row.clock else None
     return Position(row.step, row.epoch, row.examples, seconds)
 
 
 def first_crossing(rows: Iterable[Row], metric: Metric, level: float) -> Position | None:
-    """The first validation at which `metric` is at least as good as `level`, or None."""
+    """Return the first validation whose `metric` is at least as good as `level`, or None."""
     assert not math.isnan(level), "no run can be timed against NaN"
     for row in validations(rows):
         if metric.reaches(row.metrics.get(metric.name, math.nan), level):
@@ -92,7 +92,7 @@ def first_crossing(rows: Iterable[Row], metric: Metric, level: float) -> Positio
 
 
 def best(rows: Iterable[Row], metric: Metric) -> Score | None:
-    """The best validation, the earlier one of equals; None when there is no finite one."""
+    """Return the best finite validation, the earliest of equals; None if there is none."""
     scores = [Score(row.metrics.get(metric.name, math.nan), position(row)) for row in validations(rows)]
     finite = [score for score in scores if math.isfinite(score.value)]
     sign = 1 if metric.higher_is_better else -1
@@ -100,7 +100,7 @@ def best(rows: Iterable[Row], metric: Metric) -> Score | None:
 
 
 def final(rows: Iterable[Row], metric: Metric) -> Score | None:
-    """The last validation; None when there is none or its metric is not finite."""
+    """Return the score of the last validation; None if there is none or its metric is not finite."""
     last = last_validation(rows)
     return (
         None
@@ -110,23 +110,23 @@ def final(rows: Iterable[Row], metric: Metric) -> Score | None:
 
 
 def last_validation(rows: Iterable[Row]) -> EvalRow | None:
-    """The last validation of a run, if it had any."""
+    """Return the last validation of a run, or None."""
     return next(reversed(validations(rows)), None)
 
 
 def last_row(rows: Iterable[Row]) -> StepRow | EvalRow | None:
-    """The last row with a clock: how far the run has come and what it took."""
+    """Return the last step or validation row, or None."""
     return next((row for row in reversed(list(rows)) if not isinstance(row, EventRow)), None)
 
 
 def last_position(rows: Iterable[Row]) -> Position | None:
-    """How far the run has come; None when it has logged nothing yet."""
+    """Return the last logged position, or None."""
     row = last_row(rows)
     return None if row is None else position(row)
 
 
 def spacing(rows: Iterable[Row], step: int) -> Spacing:
-    """From the validation before to the validation at `step`; the start of the run counts as one."""
+    """Return the distance from the previous validation, or the start of the run, to the validation at `step`."""
     before, here = None, None
     for row in validations(rows):
         if row.step == step:
@@ -138,7 +138,7 @@ def spacing(rows: Iterable[Row], step: int) -> Spacing:
 
 
 def distillation_off(rows: Sequence[Row]) -> SwitchOff | None:
-    """When and why distillation went off for good; None when it did not (or there was none)."""
+    """Return when and why distillation ended; None if it did not end or never began."""
     event = next(iter(events(rows, "distillation_off")), None)
     if event is None:
         return None
@@ -152,14 +152,14 @@ def distillation_off(rows: Sequence[Row]) -> SwitchOff | None:
 
 
 def teacher_level(rows: Iterable[Row], metric: Metric) -> float | None:
-    """The teacher's own metric, as measured at the start of a distilled run."""
+    """Return the teacher's metric, as measured at the start of a distilled run; None if not finite or not recorded."""
     event = next(iter(events(rows, "teacher")), None)
     value = event.details.get("metrics", {}).get(metric.name) if event else None
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def forward_flops(environment: Mapping[str, Any], role: str) -> float | None:
-    """Forward FLOPs of one example, from ``environment.json``; None in records that lack them, or where they vary."""
+    """Return forward FLOPs per example from ``environment.json``; None if not recorded or if image sizes vary."""
     if environment.get("image_sizes_vary"):
         return None
     value = (environment.get("forward_flops") or {}).get(role)
@@ -167,9 +167,9 @@ def forward_flops(environment: Mapping[str, Any], role: str) -> float | None:
 
 
 def with_flops(place: Position, run: RunRecord) -> Position:
-    """Count the FLOPs up to a position: ``3 * F_student * examples + F_teacher * examples seen while distilling``.
+    """Add the FLOPs up to a position: ``3 * F_student * examples + F_teacher * examples seen while distilling``.
 
-    A backward pass counts as two forward passes. Validations are the experimenter's and do not count.
+    A backward pass counts as two forward passes. Validations do not count.
     """
     student, teacher = forward_flops(run.environment, "student"), forward_flops(run.environment, "teacher")
     distilled = _distilled_examples(place, run)
@@ -179,9 +179,9 @@ def with_flops(place: Position, run: RunRecord) -> Position:
 
 
 def _distilled_examples(place: Position, run: RunRecord) -> float:
-    """Examples up to a position that the teacher saw too."""
+    """Return how many examples up to a position passed through the teacher."""
     if run.arm != HELPED or place.step == 0:
         return 0.0
     off = distillation_off(run.rows)
-    # Every step takes the same number of examples, so a step between two rows needs no row of its own.
+    # Every step takes the same number of examples, so steps between two rows can be interpolated.
     return place.examples if off is None else min(off.step, place.step) * place.examples / place.step

@@ -1,4 +1,4 @@
-"""The picture of an experiment: its metric over epochs and over training time."""
+"""Plot an experiment's metric over epochs and over training time."""
 
 import io
 import math
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {REFERENCE: "#D55E00", HELPED: "#0072B2"}
-"""Vermillion and blue of the palette of Okabe and Ito (2008), which colour-blind readers tell apart."""
+"""Vermillion and blue of the colour-blind-safe palette of Okabe and Ito (2008)."""
 
 _INK, _MUTED, _FAINT = "#222222", "#666666", "#DDDDDD"
 _TEACHER: Any = {"color": "#999999", "linewidth": 1.6, "linestyle": (0, (1, 1.2))}
 _SIZE_IN, _DPI = (12.0, 5.0), 150
-_ROW = 0.05  # height of a label, as a share of the panel's
-_BOLD_PT, _PLAIN_PT = 8, 6  # width of a letter, on average
-_NEAR = 0.25  # of the values' range: how far off a level that nobody reached is still shown
-_WORST_LEFT_OUT = 0.1  # share of the values: the first validations are far off and would squeeze the rest
-_WIDE = 5.0  # the largest value over the smallest from which on a metric that is no share is drawn by its logarithm
+_ROW = 0.05  # height of a label as a share of the panel's height
+_BOLD_PT, _PLAIN_PT = 8, 6  # average width of a letter
+_NEAR = 0.25  # levels beyond the values by up to this share of their range are shown
+_WORST_LEFT_OUT = 0.1  # share of the values cut off, since the first validations would squeeze the rest
+_WIDE = 5.0  # ratio of largest to smallest value from which metrics that are not shares get a log axis
 _MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9))
 _LEAST_TICKS = 4
 
 
 @dataclass(frozen=True)
 class _Heights:
-    """From a metric's values to heights in a panel: in percent, as they are, or by their logarithm.
+    """Maps a metric's values to the y axis: in percent, unchanged, or as logarithms.
 
-    An FID begins at hundreds and ends at a few; on a plain axis, all that matters would happen at the bottom.
+    An FID falls from hundreds to a few; a linear axis would hide the interesting part.
     """
 
     metric: Metric
@@ -63,7 +63,7 @@ class _Heights:
         return f"{self.metric.name} (%)" if self.metric.is_share else self.metric.name
 
     def mark(self, axes: "Axes") -> None:
-        """Round values as ticks of a logarithmic axis, which is none to matplotlib: lines and labels stay straight."""
+        """Put ticks at round values of a logarithmic axis; to matplotlib, the axis is linear in log10."""
         if not self.by_logarithm:
             return
         low, high = axes.get_ylim()
@@ -79,14 +79,14 @@ class _Heights:
 
 @dataclass(frozen=True)
 class _Line:
-    """One run in one panel, by step: what is plotted to the right and upwards."""
+    """The plotted points of one run in one panel, by step."""
 
     steps: Sequence[int]
     x: Sequence[float]
     y: Sequence[float]
 
     def at(self, step: int) -> tuple[float, float] | None:
-        """The point at a step, between two validations on the straight line that is drawn there."""
+        """Return the point at a step, interpolated between validations; None outside the line."""
         after = bisect_left(self.steps, step)
         if after < len(self.steps) and self.steps[after] == step:
             return self.x[after], self.y[after]
@@ -100,7 +100,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Label:
-    """A level that is drawn as a line across the panel, and what stands at its right end."""
+    """A level, drawn as a line across the panel, and the text at its right end."""
 
     level: float
     text: str
@@ -109,12 +109,12 @@ class _Label:
 
 
 def draw_curves(report: Report, path: Path) -> None:
-    """Draw every run (thin) and the median over seeds (thick), the thresholds and the ends of distillation.
+    """Draw every run (thin), the median over seeds (thick), the thresholds and the ends of distillation.
 
-    The teacher's own training is dotted, where it is a part of the experiment and was scored like the others.
+    The teacher's own training is dotted if it belongs to the experiment and was scored like the other runs.
 
     Raises:
-        OutputError: the picture cannot be written.
+        OutputError: the file cannot be written.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -133,7 +133,7 @@ def draw_curves(report: Report, path: Path) -> None:
         right.tick_params(labelleft=False)
         _head(figure, report)
         content = io.BytesIO()
-        # No version inside: the same runs draw the same bytes with the same matplotlib.
+        # Omit matplotlib's version, so that the bytes depend on the drawing only.
         figure.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
     write_atomically(path, content.getvalue())
 
@@ -159,7 +159,7 @@ def _panel(axes: "Axes", report: Report, against: str, heights: _Heights) -> Non
     labels = _labels(report, against, scale, heights)
     _limit(axes, report, drawn, labels, all_values=heights.by_logarithm)
     heights.mark(axes)
-    # Both panels share their heights, so the names stand once.
+    # Both panels share the y axis, so only one shows names.
     _mark_levels(axes, labels, named=against == "seconds")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(length=3)
@@ -188,7 +188,7 @@ def _line(run: RunReport, against: str, scale: float, heights: _Heights) -> _Lin
 
 
 def _median(lines: Sequence[_Line]) -> _Line:
-    """The median over seeds at the validations that all of them have: where one has stopped, it would jump."""
+    """Return the median over seeds at the validations that all seeds share, since it would jump where one ends."""
     common = sorted(set.intersection(*(set(line.steps) for line in lines))) if lines else []
     points = [[line.at(step) or (0.0, 0.0) for line in lines] for step in common]
     x, y = ([statistics.median(point[axis] for point in places) for places in points] for axis in (0, 1))
@@ -203,7 +203,7 @@ def _mark_switches(axes: "Axes", runs: Sequence[RunReport], lines: Mapping[str, 
 
 
 def _labels(report: Report, against: str, scale: float, heights: _Heights) -> list[_Label]:
-    """All levels of the report; the teacher's own too, if no threshold is just there."""
+    """Return all levels of the report, and the teacher's level unless a threshold equals it."""
     labels = [
         _Label(
             heights.of(threshold.value),
@@ -230,7 +230,7 @@ def _ratio(threshold: ThresholdReport, against: str) -> str:
 
 
 def _ends(threshold: ThresholdReport, against: str, scale: float) -> tuple[float, float] | None:
-    """The median crossings of baseline and w2s, over the seeds with which both crossed."""
+    """Return the median crossings of baseline and w2s, over the seeds for which both crossed."""
     ends = []
     for arm in STUDENT_ARMS:
         places = [getattr(threshold.first[arm][seed], against) for seed in threshold.pairs]
@@ -241,7 +241,7 @@ def _ends(threshold: ThresholdReport, against: str, scale: float) -> tuple[float
 
 
 def _limit(axes: "Axes", report: Report, lines: Sequence[_Line], labels: Sequence[_Label], *, all_values: bool) -> None:
-    """Show everything that is reached, but, unless all values are to be seen, not how bad the very first ones are."""
+    """Set the axis limits; unless `all_values`, cut off the worst of the first validations."""
     axes.set_xlim(0, 1.02 * max([x for line in lines for x in line.x], default=1.0))
     values = sorted(y for line in lines for y in line.y)
     if not values:
@@ -256,7 +256,7 @@ def _limit(axes: "Axes", report: Report, lines: Sequence[_Line], labels: Sequenc
 
 
 def _mark_levels(axes: "Axes", labels: Sequence[_Label], named: bool) -> None:
-    """A line across at every level, what lies between the crossings drawn out, and what it is beside the panel."""
+    """Draw a line at every level, mark the distance between the crossings, and label it beside the panel."""
     low, high = axes.get_ylim()
     inside = [label for label in labels if low <= label.level <= high]
     heights = _apart([(label.level - low) / (high - low) for label in inside])
@@ -276,7 +276,7 @@ def _mark_levels(axes: "Axes", labels: Sequence[_Label], named: bool) -> None:
 
 
 def _apart(heights: Sequence[float]) -> list[float]:
-    """Push ascending label heights apart until none covers another, and keep them on the panel."""
+    """Push ascending label heights apart until no labels overlap, within the panel."""
     placed: list[float] = []
     for height in heights:
         placed.append(max(height, placed[-1] + _ROW) if placed else height)
@@ -296,7 +296,7 @@ def _head(figure: "Figure", report: Report) -> None:
         text = f"{arm}, median of {seeds}" if seeds > 1 else f"{arm}, {seeds} seed{'s' if seeds != 1 else ''}"
         handles.append(Line2D([], [], color=colour, linewidth=2.6, label=text))
     if _teachers(report):
-        handles.append(Line2D([], [], label="the teacher itself", **_TEACHER))
+        handles.append(Line2D([], [], label="teacher", **_TEACHER))
     if any(run.distillation_off for run in report.runs):
         look: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 7, "markerfacecolor": "white"}
         handles.append(Line2D([], [], color=COLOURS[HELPED], label="distillation off", **look))
@@ -307,6 +307,6 @@ def _head(figure: "Figure", report: Report) -> None:
 
 
 def _time_unit(report: Report) -> tuple[float, str]:
-    """Seconds, minutes or hours, whichever gives readable ticks."""
+    """Return the scale and name of the time unit that gives readable ticks."""
     longest = max([s for run in report.runs for s in run.curve.seconds if s is not None], default=0.0)
     return (1.0, "s") if longest < 180 else (60.0, "min") if longest < 7200 else (3600.0, "h")

@@ -1,11 +1,11 @@
-"""What a reader has to know before believing a speed-up: one clear line each."""
+"""Caveats of a speed-up, one line each."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS
-from w2skd.recipe.flat import WHEREABOUTS, flatten, select
+from w2skd.recipe.flat import flatten, select
 from w2skd.records.rundir import RunRecord
 from w2skd.report import units
 from w2skd.report.crossing import events
@@ -13,43 +13,46 @@ from w2skd.report.experiment import Experiment, label, teacher_is_ours, teacher_
 from w2skd.report.scoring import difference, scoring_of
 
 _NOT_COMPARED = frozenset({"name", "seed", "teacher", "distill", "report"})
-"""Sections that may differ between the arms. How a run is scored is not compared here either: arms that differ there
-are not read at all."""
+"""Sections that may differ between the arms. Scoring sections are not compared either, because runs that are scored
+differently are refused when the experiment is read."""
+_LOCATIONS = ("data.root", "data.download")
+"""Keys that may differ between all runs, because the records identify the data by a hash."""
+
 _HARDWARE = ("device", "device_name", "threads", "ranks")
 _SOFTWARE = ("w2skd", "commit", "torch")
 _ENOUGH_SEEDS = 3
 
 
 def warnings(experiment: Experiment) -> Iterator[str]:
-    """Everything about the runs themselves that weakens a comparison; what is about a threshold comes from there."""
+    """Yield everything about the runs that weakens a comparison; `threshold_warnings` covers the thresholds."""
     for check in _CHECKS:
         yield from check(experiment)
 
 
 def _recipes(experiment: Experiment) -> Iterator[str]:
-    """Both arms have to be trained in the same way."""
+    """Yield differences in training, distillation and report settings."""
     for line in _differences(experiment.students, _trained):
-        yield f"the runs were not trained alike: {line}"
+        yield f"training settings differ between runs: {line}"
     w2s = list(experiment.arm(HELPED).values())
     for line in _differences(w2s, lambda run: _sections(run, ("distill", "teacher"))):
-        yield f"the w2s runs were not distilled alike: {line}"
+        yield f"distillation settings differ between w2s runs: {line}"
     first = experiment.students[0]
     for line in _differences(experiment.students, lambda run: _sections(run, ("report",))):
-        yield f"recipes ask for different reports, {label(first)} was followed: {line}"
+        yield f"report settings differ, those of {label(first)} are used: {line}"
 
 
 def _data(experiment: Experiment) -> Iterator[str]:
     for line in _differences(experiment.runs, lambda run: _select(run, ("data_fingerprint",))):
-        yield f"the runs did not learn from the same data: {line}"
+        yield f"training data differ between runs: {line}"
     for line in _differences(experiment.students, lambda run: {"init_from": run.environment.get("init_from")}):
-        yield f"the runs did not begin from the same weights: {line}"
+        yield f"initial weights differ between runs: {line}"
 
 
 def _machines(experiment: Experiment) -> Iterator[str]:
     for line in _differences(experiment.runs, lambda run: _select(run, _HARDWARE)):
         yield f"seconds are not comparable (epochs, steps and FLOPs still are): {line}"
     for line in _differences(experiment.students, lambda run: _select(run, _SOFTWARE)):
-        yield f"the runs come from different software: {line}"
+        yield f"software differs between runs: {line}"
 
 
 def _unfinished(experiment: Experiment) -> Iterator[str]:
@@ -68,29 +71,29 @@ def _seeds(experiment: Experiment) -> Iterator[str]:
     for name, lonely in ((REFERENCE, baseline - w2s), (HELPED, w2s - baseline)):
         if lonely:
             seeds = "seed" if len(lonely) == 1 else "seeds"
-            yield f"{seeds} {_list(sorted(lonely))} in the {name} arm only: left out of every speed-up"
+            yield f"{seeds} {_list(sorted(lonely))} in the {name} arm only: excluded from every speed-up"
     pairs = len(baseline & w2s)
     if pairs == 1:
-        yield "a single seed: one run is an anecdote"
+        yield "a single seed: the spread between seeds is unknown"
     elif 1 < pairs < _ENOUGH_SEEDS:
-        yield f"{pairs} seeds only: fewer than {_ENOUGH_SEEDS} say little about the spread"
+        yield f"{pairs} seeds only: at least {_ENOUGH_SEEDS} are needed to judge the spread"
 
 
 def _teachers(experiment: Experiment) -> Iterator[str]:
     levels = teacher_levels(experiment)
     if len(set(levels.values())) > 1:
         shown = ", ".join(f"{units.level(level, experiment.metric)} (seed {seed})" for seed, level in levels.items())
-        yield f"the w2s runs had teachers of different levels: {shown}; the median is taken"
+        yield f"teacher levels differ between w2s runs: {shown}; the median is used"
     for run in experiment.arm(HELPED).values():
         for event in events(run.rows, "teacher"):
-            if "data_fingerprint" not in event.details:  # the records of older versions
+            if "data_fingerprint" not in event.details:  # records of older versions
                 continue
             learned_from = event.details["data_fingerprint"]
             if learned_from is None:
-                outside = "part of its strength may come from outside"
-                yield f"what the teacher of {label(run)} learned from is not on record: {outside}"
+                outside = "part of its accuracy may come from other data"
+                yield f"the training data of {label(run)}'s teacher are not recorded: {outside}"
             elif learned_from != run.environment.get("data_fingerprint"):
-                yield f"the teacher of {label(run)} learned from other data: part of its strength comes from outside"
+                yield f"the teacher of {label(run)} was trained on other data, which explain part of its accuracy"
     if experiment.arm(HELPED) and not teacher_is_ours(experiment):
         why = "it was not trained in this experiment" if experiment.teacher else "its run is not in this experiment"
         yield f"the teacher's training cost is not in this report: {why}"
@@ -102,7 +105,7 @@ def _own_scores_of_teacher(experiment: Experiment) -> Iterator[str]:
     found = difference(scoring_of(experiment.teacher), experiment.scoring)
     if found is not None:
         what = found.between(label(experiment.teacher), label(experiment.students[0]))
-        yield f"the teacher's own run was scored in another way, so its best and final compare with no other's: {what}"
+        yield f"the teacher's own run was scored differently, so its best and final values are not comparable: {what}"
 
 
 def _incidents(experiment: Experiment) -> Iterator[str]:
@@ -111,15 +114,15 @@ def _incidents(experiment: Experiment) -> Iterator[str]:
         if resumed:
             lost = sum(event.details.get("lost_steps") or 0 for event in resumed)
             times = "once" if len(resumed) == 1 else f"{len(resumed)} times"
-            yield f"{label(run)} was resumed {times}, {lost:,} steps were done again; seconds count kept work only"
+            yield f"{label(run)} was resumed {times} and repeated {lost:,} steps, which seconds exclude"
         changed = sorted(
             {key for event in resumed for key in event.details.get("changed") or {}} & {*_HARDWARE, *_SOFTWARE}
         )
         if changed:
-            yield f"{label(run)} went on with another {', '.join(changed)}: its seconds mix both"
+            yield f"{label(run)} was resumed with different {', '.join(changed)}: its seconds mix both"
         steps = sum(len(event.details.get("steps") or ()) for event in events(run.rows, "non_finite"))
         if events(run.rows, "non_finite"):
-            yield f"{label(run)} met a non-finite loss or gradient at {steps:,} steps, whose updates were left out"
+            yield f"{label(run)} had a non-finite loss or gradient at {steps:,} steps; their updates were skipped"
 
 
 _CHECKS: tuple[Callable[[Experiment], Iterator[str]], ...] = (
@@ -135,7 +138,7 @@ _CHECKS: tuple[Callable[[Experiment], Iterator[str]], ...] = (
 
 
 def _differences(runs: Sequence[RunRecord], values: Callable[[RunRecord], dict[str, Any]]) -> Iterator[str]:
-    """One line for every key whose value is not the same in all runs; who lacks the key is not asked."""
+    """Yield one line for every key whose value differs between runs; runs without the key are skipped."""
     described = [(label(run), values(run)) for run in runs]
     for key in dict.fromkeys(key for _, found in described for key in found):
         holders: dict[str, list[str]] = {}
@@ -152,7 +155,7 @@ def _trained(run: RunRecord) -> dict[str, Any]:
 
 
 def _sections(run: RunRecord, sections: Sequence[str]) -> dict[str, Any]:
-    return select(flatten(run.recipe.model_dump(mode="json")), sections, WHEREABOUTS)
+    return select(flatten(run.recipe.model_dump(mode="json")), sections, _LOCATIONS)
 
 
 def _select(run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The records of an experiment, without its weights: small enough to be kept, enough to make every table again."""
+"""Publish the records of an experiment without its weights, from which every table can be rebuilt."""
 
 import shutil
 from pathlib import Path
@@ -16,11 +16,10 @@ RECORDS = ("recipe.yaml", "environment.json", "status.json", "metrics.jsonl")
 
 
 def publish(experiment: Path, target: Path, types: RecipeTypes) -> Report:
-    """Copy every run's records, and its last picture, to `target`, and report there.
+    """Copy the records and the last picture of every run to `target`, and write the report there.
 
-    `target` must be new, empty or an earlier publication. Where on a machine the experiment, a teacher from elsewhere,
-    the data, networks and what scored them lay is nobody's business: of absolute paths to them only ``runs/<name>``,
-    ``data/<name>`` and the like is left.
+    `target` must be new, empty or an earlier publication. Absolute paths of the experiment and of the files that its
+    recipe names (data, teachers, networks) are shortened to ``runs/<name>``, ``data/<name>`` and the like.
 
     Raises:
         RunDirError: `experiment` holds no runs, or `target` is the experiment itself or holds weights.
@@ -28,7 +27,7 @@ def publish(experiment: Path, target: Path, types: RecipeTypes) -> Report:
     """
     runs = read_experiment(experiment, types).runs
     if target.resolve() == experiment.resolve() or any(target.glob("**/model.safetensors")):
-        raise RunDirError(f"{target}: holds runs with their weights; give another folder for the records")
+        raise RunDirError(f"{target}: holds runs with weights; choose another folder for the records")
     for run in runs:
         folder = target / run.path.relative_to(experiment)
         with writing(folder):
@@ -53,7 +52,7 @@ def _without_places(text: str, run: RunRecord, experiment: Path) -> str:
         folder = path if place.depth == 1 else path.parent
         if value.startswith(place.prefix) and path.is_absolute() and folder.name:
             places[str(folder)] = f"{place.shown_as}/{folder.name}"
-    # The longest first: what lies in another place has a name of its own.
-    for place, name in sorted(places.items(), key=lambda item: -len(item[0])):
-        text = text.replace(place, name)
+    # Longest first, because one folder may contain another.
+    for folder_name, name in sorted(places.items(), key=lambda item: -len(item[0])):
+        text = text.replace(folder_name, name)
     return text

@@ -1,4 +1,4 @@
-"""A report for people and programs: terminal, Markdown, JSON, and the folder that holds them all."""
+"""Render a report for the terminal, as Markdown and as JSON, and write all files of a report."""
 
 import json
 import re
@@ -37,29 +37,29 @@ _SHOW = {
     "flops": units.flops,
 }
 _TITLES = {"epochs": "epochs", "steps": "steps", "examples": "examples", "seconds": "training time", "flops": "FLOPs"}
-_WITH_TEACHER = "  with teacher"
+_WITH_TEACHER = "  including teacher training"
 
 _MEDIAN_HEAD = ("median", *STUDENT_ARMS, "speed-up", "over seeds")
 _RUN_HEAD = ("run", "best", "final", "state", "time", "teacher", "distilled until")
 _WORDS = frozenset({"median", "seed", "run", "threshold", "reached", "state", "over seeds", "distilled until"})
-"""Columns that read from the left."""
+"""Left-aligned columns."""
 
 _NUMBERS_ONLY = re.compile(r'[\[{]\n(?:\s*(?:"\w+": )?(?:null|-?[\d.eE+-]+),?\n)+\s*[\]}]')
-"""An object or array of plain numbers, as `json.dumps` spreads it over lines; no string holds a line's end."""
+"""An object or array of plain numbers, as `json.dumps` indents it; JSON strings contain no line breaks."""
 
 Cells = Sequence[str]
 
 _RATIOS = "A speed-up over seeds is the median of each seed's own ratio, not the ratio of two medians."
 _MEASURED = (
-    "A threshold counts as reached at the first validation at the level. Training time is without validations and "
+    "A threshold counts as reached at the first validation at the level. Training time excludes validations and "
     "checkpoints; FLOPs are 3 forward passes of the student per example, and 1 of the teacher while distilling. "
-    "*With teacher* charges the whole training of the teacher to every w2s run. "
+    "*Including teacher training* adds the whole training of the teacher to every w2s run. "
     f"{_RATIOS}"
 )
 
 
 def as_json(report: Report) -> str:
-    """The report as JSON, byte for byte the same for the same runs; groups of plain numbers take one line each."""
+    """Return the report as JSON, reproducible byte for byte; objects and arrays of plain numbers take one line."""
     values: dict[str, Any] = {}
     for key, value in asdict(report).items():
         values |= {key: value}
@@ -70,7 +70,7 @@ def as_json(report: Report) -> str:
 
 
 def as_terminal(report: Report) -> RenderableType:
-    """The report for a terminal of 80 columns or more."""
+    """Return the report for a terminal of at least 80 columns."""
     parts: list[RenderableType] = [_line(report.name, "bold"), _line(_about(report), "dim")]
     if report.scoring:
         parts.append(_line(_scored(report), "dim"))
@@ -85,7 +85,7 @@ def as_terminal(report: Report) -> RenderableType:
             parts.append(_table(_seed_head(report.unit), _seed_rows(threshold, report.unit)))
     parts += ["", _line("Runs", "bold"), _table(_RUN_HEAD, _run_rows(report))]
     if report.warnings:
-        parts += ["", _line("Before believing this", "bold yellow")]
+        parts += ["", _line("Caveats", "bold yellow")]
         parts += [_bullet(warning, "yellow") for warning in report.warnings]
     parts += ["", _line("Result", "bold")]
     parts += [_bullet(f"{_title(threshold, report)}: {threshold.verdict}") for threshold in report.thresholds]
@@ -93,12 +93,12 @@ def as_terminal(report: Report) -> RenderableType:
 
 
 def as_markdown(report: Report) -> str:
-    """The report as GitHub-flavoured Markdown; it refers to ``curves.png`` beside it."""
+    """Return the report as GitHub-flavoured Markdown, which links ``curves.png`` in the same folder."""
     return "\n".join(_markdown_lines(report)) + "\n"
 
 
 def summary_as_terminal(summary: CrossingSummary) -> RenderableType:
-    """Where the run crossed its thresholds, for the end of a training."""
+    """Return where a run crossed its thresholds, for the end of ``w2skd distill``."""
     parts: list[RenderableType] = [_line(f"{summary.run}: {_scores(summary)}", "bold")]
     if summary.arm == HELPED:
         teacher = units.level(summary.teacher_level, summary.metric)
@@ -123,7 +123,8 @@ def write_report(experiment: Path, types: RecipeTypes, thresholds: Sequence[Thre
 
     Args:
         experiment: the folder that holds ``baseline/`` and ``w2s/``.
-        thresholds: instead of the recipe's own.
+        types: value of ``task`` -> type of the recipe.
+        thresholds: used instead of the recipe's.
 
     Raises:
         RunDirError: see `build_report`.
@@ -147,13 +148,13 @@ def _markdown_lines(report: Report) -> Iterator[str]:
     for threshold in report.thresholds:
         yield from (f"- **{_escape(_title(threshold, report))}**: {_escape(threshold.verdict)}",)
     if report.warnings:
-        yield from ("", "## Before believing this", "", *(f"- {_escape(warning)}" for warning in report.warnings))
+        yield from ("", "## Caveats", "", *(f"- {_escape(warning)}" for warning in report.warnings))
     for threshold in report.thresholds:
         yield from ("", f"## {_escape(_title(threshold, report))}", "", *_threshold_markdown(threshold, report))
     yield from _pictures(report)
     yield from ("", "## Runs", "", *_markdown_table(_RUN_HEAD, _run_rows(report)))
-    yield from ("", "Where the time went:", "", *_markdown_table(("run", *SEGMENTS), _clock_rows(report)))
-    yield from ("", "## How this is measured", "", _MEASURED)
+    yield from ("", "Time per segment:", "", *_markdown_table(("run", *SEGMENTS), _clock_rows(report)))
+    yield from ("", "## Definitions", "", _MEASURED)
 
 
 def _threshold_markdown(threshold: ThresholdReport, report: Report) -> Iterator[str]:
@@ -169,19 +170,19 @@ def _threshold_markdown(threshold: ThresholdReport, report: Report) -> Iterator[
 
 
 def _pictures(report: Report) -> Iterator[str]:
-    """What the models gave at the end, the arms beside each other, for the first seed that has pictures of both."""
+    """Yield the last pictures of both arms side by side, for the first seed that has both."""
     pictures = {(run.arm, run.seed): run for run in report.runs if run.picture is not None}
     for (arm, seed), baseline in pictures.items():
         w2s = pictures.get((HELPED, seed))
         if arm == REFERENCE and w2s is not None:
             head = [run.run for run in (baseline, w2s)]
             shown = [f"![{run.run}](../{run.picture})" for run in (baseline, w2s)]
-            yield from ("", "## What the models give", "", *_markdown_table(head, iter([shown])))
+            yield from ("", "## Model outputs", "", *_markdown_table(head, iter([shown])))
             return
 
 
 def _about(report: Report) -> str:
-    """What was measured, in one line."""
+    """Return metric, teacher and devices in one line."""
     parts = [f"{report.metric.name}, {'higher' if report.metric.higher_is_better else 'lower'} is better"]
     teacher = report.teacher
     if teacher is not None:
@@ -215,7 +216,7 @@ def _title(threshold: ThresholdReport, report: Report) -> str:
 
 
 def _median_rows(threshold: ThresholdReport, report: Report) -> Iterator[Cells]:
-    """Medians over the seeds with which both arms reached the level; the experiment's own unit comes first."""
+    """Yield medians over the seeds for which both arms reached the level, the experiment's unit first."""
     teacher = report.teacher
     for quantity in sorted(QUANTITIES, key=lambda name: name != f"{report.unit}s"):
         attribute = QUANTITIES[quantity]
@@ -248,7 +249,7 @@ def _seed_head(unit: str) -> Cells:
 
 
 def _seed_rows(threshold: ThresholdReport, unit: str, interval: bool = False) -> Iterator[Cells]:
-    """One row a seed of either arm: where it crossed, or by when it had not."""
+    """Yield one row per seed: where each arm crossed the level, or its last validation."""
     for seed in sorted(set(threshold.first[REFERENCE]) | set(threshold.first[HELPED])):
         crossings = [_crossing_cell(threshold, arm, seed, unit) for arm in STUDENT_ARMS]
         ratios = [units.ratio(threshold.speedup[name].get(seed)) for name in (f"{unit}s", "seconds", "flops")]
@@ -298,7 +299,7 @@ def _when(off: SwitchOff, unit: str) -> str:
 
 
 def _switched_off(off: SwitchOff | None, metric: Metric, unit: str) -> str:
-    """Why distillation ended, in words."""
+    """Return when and why distillation ended; empty if it did not."""
     if off is None:
         return ""
     when = f"off at {_when(off, unit)}"
@@ -342,14 +343,14 @@ def _line(text: str, style: str = "") -> Text:
 
 
 def _bullet(text: str, style: str = "") -> RenderableType:
-    """A paragraph whose further lines hang under its first."""
+    """Return a list item with a hanging indent."""
     table = Table.grid(padding=(0, 1))
     table.add_row(Text("-", style=style), Text(text, style=style))
     return table
 
 
 def _table(head: Cells, rows: Iterable[Cells]) -> RenderableType:
-    """A plain table: columns of words to the left, of numbers to the right."""
+    """Return a plain table with text left-aligned and numbers right-aligned."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
     for name in head:
         table.add_column(
@@ -361,7 +362,7 @@ def _table(head: Cells, rows: Iterable[Cells]) -> RenderableType:
 
 
 def _cell_style(cell: str) -> str:
-    """Colour what decides: ratios by which arm they favour, thresholds that were missed."""
+    """Return the colour of a ratio, by which arm it favours, or of a missed threshold."""
     if re.fullmatch(r"\d+\.\d\dx", cell):
         return "green" if float(cell[:-1]) > 1 else "red" if float(cell[:-1]) < 1 else ""
     return "yellow" if cell.startswith("not reached") else ""

@@ -1,7 +1,7 @@
-"""How a run's scores came about, where that is a choice. Those that differ in it are never compared.
+"""Scoring settings of a run. Runs that differ in them are never compared.
 
-FID, for one, depends on the network whose features it compares, on how many samples, and on which real images. Tasks
-whose metrics have such choices put them on record as ``scoring`` in ``environment.json``.
+FID, for example, depends on the feature network, the number of samples and the real images. Tasks
+with such metrics record these settings as ``scoring`` in ``environment.json``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,25 +12,25 @@ from w2skd.records.rundir import RunRecord
 
 
 class Difference(NamedTuple):
-    """The first thing in which two scorings differ, as text."""
+    """The first setting in which two scorings differ, as text."""
 
     key: str
     ours: str
     theirs: str
 
     def between(self, us: str, them: str) -> str:
-        """The difference in words: ``samples is 10,000 in baseline/seed0, 2,000 in w2s/seed0``."""
+        """Return the difference as ``samples is 10,000 in baseline/seed0, 2,000 in w2s/seed0``."""
         return f"{self.key} is {self.ours} in {us}, {self.theirs} in {them}"
 
 
 def scoring_of(run: RunRecord) -> Mapping[str, Any]:
-    """What a run has on record; empty where its task leaves no choice."""
+    """Return a run's recorded scoring settings; empty for tasks without any."""
     scoring = run.environment.get("scoring")
     return scoring if isinstance(scoring, dict) else {}
 
 
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Difference | None:
-    """The first key that two scorings do not share; None when they are the same."""
+    """Return the first setting in which two scorings differ; None if they are equal."""
     for key in dict.fromkeys([*ours, *theirs]):
         if key not in ours or key not in theirs or ours[key] != theirs[key]:
             return Difference(_words(key), *(_value(each[key]) if key in each else _UNKNOWN for each in (ours, theirs)))
@@ -38,14 +38,14 @@ def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Difference
 
 
 def in_one_line(scoring: Mapping[str, Any]) -> str:
-    """For people: ``extractor inception-v3-compat; samples 10,000; seed 0``."""
+    """Format settings as ``extractor inception-v3-compat; samples 10,000; seed 0``."""
     return "; ".join(f"{_words(key)} {_value(value)}" for key, value in scoring.items())
 
 
 def scored_alike(run: RunRecord, others: Iterable[RunRecord]) -> tuple[list[RunRecord], list[tuple[RunRecord, str]]]:
-    """Those whose scores can be compared with a run's, and the others with what they differ in.
+    """Split runs into those scored like `run`, and the others with the difference.
 
-    A teacher's own run is not asked: its scores are compared with nobody's.
+    The teacher's own run always counts as scored alike, because its scores enter no comparison.
     """
     alike, different = [], []
     for other in others:
@@ -57,7 +57,7 @@ def scored_alike(run: RunRecord, others: Iterable[RunRecord]) -> tuple[list[RunR
     return alike, different
 
 
-_UNKNOWN = "not on record"
+_UNKNOWN = "not recorded"
 
 
 def _words(key: str) -> str:

@@ -1,6 +1,6 @@
-"""The report: when each run crossed each threshold, and how much sooner the accelerated ones did.
+"""Compute the report: when each run crossed each threshold, and the speed-up of the w2s runs.
 
-`build_report` reads an experiment's run directories and nothing else, so the same directories give the same report.
+`build_report` reads only an experiment's run directories, so the same directories give the same report.
 """
 
 import math
@@ -61,11 +61,12 @@ from w2skd.report.verdict import missing_text, note, threshold_warnings, verdict
 
 
 def build_report(experiment: Path, types: RecipeTypes, thresholds: Sequence[Threshold] | None = None) -> Report:
-    """Read an experiment and report on it.
+    """Read an experiment and compute its report.
 
     Args:
         experiment: the folder that holds ``baseline/`` and ``w2s/``.
-        thresholds: instead of the recipe's own.
+        types: value of ``task`` -> type of the recipe.
+        thresholds: used instead of the recipe's.
 
     Raises:
         RunDirError: see `read_experiment`.
@@ -134,7 +135,7 @@ def _curve(run: RunRecord, metric: Metric) -> Curve:
 
 
 def _teacher(experiment: Experiment) -> TeacherReport | None:
-    """What is known of the teacher; None when there is neither a teacher's run nor a w2s run."""
+    """Return level and cost of the teacher; None if there is neither a teacher run nor a w2s run."""
     levels, w2s = teacher_levels(experiment), experiment.arm(HELPED)
     level = median_range(list(levels.values()))[0] if levels else None
     run, ours = experiment.teacher, teacher_is_ours(experiment)
@@ -184,7 +185,7 @@ def _threshold(level: Level, experiment: Experiment, teacher: TeacherReport | No
 
 
 def _first(level: Level, experiment: Experiment, arm: str) -> dict[int, Position | None]:
-    """Seed -> first crossing; everybody's None when the level is unknown."""
+    """Return the first crossing by seed; None for all seeds if the level is unknown."""
     found: dict[int, Position | None] = {}
     for seed, run in experiment.arm(arm).items():
         place = None
@@ -195,7 +196,7 @@ def _first(level: Level, experiment: Experiment, arm: str) -> dict[int, Position
 
 
 def _ratios(first: Crossings, pairs: Sequence[int], attribute: str, extra: float = 0.0) -> dict[int, float]:
-    """Seed -> baseline / (w2s + extra), where both sides are on record."""
+    """Return baseline / (w2s + extra) by seed, where both are recorded."""
     ratios = {}
     for seed in pairs:
         theirs, ours = (getattr(place, attribute) for place in pair(seed, first))
@@ -213,7 +214,7 @@ def _grid(first: Mapping[int, Position | None], runs: Mapping[int, RunRecord]) -
 
 
 def _interval(seed: int, first: Crossings, grid: Mapping[str, Mapping[int, Spacing]]) -> tuple[float, float | None]:
-    """The true crossing of a run lies after the validation before: (b - gb) / w to b / (w - gw)."""
+    """Return bounds of the speed-up, (b - gb) / w to b / (w - gw), as a crossing follows the previous validation."""
     baseline, w2s = pair(seed, first)
     earliest_baseline = baseline.epoch - grid[REFERENCE][seed].epochs
     earliest_w2s = w2s.epoch - grid[HELPED][seed].epochs

@@ -1,4 +1,4 @@
-"""What a run that has just been trained has to say: where it crossed, beside the baseline of the same seed."""
+"""Summarise a run after training: where it crossed its thresholds, next to the baseline of the same seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,11 +33,11 @@ class SummaryLine:
     """One threshold.
 
     Attributes:
-        name: as the recipe writes it.
-        value: the level; None when it could not be resolved, for the `reason` given.
-        reached: the run's first crossing; None: not reached.
-        baseline: the crossing of the baseline with the same seed; None: not reached, or no such run.
-        speedup: baseline / run in epochs, or in steps where the run's length is told in them, where both crossed.
+        name: as written in the recipe.
+        value: the level; None if it could not be resolved, as `reason` explains.
+        reached: the run's first crossing; None if not reached.
+        baseline: the crossing of the baseline with the same seed; None if not reached or without such a run.
+        speedup: baseline / run in the experiment's unit; None unless both crossed.
     """
 
     name: str
@@ -53,12 +53,12 @@ class CrossingSummary:
     """A run and the thresholds of its recipe.
 
     Attributes:
-        run: its place in the experiment, such as ``w2s/seed0``.
-        last: its last validation, up to which thresholds count as not reached.
-        baseline_run: the baseline of the same seed, where there is one beside a w2s run.
+        run: its path in the experiment, such as ``w2s/seed0``.
+        last: position of its last validation.
+        baseline_run: path of the baseline with the same seed; None if there is none or the run is not a w2s run.
         baseline_last: the last validation of that baseline.
-        lines: one a threshold; none for a teacher.
-        left_out: its siblings that are scored in another way, and in which.
+        lines: one per threshold; empty for a teacher.
+        left_out: other runs of the experiment that are scored differently, and the difference.
     """
 
     run: str
@@ -78,12 +78,13 @@ class CrossingSummary:
 
 
 def crossing_summary(run: RunRecord, experiment: Path | None, types: RecipeTypes) -> CrossingSummary:
-    """Where one run crossed the thresholds of its recipe.
+    """Summarise where a run crossed the thresholds of its recipe.
 
     Args:
-        run: as read after its end, however it ended.
-        experiment: where its siblings are; those that cannot be read, or compared, are left out. None looks at the run
-            alone.
+        run: read after it ended, successfully or not.
+        experiment: folder of the other runs; those that are unreadable or scored differently are excluded. None uses
+            this run only.
+        types: value of ``task`` -> type of the recipe.
     """
     siblings, others = scored_alike(run, [] if experiment is None else readable_runs(experiment, types))
     family = Experiment((run, *(other for other in siblings if label(other) != label(run))))
@@ -104,12 +105,12 @@ def crossing_summary(run: RunRecord, experiment: Path | None, types: RecipeTypes
         baseline_run=label(baseline) if baseline else None,
         baseline_last=position(baseline_last) if baseline_last else None,
         lines=tuple(_line(level, run, baseline, family) for level in levels),
-        left_out=tuple(f"{label(other)}, which is scored in another way: {what}" for other, what in others),
+        left_out=tuple(f"{label(other)}, which is scored differently: {what}" for other, what in others),
     )
 
 
 def teacher_gaps(run: RunRecord, experiment: Path, thresholds: Sequence[Threshold], types: RecipeTypes) -> list[str]:
-    """How far a run's teacher is from each target, as far as both are known yet, and what that lets one expect."""
+    """Return one line per target whose level is known: the gap between teacher and target, and its expected effect."""
     siblings, _ = scored_alike(run, readable_runs(experiment, types))
     family = Experiment((run, *(other for other in siblings if label(other) != label(run))))
     levels = teacher_levels(family)

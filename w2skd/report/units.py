@@ -1,4 +1,4 @@
-"""How a report writes numbers: with their units, and no more digits than they carry."""
+"""Format numbers with their units and significant digits."""
 
 import math
 
@@ -9,7 +9,7 @@ NONE = "-"
 
 
 def level(value: float | None, metric: Metric) -> str:
-    """``70.9%``, or four significant digits of a metric that is not a share: ``41.25``, ``0.001234``, ``12,345``."""
+    """Format a share as ``70.9%`` and other metrics with four digits: ``41.25``, ``0.001234``, ``12,345``."""
     if value is None:
         return NONE
     if metric.is_share:
@@ -18,26 +18,26 @@ def level(value: float | None, metric: Metric) -> str:
 
 
 def threshold(name: str, value: float | None, metric: Metric) -> str:
-    """``teacher (70.9%)``, or ``top1 90.0%`` for a threshold that is a number."""
+    """Format a threshold as ``teacher (70.9%)``, or as ``top1 90.0%`` if it is a number."""
     if value is None:
         return f"{name} (unknown)"
     return f"{metric.name} {level(value, metric)}" if _is_number(name) else f"{name} ({level(value, metric)})"
 
 
 def epochs(value: float | None) -> str:
-    """``6``, ``7.5``."""
+    """Format epochs: ``6``, ``7.5``."""
     return NONE if value is None else f"{round(value, 2):.10g}"
 
 
 def count(value: float | None) -> str:
-    """``3,910``, ``50,048``, ``1.28M``."""
+    """Format a count: ``3,910``, ``50,048``, ``1.28M``."""
     if value is None:
         return NONE
     return f"{value:,.0f}" if value < 1e6 else _scaled(value, "")
 
 
 def duration(seconds: float | None) -> str:
-    """``0.84 s``, ``84 s``, ``12.3 min``, ``5.2 h``."""
+    """Format seconds: ``0.84 s``, ``84 s``, ``12.3 min``, ``5.2 h``."""
     if seconds is None:
         return NONE
     if seconds < 9.95:
@@ -48,22 +48,22 @@ def duration(seconds: float | None) -> str:
 
 
 def flops(value: float | None) -> str:
-    """``1.2 PFLOP``."""
+    """Format operations: ``1.2 PFLOP``."""
     return NONE if value is None else _scaled(value, "FLOP")
 
 
 def ratio(value: float | None) -> str:
-    """``1.67x``."""
+    """Format a ratio: ``1.67x``."""
     return NONE if value is None else f"{value:.2f}x"
 
 
 def share(value: float | None) -> str:
-    """A share of one, in percent."""
+    """Format a share of 1 in percent."""
     return NONE if value is None else f"{100 * value:.1f}%"
 
 
 def place(position: Position | None, unit: str) -> str:
-    """``epoch 6`` or ``step 6,000``."""
+    """Format a position: ``epoch 6`` or ``step 6,000``."""
     if position is None:
         return NONE
     return f"epoch {epochs(position.epoch)}" if unit == "epoch" else f"step {position.step:,}"

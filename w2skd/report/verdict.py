@@ -1,4 +1,4 @@
-"""What the numbers of a threshold mean, in words that hide nothing."""
+"""Verdicts and warnings for a threshold's numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -11,11 +11,11 @@ from w2skd.report.crossing import Position
 from w2skd.report.experiment import Level
 
 WORKING_BAND = 0.15
-"""A teacher up to this much weaker than the target helped in the published runs: an observed band, not a law."""
+"""Teachers up to this much weaker than the target helped in the published runs. An observation, not a law."""
 
 
 def note(distance: float | None) -> str | None:
-    """Outside the working band a teacher slows training down, or has little to give."""
+    """Return the expected effect of a teacher outside the working band; None inside it."""
     if distance is None:
         return None
     if distance == 0:
@@ -23,7 +23,7 @@ def note(distance: float | None) -> str | None:
     if distance > 0:
         return (
             f"the teacher is {units.share(distance)} better than the target, outside the working band: "
-            "it may have little to give"
+            "it is unlikely to help"
         )
     if distance < -WORKING_BAND:
         return (
@@ -41,32 +41,32 @@ def verdict(
     missing: Sequence[str],
     unit: Literal["epoch", "step"],
 ) -> str:
-    """The result in one line that hides neither who did not get there nor what the teacher cost."""
+    """Return the result in one line, including runs that missed the level and the cost of the teacher."""
     if level.value is None:
-        return f"cannot be judged: {level.reason}"
+        return f"no result: {level.reason}"
     if not seeds:
         return "no speed-up: no seed is in both arms"
     left_out = f"; {'; '.join(missing)}" if missing else ""
     length, seconds = over_seeds[f"{unit}s"], over_seeds["seconds"]
     if length is None:
-        return f"no speed-up can be given{left_out}"
+        return f"no speed-up{left_out}"
     parts = [f"{units.ratio(length.median)} in {unit}s"]
     if length.seeds > 1:
         parts[0] += f" ({units.ratio(length.min)} to {units.ratio(length.max)})"
     if seconds:
         parts.append(f"{units.ratio(seconds.median)} in training time")
     if with_teacher:
-        parts.append(f"{units.ratio(with_teacher.median)} with the teacher's training")
+        parts.append(f"{units.ratio(with_teacher.median)} including teacher training")
     if length.median < 1:
         parts.append("slower than the baseline")
     count = f"; median of {length.seeds} of {len(seeds)} seeds"
     if length.seeds == 1:
         count = "; on one seed" if len(seeds) == 1 else f"; on 1 of {len(seeds)} seeds"
-    return f"{', '.join(parts)}{count}{left_out}{', which the figures leave out' if missing else ''}"
+    return f"{', '.join(parts)}{count}{left_out}{', which the figures exclude' if missing else ''}"
 
 
 def missing_text(seed: int, first: Crossings, not_reached: Crossings, unit: str) -> str | None:
-    """Who did not reach the level with this seed."""
+    """Return which arms did not reach the level with this seed; None if both did."""
     late = [arm for arm in STUDENT_ARMS if seed in not_reached[arm]]
     if not late:
         return None
@@ -77,12 +77,12 @@ def missing_text(seed: int, first: Crossings, not_reached: Crossings, unit: str)
 
 
 def not_reached_text(last: Position | None, unit: str) -> str:
-    """``not reached by epoch 14``: never a number in place of a crossing."""
+    """Return ``not reached by epoch 14``, which stands in tables in place of a crossing."""
     return f"not reached by {units.place(last, unit)}" if last else "not validated yet"
 
 
 def threshold_warnings(report: ThresholdReport, metric: Metric) -> list[str]:
-    """What a threshold's own numbers hide: the grid of the validations, and those who did not get there."""
+    """Return caveats of a threshold: the spacing of validations, runs that missed it, the teacher's strength."""
     title = units.threshold(report.name, report.value, metric)
     lines = []
     if report.value is None:
@@ -90,7 +90,8 @@ def threshold_warnings(report: ThresholdReport, metric: Metric) -> list[str]:
     failed = [seed for seed in report.seeds if seed in report.not_reached[HELPED] and report.first[REFERENCE][seed]]
     if failed:
         seeds = ", ".join(str(seed) for seed in failed)
-        lines.append(f"{title}: w2s did not get there with seed {seeds} but baseline did; a median leaves that out")
+        missed = f"{HELPED} did not reach the target with seed {seeds}, but {REFERENCE} did"
+        lines.append(f"{title}: {missed}; the median excludes those seeds")
     near = [seed for seed in report.pairs if _within_one_validation(seed, report)]
     if near:
         low = min(report.speedup_interval[seed][0] for seed in near)

@@ -33,7 +33,7 @@ def run_experiment(
     own_teacher = recipe.teacher.checkpoint is None
     runs: list[tuple[Arm, int]] = [(TEACHER, recipe.seed)] if own_teacher else []
     for number, seed in enumerate(seeds):
-        arms = STUDENT_ARMS if number % 2 == 0 else STUDENT_ARMS[::-1]
+        arms: tuple[Arm, ...] = STUDENT_ARMS if number % 2 == 0 else STUDENT_ARMS[::-1]
         runs += [(arm, seed) for arm in arms]
     if not own_teacher:
         find_teacher(recipe, options.out)

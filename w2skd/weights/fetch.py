@@ -1,4 +1,4 @@
-"""Files that libraries publish: out of torch's cache on this machine, else from their server."""
+"""Files that libraries publish, read from torch's cache or downloaded into it."""
 
 import fcntl
 import hashlib
@@ -6,7 +6,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -15,78 +14,75 @@ import torch.hub
 from w2skd.errors import CheckpointError
 
 PATIENCE_S = 30.0
-"""How long a server may be silent: clusters often drop what goes out, rather than refuse it."""
+"""Timeout for a silent server: the firewalls of clusters often drop packets instead of refusing a connection."""
 
 
 def cached_or_fetched(url: str, *, wanted: str, instead: str, name: str | None = None) -> Path:
-    """The file of a URL in torch's cache, with the sum that its name holds.
+    """Return a published file from torch's cache, downloading it first if it is missing.
+
+    The SHA-256 prefix in the file's name, if there is one, is verified.
 
     Args:
-        url: of the file.
-        wanted: what it is, for people.
-        instead: what else a user can do without it, the end of a sentence.
-        name: of the file in the cache; None where it is the URL's own.
+        url: where the file is published.
+        wanted: description of the file for error messages.
+        instead: what a user can do without the file; ends an error message.
+        name: name of the file in the cache; None takes it from the URL.
 
     Raises:
-        CheckpointError: it is neither there nor to be had (the message says how to bring it), or has another sum.
+        CheckpointError: the file is not cached and cannot be downloaded (the message explains how to provide it), or
+            its checksum is wrong.
     """
     folder = hub_folder()
     file = folder / (name or file_name(url))
     if not file.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with alone(folder / f".{file.name}.lock"):
-                if not file.exists():  # another rank was faster
-                    with patience():
-                        torch.hub.download_url_to_file(
-                            url, str(file), _promised_sum(file), progress=sys.stderr.isatty()
-                        )
+            with alone(folder / f".{file.name}.lock"), patience():
+                if not file.exists():  # another rank may have downloaded it meanwhile
+                    torch.hub.download_url_to_file(url, str(file), _promised_sum(file), progress=sys.stderr.isatty())
         except (OSError, RuntimeError) as error:
             renamed = f" as {file.name}" if file.name != file_name(url) else ""
             raise CheckpointError(
-                f"{wanted}: {file.name} is not in {folder}, and fetching it failed ({one_line(error)}); on another "
-                f"machine fetch {url} and bring it into that folder{renamed} (TORCH_HOME says where it is), {instead}"
+                f"{wanted}: {file.name} is not in {folder}, and downloading it failed ({one_line(error)}); download "
+                f"{url} on another machine and copy it into that folder{renamed} (set by TORCH_HOME), {instead}"
             ) from None
-    differing = sum_differs(file)
-    if differing is not None:
+    actual = sum_differs(file)
+    if actual is not None:
         raise CheckpointError(
-            f"{file}: damaged or another file: its SHA-256 begins with {differing}, not as its name says; remove it, "
-            f"and fetch it again from {url}"
+            f"{file}: damaged or a different file: its SHA-256 begins with {actual}, unlike its name; delete it and "
+            f"download {url} again"
         )
     return file
 
 
 def hub_folder() -> Path:
-    """Where torch keeps the files that it fetched."""
+    """Return the folder in which torch caches downloaded checkpoints."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def file_name(url: str) -> str:
-    """What the file of a URL is called."""
+    """Return the file name in a URL."""
     return Path(urlparse(url).path).name
 
 
 def file_sum(file: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file as hex digits."""
     with file.open("rb") as content:
-        for block in iter(partial(content.read, 1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def sum_differs(file: Path) -> str | None:
-    """The beginning of a file's true SHA-256 where its name promises another one."""
+    """Return the beginning of a file's SHA-256 if it differs from the one in the file's name, else None."""
     promised = _promised_sum(file)
     if promised is None:
         return None
-    true = file_sum(file)[: len(promised)]
-    return None if true == promised else true
+    actual = file_sum(file)[: len(promised)]
+    return None if actual == promised else actual
 
 
 @contextmanager
 def patience() -> Iterator[None]:
-    """Give up on a server that is silent for `PATIENCE_S` seconds."""
+    """Set the timeout of network connections to `PATIENCE_S` seconds."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE_S)
     try:
@@ -97,13 +93,13 @@ def patience() -> Iterator[None]:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Let the processes of this machine, and of others with this folder, enter one by one.
+    """Hold an exclusive lock among all processes that share this folder.
 
     Args:
-        path: of a file that stands for the lock, made where it is missing.
+        path: lock file, created if missing.
 
     Raises:
-        OSError: it can be neither opened nor made.
+        OSError: the lock file cannot be opened.
     """
     with path.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -111,12 +107,12 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """The cause of an error rather than the library's advice about it."""
+    """Return the first line of an error's root cause, without the library's advice."""
     cause = error.__cause__ or getattr(error, "reason", None) or error
     return str(cause).splitlines()[0][:150] if str(cause) else type(cause).__name__
 
 
 def _promised_sum(file: Path) -> str | None:
-    """The beginning of a file's SHA-256, in hex, that torch's hub expects in its name."""
+    """Return the SHA-256 prefix in a file's name, in the format of torch's hub."""
     found = torch.hub.HASH_REGEX.search(file.name)
     return found[1] if found and found[1] else None

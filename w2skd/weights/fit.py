@@ -1,4 +1,4 @@
-"""How somebody else's state dict fits a model: what its tensors are called there, and why if it doesn't."""
+"""Fit a foreign state dict to a model: rename its tensors, or explain why they don't fit."""
 
 import copy
 import re
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
-"""What names gain by DistributedDataParallel, by torch.compile, and by other people's trainers."""
+"""Prefixes that DistributedDataParallel, torch.compile and other trainers add to names."""
 
 _COUNTER = "num_batches_tracked"
-"""BatchNorm's count of batches, which older files lack; without a cumulative average nothing depends on it."""
+"""BatchNorm's count of batches, missing from older files; nothing depends on it unless averaging is cumulative."""
 
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
-"""The classifiers beside GoogLeNet's and Inception's own, which only their authors' training used."""
+"""Auxiliary classifiers of GoogLeNet and Inception, used only in their authors' training."""
 
 _DOTTED = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)")
-"""As torchvision's DenseNet files still write what is ``norm1`` now, since no module's name may hold a dot."""
+"""Former names in torchvision's DenseNet files: ``norm.1`` is now ``norm1``, as module names must not contain dots."""
 
 _DIALECTS = {
     "timm": (r"blocks\.0\.attn\.qkv\.weight", r"stages\.0\.blocks\.0\.", r"conv_stem\.weight", r"s1\.b1\.conv1\."),
@@ -28,22 +28,23 @@ _DIALECTS = {
         r"(\w+\.)?embeddings\.|.*embedder\.",
     ),
 }
-"""Library -> beginnings of names that only its models have; what two libraries call alike tells nothing."""
+"""Library -> patterns at the start of tensor names that only its models have."""
 
 _DENSE = re.compile(
     r"rpn\.|roi_heads\.|backbone\.(body|fpn)\.|head\.(classification|regression)_head\.|aux_classifier\."
 )
-"""Beginnings of names in detectors and segmentation models."""
+"""Start of tensor names in detectors and segmentation models."""
 
-_NAMED = 3
+_LISTED = 3
+"""Maximum number of tensor names of each kind that an error message lists."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A state dict, held against a model's.
+    """A state dict compared with a model's.
 
     Attributes:
-        state: the tensors under the model's names, as far as these could be found.
+        state: the tensors, renamed to the model's names where possible.
         own: the model's own state dict.
         missing: names that only the model has.
         unexpected: names that only the file has.
@@ -58,14 +59,14 @@ class Fit:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every tensor has its place."""
+        """Whether all names and shapes match."""
         return not (self.missing or self.unexpected or self.other_shape)
 
     @property
     def head_classes(self) -> tuple[int, int] | None:
-        """Numbers of classes in the file and in the model, where nothing else differs between them.
+        """Numbers of classes in the file and in the model, if these are the only difference, else None.
 
-        The tensors that differ do so in their first dimension only, all from the same number to the same other one.
+        All tensors of different shape must differ in their first dimension only, by the same two sizes.
         """
         if self.missing or self.unexpected or not self.other_shape:
             return None
@@ -77,19 +78,22 @@ class Fit:
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor]) -> Fit:
-    """Hold a state dict against a model, which stays as it is.
+    """Compare a state dict with a model's, after renaming its tensors; the model stays unchanged.
 
-    Names lose the prefixes of wrappers where all of them share one and more of them fit without it, and become what
-    the model's modules call now what an older version of them wrote. Auxiliary classifiers that the model doesn't have
-    are left out; counters of BatchNorm that the file doesn't have are filled with the model's own.
+    A wrapper's prefix is removed if all names share it and more of them fit without it. Names from older versions of
+    the model's modules become the current ones. Auxiliary classifiers that the model lacks are dropped. BatchNorm
+    counters that the file lacks are copied from the model.
     """
     own = model.state_dict()
     state = _without_wrappers({name: tensor for name, tensor in state.items() if name != "n_averaged"}, own)
     state = {_DOTTED.sub(r"\1", name): tensor for name, tensor in state.items()}
     if not own.keys() <= state.keys():
-        state = _as_modules_call_it(model, state, own)
+        state = _with_current_names(model, state, own)
     state = {name: tensor for name, tensor in state.items() if name in own or not name.startswith(_AUXILIARY)}
-    state |= {name: own[name] for name in own if name not in state and _is_counter_of(name, state)}
+    for name in own:
+        module, _, last = name.rpartition(".")
+        if last == _COUNTER and f"{module}.running_mean" in state:
+            state.setdefault(name, own[name])
     return Fit(
         state,
         own,
@@ -100,23 +104,24 @@ def fit(model: nn.Module, state: Mapping[str, Tensor]) -> Fit:
 
 
 def describe_misfit(found: Fit, expected: str, made_for: str | None) -> str:
-    """One line that says what differs, and what is likely the reason.
+    """Describe in one line what differs, and the likely reason.
 
     Args:
-        found: not whole.
+        found: a fit that is not whole.
         expected: the model's name.
-        made_for: the name of the model that the file says it is of, if it does.
+        made_for: name of the model that the file was saved from, if the file contains it.
     """
     if made_for is not None and made_for != expected:
         return f"made for {made_for}, not for {expected}"
     if found.head_classes is not None:
         theirs, ours = found.head_classes
         return f"its {expected} has {theirs} classes, the data has {ours}"
-    if not found.missing and not found.unexpected and len(found.other_shape) < _NAMED:
+    if not found.missing and not found.unexpected and len(found.other_shape) < _LISTED:
         name = found.other_shape[0]
-        return f"does not fit {expected}: {name} is {_shape(found.state[name])}, expected {_shape(found.own[name])}"
+        theirs_shape, our_shape = tuple(found.state[name].shape), tuple(found.own[name].shape)
+        return f"does not fit {expected}: {name} is {theirs_shape}, expected {our_shape}"
     parts = [
-        f"{len(names)} {kind} ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"
+        f"{len(names)} {kind} ({', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''})"
         for kind, names in (
             ("missing", found.missing),
             ("unexpected", found.unexpected),
@@ -131,23 +136,23 @@ def describe_misfit(found: Fit, expected: str, made_for: str | None) -> str:
 def _likely_reason(found: Fit) -> str | None:
     prefix = _hidden_prefix(found.unexpected, found.missing)
     if prefix is not None:
-        return f"weights whose names begin with '{prefix}', beside others: save those alone, without it"
+        return f"a larger file whose '{prefix}' part has these weights: save that part alone, without the prefix"
     if any(_DENSE.match(name) for name in found.unexpected):
-        return "a detector or a segmentation model, which holds no classifier"
+        return "a detector or a segmentation model, which has no classifier"
     theirs, ours = _dialect(found.unexpected), _dialect(found.own)
     if theirs == "transformers":
-        return "a model of Hugging Face's transformers, which names its layers in another way"
+        return "a model of Hugging Face's transformers, which names its layers differently"
     if theirs is not None and ours is not None and theirs != ours:
-        return f"a model of {theirs}, which names its layers in another way: try '{theirs}:NAME' as the model"
+        return f"a model of {theirs}, which names its layers differently: try '{theirs}:NAME' as the model"
     head = _module_of(list(found.own)[-1])
     if found.missing and not found.other_shape and all(_module_of(name) == head for name in found.missing):
-        return "a backbone without its classifier" + (", or with another one" if found.unexpected else "")
+        return "a backbone without its classifier" + (", or with a different one" if found.unexpected else "")
     shared = len(found.own) - len(found.missing)
     differing = len(found.missing) + len(found.unexpected) + len(found.other_shape)
-    if 2 * shared >= min(len(found.own), len(found.state)) and differing > _NAMED:
-        return "another model of the same family, such as a deeper or a wider one"
-    if not shared and len(found.own) > _NAMED and len(found.state) > _NAMED:
-        return "those of another model: name the one that they are of"
+    if 2 * shared >= min(len(found.own), len(found.state)) and differing > _LISTED:
+        return "another model of the same family, such as a deeper or wider one"
+    if not shared and len(found.own) > _LISTED and len(found.state) > _LISTED:
+        return "the weights of another model: set the model's name to theirs"
     return None
 
 
@@ -160,48 +165,35 @@ def _without_wrappers(state: dict[str, Tensor], own: Collection[str]) -> dict[st
     return best
 
 
-def _as_modules_call_it(model: nn.Module, state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Let a copy of the model read the state: modules such as those of torchvision's ViT know their former names."""
+def _with_current_names(model: nn.Module, state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Load the state into a copy of the model: some modules, such as torchvision's ViT, convert former names."""
     misshapen = {name for name in state if name in own and own[name].shape != state[name].shape}
     readable = {name: tensor for name, tensor in state.items() if name not in misshapen}
     try:
         shadow = copy.deepcopy(model).to("meta")
         unexpected = set(shadow.load_state_dict(readable, strict=False, assign=True).unexpected_keys) | misshapen
-    except (RuntimeError, TypeError, ValueError):  # misshapen under a former name, not copyable, asks for a version
+    except (RuntimeError, TypeError, ValueError):  # wrong shape under a former name, not copyable, version required
         return state
     read = {name: tensor for name, tensor in shadow.state_dict().items() if not tensor.is_meta}
-    # BatchNorm adds its counters, whatever else is there of it: those are no part of the file.
+    # BatchNorm adds its counters to every state, so those may not come from the file.
     read = {name: read[name] for name in read if name in state or name.rpartition(".")[2] != _COUNTER}
     return read | {name: state[name] for name in state if name in unexpected}
 
 
-def _is_counter_of(name: str, state: Collection[str]) -> bool:
-    module, _, last = name.rpartition(".")
-    return last == _COUNTER and f"{module}.running_mean" in state
-
-
 def _hidden_prefix(unexpected: Collection[str], missing: Collection[str]) -> str | None:
-    """A prefix under which the file has everything that is missing, and something else beside it."""
+    """Return a prefix under which the file has everything that is missing, among other tensors."""
     if len(missing) < 2:
         return None
     first = next(iter(missing))
-    for name in unexpected:
-        prefix = name.removesuffix(first)
-        if prefix != name and prefix.endswith(".") and all(f"{prefix}{other}" in unexpected for other in missing):
-            return prefix
-    return None
+    prefixes = (name.removesuffix(first) for name in unexpected if name.endswith(f".{first}"))
+    return next((prefix for prefix in prefixes if all(f"{prefix}{name}" in unexpected for name in missing)), None)
 
 
 def _dialect(names: Collection[str]) -> str | None:
-    for library, patterns in _DIALECTS.items():
-        if any(re.match(pattern, name) for pattern in patterns for name in names):
-            return library
-    return None
+    """Return the library whose models have such names, if any."""
+    patterns = {library: re.compile("|".join(each)) for library, each in _DIALECTS.items()}
+    return next((library for library, pattern in patterns.items() if any(map(pattern.match, names))), None)
 
 
 def _module_of(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)

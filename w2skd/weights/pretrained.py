@@ -1,15 +1,15 @@
 """Weights that torchvision and timm publish.
 
-What a library knows of its weights comes as `Weights.details`:
+Their metadata is stored in `Weights.details`:
 
-    classes        names, in the order of the logits
-    class_ids      WordNet's ids in the same order, for models of ImageNet's classes
-    normalization  three means and three standard deviations of pixels scaled to [0, 1]
-    preprocessing  resize_px of the shorter side, crop_px of the square in its middle, interpolation; crop_mode where
-                   timm prepares images otherwise (``squash``: no heed of proportions, ``border``: nothing cut off)
-    source         library, model and tag, for people
-    url            of the file; license or recipe_url, if the library tells them
-    assumed        true where nothing but the model's name speaks for all this
+    classes        names in the order of the logits
+    class_ids      WordNet ids in the same order, for models with ImageNet's classes
+    normalization  three means and three standard deviations of pixels in [0, 1]
+    preprocessing  resize_px of the shorter side, crop_px of the central square, interpolation; crop_mode if timm
+                   prepares images otherwise (``squash``: distorts the aspect ratio, ``border``: pads, not crops)
+    source         library, model and tag
+    url            URL of the file; license or recipe_url, if the library has them
+    assumed        true if all of this is inferred from the model's name
 """
 
 import logging
@@ -24,49 +24,48 @@ from typing import Any, NamedTuple
 import torch
 
 from w2skd.errors import CheckpointError, RecipeError, suggest
+from w2skd.models.from_timm import import_timm
+from w2skd.models.from_torchvision import import_torchvision_models
 from w2skd.models.names import PUBLISHERS
 from w2skd.recipe.schema import published_weights
 from w2skd.weights.fetch import cached_or_fetched, file_name, hub_folder, one_line, sum_differs
 from w2skd.weights.imagenet import imagenet_ids
 from w2skd.weights.load import Weights, load_weights
 
-LIBRARIES = tuple(publisher.removesuffix(":") for publisher in PUBLISHERS)
-
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
-_INSTEAD = "or give a file of your own (teacher.checkpoint; evaluate: --checkpoint)"
+_OWN_FILE = "use your own file (teacher.checkpoint; evaluate: --checkpoint)"
 
 
 class _Published(NamedTuple):
     """Weights that a library publishes.
 
     Attributes:
-        name: library, model and tag, for people.
-        url: of the file; None where there is a `hub` only.
+        details: metadata, see the module.
+        url: URL of the file; None if it is only on the Hugging Face Hub.
         hub: repository on the Hugging Face Hub, if the file is there.
-        details: see the module.
-        others: tag -> URL of the same model's other weights.
+        others: tag -> URL of other weights of the same model.
     """
 
-    name: str
-    url: str | None
-    hub: str | None
     details: dict[str, Any]
+    url: str | None
+    hub: str | None = None
     others: Mapping[str, str] = MappingProxyType({})
 
 
 def open_weights(checkpoint: Path, model: str) -> Weights:
-    """The weights that a checkpoint means for a model: those of a run or file, or published ones.
+    """Read the weights that a recipe's checkpoint denotes: a run's, a file's, or published ones.
 
-    A bare file of 1,000 classes for a model of torchvision or timm is taken for ImageNet's, see `assume_imagenet`.
+    A bare file with 1,000 classes for a model of torchvision or timm is assumed to be ImageNet's, see
+    `assume_imagenet`.
 
     Args:
-        checkpoint: as a recipe names it: a path, ``pretrained`` or ``pretrained:TAG``.
-        model: the recipe's name for it.
+        checkpoint: as in a recipe: a path, ``pretrained`` or ``pretrained:TAG``.
+        model: the recipe's name of the model.
 
     Raises:
-        RecipeError: no such published weights.
-        CheckpointError: the file is missing, damaged or unsafe, or can't be fetched.
+        RecipeError: there are no such published weights.
+        CheckpointError: the file is missing, damaged or unsafe, or cannot be downloaded.
     """
     published, tag = published_weights(checkpoint)
     if published:
@@ -79,18 +78,19 @@ def open_weights(checkpoint: Path, model: str) -> Weights:
 
 
 def load_pretrained(model: str, tag: str | None = None) -> Weights:
-    """Read weights that a library publishes: from its cache on this machine, else from its server.
+    """Read weights that a library publishes, from its cache or else its server.
 
     Args:
-        model: ``torchvision:<name>`` or ``timm:<name>``; timm's name may hold the tag, as in ``resnet18.a1_in1k``.
-        tag: which weights of that model, such as ``IMAGENET1K_V1``; None takes the library's default.
+        model: ``torchvision:<name>`` or ``timm:<name>``; timm's name may contain the tag, as in ``resnet18.a1_in1k``.
+        tag: tag of the weights, such as ``IMAGENET1K_V1``; None is the library's default.
 
     Returns:
-        The weights under the model's own names, with what is known of them as details.
+        The weights under the model's own tensor names, with their metadata as details.
 
     Raises:
         RecipeError: no such model or tag, weights without a classifier, or timm is not installed.
-        CheckpointError: the file isn't here and can't be fetched (the message says how to bring it), or is damaged.
+        CheckpointError: the file is not cached and cannot be downloaded (the message explains how to provide it), or is
+            damaged.
     """
     library, _, name = model.partition(":")
     if library == "torchvision":
@@ -98,31 +98,30 @@ def load_pretrained(model: str, tag: str | None = None) -> Weights:
         weights = load_weights(_cached_or_fetched(published))
     elif library == "timm":
         published = _of_timm(name, tag)
-        weights = _translated_by_timm(name, tag, load_weights(_file_of_timm(published)))
+        weights = _converted_by_timm(name, tag, load_weights(_file_of_timm(published)))
     else:
-        raise RecipeError(f"{model}: no library publishes weights of it; known are {', '.join(LIBRARIES)}")
+        raise RecipeError(f"{model}: has no published weights; models that can have them: {', '.join(PUBLISHERS)}")
     return replace(weights, details=published.details)
 
 
 def assume_imagenet(weights: Weights, model: str) -> Weights:
-    """Fill in what a bare file of a model with ImageNet's 1,000 classes does not say.
+    """Add the metadata that a bare file of a model with ImageNet's 1,000 classes lacks.
 
-    A file that is byte for byte one of torchvision's published ones is recognised by its name and its sum, and gets
-    what is true of it. Otherwise classes and preparation of images are those of the library's default weights, and
-    ``assumed`` is set.
+    A file that torchvision publishes is recognised by its name and checksum and gets its own metadata. Any other file
+    gets the classes and preprocessing of the library's default weights, and ``assumed`` is set.
 
     Args:
-        weights: with 1,000 classes; what its details say already stays.
+        weights: weights with 1,000 classes; details that they have take precedence.
         model: ``torchvision:<name>`` or ``timm:<name>``.
 
     Raises:
         RecipeError: no such model, or timm is not installed.
     """
     library, _, name = model.partition(":")
-    assert library in LIBRARIES, model
+    assert f"{library}:" in PUBLISHERS, model
     tag = _tag_of_file(name, weights.path) if library == "torchvision" else None
     details = dict((_of_torchvision if library == "torchvision" else _of_timm)(name, tag).details)
-    if len(details.get("class_ids", ())) != len(imagenet_ids()):  # its default weights are of a larger ImageNet
+    if len(details.get("class_ids", ())) != len(imagenet_ids()):  # the default weights have a larger ImageNet's classes
         details |= {"classes": list(_imagenet_names()), "class_ids": list(imagenet_ids())}
     if tag is None:
         details = {key: value for key, value in details.items() if key not in ("url", "license", "recipe_url")}
@@ -131,12 +130,7 @@ def assume_imagenet(weights: Weights, model: str) -> Weights:
 
 
 def _of_torchvision(name: str, tag: str | None) -> _Published:
-    from torchvision import models  # takes a while, and not every experiment needs it
-
-    known = models.list_models(module=models)
-    if name not in known:
-        raise RecipeError(f"torchvision has no classifier {name!r}{suggest(name, known)}")
-    tags = models.get_model_weights(name)
+    tags = import_torchvision_models(name).get_model_weights(name)
     chosen = tag or "DEFAULT"
     if chosen not in tags.__members__:
         raise RecipeError(
@@ -146,9 +140,10 @@ def _of_torchvision(name: str, tag: str | None) -> _Published:
     found = tags[chosen]
     classes = found.meta.get("categories")
     if classes is None:
-        raise RecipeError(f"torchvision's weights {found.name} of {name} have no classifier: choose other ones")
+        raise RecipeError(f"torchvision's weights {found.name} of {name} have no classifier: choose others")
+    assert len(classes) == len(imagenet_ids()), f"{found}: {len(classes)} classes"
     preset = found.transforms()
-    # These two models can renormalise images by themselves, which their published weights want and ours never do.
+    # The published weights of these two want the images renormalised, which w2skd's builds of the models never do.
     halves = name in ("googlenet", "inception_v3")
     details = {
         "classes": list(classes),
@@ -163,9 +158,8 @@ def _of_torchvision(name: str, tag: str | None) -> _Published:
         "url": found.url,
         **({"recipe_url": found.meta["recipe"]} if "recipe" in found.meta else {}),
     }
-    assert len(classes) == len(imagenet_ids()), f"{found}: {len(classes)} classes"
     others = {each.name: each.url for each in tags if each is not found and each.meta.get("categories") is not None}
-    return _Published(details["source"], found.url, None, details, others)
+    return _Published(details, found.url, others=others)
 
 
 def _imagenet_names() -> tuple[str, ...]:
@@ -175,20 +169,16 @@ def _imagenet_names() -> tuple[str, ...]:
 
 
 def _tag_of_file(name: str, file: Path) -> str | None:
-    """Which of torchvision's published weights a file is, judged by its name and the sum that is a part of it."""
-    from torchvision import models
-
-    for weights in models.get_model_weights(name):
+    """Return the tag of torchvision's published weights that a file's name and checksum match, if any."""
+    for weights in import_torchvision_models(name).get_model_weights(name):
         if file_name(weights.url) == file.name and sum_differs(file) is None:
             return str(weights.name)
     return None
 
 
 def _of_timm(name: str, tag: str | None) -> _Published:
-    timm = _import_timm()
     arch, tag = _split(name, tag)
-    if not timm.is_model(arch):
-        raise RecipeError(f"timm has no model {arch!r}{suggest(arch, timm.list_models())}")
+    timm = import_timm(arch)
     configs = timm.models.get_arch_pretrained_cfgs(arch)
     tags = [each.partition(".")[2] for each, config in configs.items() if config.has_weights and config.num_classes]
     if tag is not None and f"{arch}.{tag}" not in configs:
@@ -197,10 +187,10 @@ def _of_timm(name: str, tag: str | None) -> _Published:
         )
     config = timm.get_pretrained_cfg(arch if tag is None else f"{arch}.{tag}")
     if config is None or not config.has_weights:
-        raise RecipeError(f"timm publishes no weights of {arch}{f' {tag}' if tag else ''}: {_INSTEAD[3:]}")
+        raise RecipeError(f"timm publishes no weights of {arch}{f' {tag}' if tag else ''}: {_OWN_FILE}")
     if not config.num_classes:
         raise RecipeError(
-            f"timm's weights {config.tag} of {arch} have no classifier; those with one: {', '.join(tags) or 'none'}"
+            f"timm's weights {config.tag} of {arch} have no classifier; weights with one: {', '.join(tags) or 'none'}"
         )
     crop_px = config.input_size[-1]
     details = {
@@ -216,21 +206,13 @@ def _of_timm(name: str, tag: str | None) -> _Published:
         "url": f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url,
         **({"license": config.license} if config.license else {}),
     }
-    return _Published(details["source"], config.url or None, config.hf_hub_id, details)
-
-
-def _import_timm() -> Any:
-    try:
-        import timm
-    except ModuleNotFoundError:
-        raise RecipeError("timm is not installed, which a model of it needs: pip install timm") from None
-    return timm
+    return _Published(details, config.url or None, config.hf_hub_id)
 
 
 def _split(name: str, tag: str | None) -> tuple[str, str | None]:
     arch, _, inside = name.partition(".")
     if tag is not None and inside and tag != inside:
-        raise RecipeError(f"timm:{name} names other weights than the tag {tag!r}: leave one of them out")
+        raise RecipeError(f"timm:{name} names other weights than the tag {tag!r}: remove one of them")
     return arch, tag or inside or None
 
 
@@ -244,13 +226,13 @@ def _classes_of_timm(timm: Any, config: Any) -> dict[str, list[str]]:
     return {"classes": info.label_descriptions(), "class_ids": info.label_names()}
 
 
-def _translated_by_timm(name: str, tag: str | None, weights: Weights) -> Weights:
-    """The state dict as timm's model has it: some published files are their authors', with other names or sizes."""
-    timm = _import_timm()
+def _converted_by_timm(name: str, tag: str | None, weights: Weights) -> Weights:
+    """Convert a published state dict to timm's: some are in their authors' format, with other names or shapes."""
     arch, tag = _split(name, tag)
+    timm = import_timm(arch)
     overlay = {"state_dict": dict(weights.state)}
     try:
-        with torch.random.fork_rng(devices=[]):  # what a model is initialised with must not disturb the caller's draws
+        with torch.random.fork_rng(devices=[]):  # initialising the model must not change the caller's random draws
             model = timm.create_model(arch, pretrained=True, pretrained_cfg=tag, pretrained_cfg_overlay=overlay)
     except (RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
@@ -272,31 +254,31 @@ def _file_of_timm(published: _Published) -> Path:
     reason = "it has none of the usual files"
     for file in _HUB_FILES:
         try:
-            with _quiet("huggingface_hub"):
+            with _errors_only("huggingface_hub"):
                 return Path(hub.hf_hub_download(repository, file, cache_dir=cache, revision=revision or None))
-        except hub.errors.RemoteEntryNotFoundError:  # the repository is there, the file isn't
+        except hub.errors.RemoteEntryNotFoundError:  # the repository exists without this file
             continue
-        except Exception as error:  # the hub's own errors, those of its HTTP library, a full disk
+        except Exception as error:  # errors of the hub or of its HTTP library, or a full disk
             reason = one_line(error)
             break
     raise CheckpointError(
-        f"{published.name}: {repository} of the Hugging Face Hub is not in {cache}, and fetching it failed ({reason}); "
-        f"on another machine run `hf download {repository}` and bring what it adds to its cache into that folder "
-        f"(HF_HOME says where the cache is), {_INSTEAD}"
+        f"{published.details['source']}: {repository} of the Hugging Face Hub is not in {cache}, and downloading it "
+        f"failed ({reason}); run `hf download {repository}` on another machine and copy what it adds to its cache into "
+        f"that folder (set by HF_HOME), or {_OWN_FILE}"
     )
 
 
 def _cached_or_fetched(published: _Published) -> Path:
-    assert published.url is not None, published.name
+    assert published.url is not None, published.details["source"]
     folder = hub_folder()
     here = [f"pretrained:{tag}" for tag, other in published.others.items() if (folder / file_name(other)).exists()]
-    instead = _INSTEAD + (f"; of the same model, {' and '.join(here)} is there" if here else "")
-    return cached_or_fetched(published.url, wanted=published.name, instead=instead)
+    instead = f"or {_OWN_FILE}" + (f"; cached weights of the same model: {', '.join(here)}" if here else "")
+    return cached_or_fetched(published.url, wanted=published.details["source"], instead=instead)
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Hold back a library's warnings of each attempt: the last one's reason is told."""
+def _errors_only(name: str) -> Iterator[None]:
+    """Suppress a library's warnings about each attempt; the last failure is reported as an error."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""torch's ``.pt`` files, read without running what they carry."""
+"""Safe reading of torch's ``.pt`` files."""
 
 import argparse
 import pickle
@@ -12,27 +12,27 @@ from w2skd.errors import CheckpointError
 
 
 def load_pt(path: Path) -> Any:
-    """Read a ``.pt`` file of tensors and plain values, onto the CPU.
+    """Read a ``.pt`` file of tensors and plain values onto the CPU, without executing pickled code.
 
     Raises:
-        CheckpointError: the file is missing, cut off, or carries code.
+        CheckpointError: the file is missing, truncated, or contains code.
     """
     try:
-        # The options of other people's training, which their checkpoints keep, are a bare namespace: to create and to
-        # fill one runs no code, and nothing here looks into it.
+        # Checkpoints of other trainers contain their options as an argparse.Namespace: creating one runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code:
-            raise CheckpointError(
-                f"{path}: refused, since it carries pickled code ({code[1]}) that loading could run"
-            ) from None
-        raise CheckpointError(f"{path}: damaged or not a checkpoint") from None
+        problem = (
+            f"refused: it contains pickled code ({code[1]}) that loading could run"
+            if code
+            else "damaged or not a checkpoint"
+        )
+        raise CheckpointError(f"{path}: {problem}") from None
     except (RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: damaged or cut off ({reason[:120]})") from None
-    except Exception:  # damaged input makes the unpickler raise about anything
+        raise CheckpointError(f"{path}: damaged or truncated ({reason[:120]})") from None
+    except Exception:  # on damaged input the unpickler can raise any exception
         raise CheckpointError(f"{path}: damaged or not a checkpoint") from None

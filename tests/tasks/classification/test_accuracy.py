@@ -25,7 +25,7 @@ def slow_reference(logits, labels):
 
 
 @pytest.mark.parametrize("classes", [2, 5, 6, 30])
-def test_equals_the_slow_reference_over_uneven_batches(classes):
+def test_matches_the_slow_reference_over_uneven_batches(classes):
     parts = [batch(seed, examples, classes) for seed, examples in enumerate([40, 1, 17])]
     accuracy = Accuracy(classes, "cpu")
     for logits, labels in parts:
@@ -59,7 +59,7 @@ def test_ties_go_to_the_lower_class():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("position", [0, 1])
-def test_a_non_finite_logit_is_wrong_and_shows_in_the_loss(value, position):
+def test_a_non_finite_logit_counts_as_wrong_and_makes_the_loss_nan(value, position):
     logits, labels = torch.tensor([[9.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 0])
     logits[0, position] = value
     accuracy = Accuracy(2, "cpu")
@@ -84,7 +84,7 @@ def test_sums_of_ranks_may_be_added_in_place():
     assert [row["examples"] for row in first.per_class()] == [row["examples"] for row in whole.per_class()]
 
 
-def test_bf16_logits_with_gradients_are_taken():
+def test_bf16_logits_with_gradients_are_accepted():
     logits, labels = batch(3, 20, 6)
     accuracy = Accuracy(6, "cpu")
     accuracy.add(logits.bfloat16().requires_grad_(), labels)
@@ -92,18 +92,18 @@ def test_bf16_logits_with_gradients_are_taken():
     assert accuracy.result() == pytest.approx(slow_reference(logits.bfloat16(), labels), rel=1e-6)
 
 
-def test_nothing_counted_is_nan_and_not_zero():
+def test_without_examples_results_are_nan():
     assert all(math.isnan(value) for value in Accuracy(3, "cpu").result().values())
 
 
 @pytest.mark.parametrize(("logits", "labels"), [((4, 5), (4,)), ((4, 3), (3,)), ((4, 3), (4, 1)), ((3,), ())])
-def test_shapes_that_do_not_fit_are_refused(logits, labels):
+def test_mismatched_shapes_are_rejected(logits, labels):
     with pytest.raises(ValueError, match="3 classes"):
         Accuracy(3, "cpu").add(torch.zeros(logits), torch.zeros(labels, dtype=torch.int64))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_adding_does_not_wait_for_a_cuda_device():
+def test_adding_does_not_synchronise_with_a_cuda_device():
     logits, labels = (part.cuda() for part in batch(0, 20, 6))
     accuracy = Accuracy(6, "cuda")
     accuracy.add(logits, labels)

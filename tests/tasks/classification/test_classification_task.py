@@ -45,7 +45,7 @@ def make_task(ranks: Ranks | None = None, **sections: Any) -> ClassificationTask
 
 
 class Watching(nn.Module):
-    """A linear classifier that remembers what it saw."""
+    """A linear classifier that records its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,14 +57,14 @@ class Watching(nn.Module):
         return self.layer(images.flatten(1))
 
 
-def test_student_and_teacher_see_the_very_same_pixels() -> None:
+def test_student_and_teacher_see_the_same_pixels() -> None:
     task, student, weak = make_task(), Watching(), Watching()
     task.losses(student, FrozenTeacher(weak, device=CPU), next(task.train_batches(0)))
     [theirs], [ours] = weak.seen, student.seen
     assert theirs is ours
 
 
-def test_label_smoothing_touches_the_task_loss_only() -> None:
+def test_label_smoothing_affects_the_task_loss_only() -> None:
     student, weak = Watching(), Watching()
     teacher = FrozenTeacher(weak, device=CPU)
     plain, smooth = make_task(), make_task(loss={"label_smoothing": 0.3})
@@ -117,7 +117,7 @@ def test_baseline_and_accelerated_arm_draw_the_same_batches() -> None:
         assert ours.step == theirs.step
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
+def test_a_batch_that_ranks_cannot_share_is_rejected() -> None:
     with pytest.raises(UsageError, match="8 examples cannot be shared equally among 3 ranks"):
         make_task(Ranks(0, 3)).train_batches(0)
 
@@ -137,7 +137,7 @@ def test_classes_and_data_are_described() -> None:
     assert task.describe_model()["classes"] == list(task.classes)
     assert task.describe_model()["normalization"] == [0.4, 0.4, 0.4, 0.2, 0.2, 0.2]
     assert task.describe_data()["eval_examples"] == 33
-    assert task.metric == ("top1", True)
+    assert task.metric == ("top1", True, True)
     assert len(task.example_batch()) == 1
 
 
@@ -145,13 +145,13 @@ GROWING = {"source": "shapes", "image_size": 32, "train_examples": 8, "progressi
 
 
 @pytest.mark.parametrize("role", list(Role))
-def test_a_model_of_one_size_is_refused_where_images_grow(role: Role, tmp_path: Path) -> None:
-    """Not by its first step: a ViT learns the positions of one number of patches."""
+def test_a_model_of_one_size_is_rejected_for_growing_images(role: Role, tmp_path: Path) -> None:
+    """A ViT learns position embeddings for one number of patches; this fails at startup, not at the first step."""
     task = make_task(data=GROWING, teacher={"model": "cifar_vit"}, student={"model": "cifar_vit"})
-    with pytest.raises(RecipeError, match=r"^data\.progressive: cifar_vit cannot take images of 16 px: "):
+    with pytest.raises(RecipeError, match=r"^data\.progressive: cifar_vit cannot process images of 16 px: "):
         task.build_model(role)
     weights = Weights(tmp_path / "teacher.pt", build_classifier("cifar_vit", 10, 32).state_dict())
-    with pytest.raises(RecipeError, match=r"^data\.progressive: cifar_vit cannot take images of 16 px: "):
+    with pytest.raises(RecipeError, match=r"^data\.progressive: cifar_vit cannot process images of 16 px: "):
         task.fit_model(role, weights)
 
 
@@ -163,15 +163,15 @@ def test_a_teacher_of_one_size_may_see_growing_images_resized(tmp_path: Path) ->
         assert teacher(torch.zeros(2, 3, size_px, size_px)).shape == (2, 10)
 
 
-def test_a_teacher_that_cannot_be_trained_on_the_datas_images_is_refused() -> None:
+def test_a_teacher_that_cannot_be_trained_on_the_datas_images_is_rejected() -> None:
     data = {"source": "shapes", "image_size": 32, "train_examples": 8}
     task = make_task(data=data, teacher={"model": "cifar_vit", "image_size": 16})
-    with pytest.raises(RecipeError, match=r"^teacher\.image_size: cifar_vit cannot take images of 32 px: "):
+    with pytest.raises(RecipeError, match=r"^teacher\.image_size: cifar_vit cannot process images of 32 px: "):
         task.build_model(Role.TEACHER)
 
 
-def test_predictions_are_right_where_accuracy_says_so(tmp_path: Path) -> None:
-    """Also of equal logits, of which the first counts."""
+def test_predictions_agree_with_accuracy(tmp_path: Path) -> None:
+    """Also for equal logits, where the first class ranks first."""
     task = make_task()
     model = Watching()
     with torch.no_grad():

@@ -13,7 +13,7 @@ NAMES = [f"n{number:08d}" for number in range(1440764, 1440774)]
 
 
 def full(picture):
-    """Where the colour of a whole class stands, without the legend above the matrix."""
+    """Return a mask of the darkest colour, without the colour bar above the matrix."""
     marked = (picture == np.asarray(colormaps["Blues"](1.0, bytes=True)[:3])).all(axis=2)
     marked[:120] = False
     return marked
@@ -28,7 +28,7 @@ def test_a_perfect_classifier_is_a_dark_diagonal(tmp_path, classes):
     assert bottom - top == right - left
     side = bottom - top + 1
     matrix = marked[top : top + side, left : left + side]
-    # Figures and lines cover a part of each cell, and two classes may share a dot.
+    # Numbers and lines cover a part of each cell, and two classes may share a dot.
     rows, columns = np.nonzero(matrix)
     dots = classes if classes <= 1000 else 501
     assert (np.abs(rows - columns) <= side / dots + 1).all()
@@ -41,7 +41,7 @@ def test_rows_are_true_classes_and_columns_predicted_ones(tmp_path):
         names = [f"c{number}" for number in range(classes)]
         draw_confusion(counts, names, tmp_path / "right.png", title="")
         top, _, left, right = box(full(pixels(tmp_path / "right.png")))
-        counts[0] = counts[0].flip(0)  # all of the first class are taken for the last
+        counts[0] = counts[0].flip(0)  # all of the first class are predicted as the last
         draw_confusion(counts, names, tmp_path / "wrong.png", title="")
         marked = full(pixels(tmp_path / "wrong.png"))
         cell = (right - left + 1) // classes
@@ -51,7 +51,7 @@ def test_rows_are_true_classes_and_columns_predicted_ones(tmp_path):
 
 @pytest.mark.parametrize("classes", [10, 40])
 def test_the_colour_is_the_share_of_the_true_class(tmp_path, classes):
-    """A rare class that is always right is as dark as a frequent one."""
+    """A rare class that is always correct is as dark as a frequent one."""
     names = [f"c{number}" for number in range(classes)]
     counts = torch.full((classes,), 50).diag()
     draw_confusion(counts, names, tmp_path / "even.png", title="")
@@ -59,7 +59,7 @@ def test_the_colour_is_the_share_of_the_true_class(tmp_path, classes):
     draw_confusion(counts, names, tmp_path / "rare.png", title="")
     even, rare = (full(pixels(tmp_path / f"{name}.png")) for name in ("even", "rare"))
     assert box(even) == box(rare)
-    assert even.sum() == pytest.approx(rare.sum(), rel=0.02)  # but for the figures
+    assert even.sum() == pytest.approx(rare.sum(), rel=0.02)  # except for the numbers
 
 
 def test_a_class_without_examples_and_no_examples_at_all_are_drawn(tmp_path):
@@ -83,7 +83,7 @@ def test_any_name_can_be_drawn_without_a_warning(tmp_path, classes):
 
 
 def test_large_counts_fit_their_cells(tmp_path):
-    """Then figures stay off the white lines between the cells."""
+    """The numbers do not touch the white lines between the cells."""
     counts = torch.full((30, 30), 9_999_999)
     draw_confusion(counts, [str(number) for number in range(30)], tmp_path / "c.png", title="")
     picture = pixels(tmp_path / "c.png")

@@ -3,11 +3,14 @@
 from dataclasses import replace
 from itertools import islice
 from statistics import fmean, pvariance
+from typing import Any
 
 import pytest
 import torch
+from known import build_task, validate_recipe
 
 from w2skd.data.batch import LabelledImages
+from w2skd.platform.ranks import Ranks
 from w2skd.tasks.classification.mixing import mix_batches
 
 
@@ -124,3 +127,32 @@ def test_the_memory_format_stays(options: dict[str, float], monkeypatch: pytest.
     assert one.images.is_contiguous(memory_format=torch.channels_last)
     monkeypatch.undo()
     assert torch.equal(one.images, mixed(plain, **options).images)
+
+
+def train_batch(**data: Any) -> LabelledImages:
+    """Return the first training batch of a task whose data section has these keys."""
+    values = {
+        "name": "test",
+        "task": "classification",
+        "data": {"source": "shapes", "train_examples": 40, "eval_examples": 21, "image_size": 16, "workers": 0, **data},
+        "teacher": {"model": "small_cnn_weak"},
+        "student": {"model": "small_cnn_strong"},
+        "train": {
+            "steps": 10,
+            "batch_size": 8,
+            "optimizer": {"name": "sgd", "lr": 0.1},
+            "lr_schedule": {"name": "constant"},
+        },
+    }
+    recipe = validate_recipe(values, "test")
+    task = build_task(recipe, train=recipe.train, seed=3, device=torch.device("cpu"), ranks=Ranks())
+    return next(task.train_batches(0))
+
+
+def test_a_task_mixes_its_batches_only_if_the_recipe_enables_it() -> None:
+    plain, mixed = train_batch(), train_batch(mixup=0.5)
+    assert plain.partner_labels is None
+    assert mixed.partner_labels is not None
+    assert torch.equal(mixed.labels, plain.labels)
+    expected = mixed.share * plain.images + (1 - mixed.share) * plain.images.roll(1, 0)
+    torch.testing.assert_close(mixed.images, expected)

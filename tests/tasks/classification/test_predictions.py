@@ -9,7 +9,6 @@ import torch
 from w2skd.errors import OutputError, UsageError
 from w2skd.tasks.classification.predictions import (
     Prediction,
-    check_predictions_path,
     confusion,
     count_confusion,
     most_confused,
@@ -20,7 +19,7 @@ RIGHT = Prediction("val/cat/1.jpg", "cat", "cat", 0.75, (("cat", 0.75), ("dog", 
 WRONG = Prediction("17", "dog", "cat", 1 / 3, (("cat", 1 / 3), ("dog", 1.5e-9)))
 
 
-def test_csv_has_a_row_an_example(tmp_path: Path) -> None:
+def test_csv_has_one_row_per_example(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     write_predictions(path, [RIGHT, WRONG])
     assert path.read_text().splitlines() == [
@@ -31,7 +30,7 @@ def test_csv_has_a_row_an_example(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.json", "out.JSONL"])
-def test_json_lines_have_the_probabilities_too(tmp_path: Path, name: str) -> None:
+def test_json_lines_contain_probabilities(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write_predictions(path, [RIGHT, WRONG])
     first, second = (json.loads(line) for line in path.read_text().splitlines())
@@ -48,7 +47,7 @@ def test_json_lines_have_the_probabilities_too(tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ['a,b "c"', "two\nlines", "Größe", " x"])
-def test_any_name_comes_back(tmp_path: Path, name: str) -> None:
+def test_any_name_is_preserved(tmp_path: Path, name: str) -> None:
     prediction = Prediction(name, name, name, 1.0, ((name, 1.0),))
     write_predictions(tmp_path / "out.csv", [prediction])
     with open(tmp_path / "out.csv", newline="", encoding="utf-8") as file:
@@ -59,7 +58,7 @@ def test_any_name_comes_back(tmp_path: Path, name: str) -> None:
     assert json.loads(line)["top5"][0]["class"] == name
 
 
-def test_a_file_name_that_is_no_utf8_spoils_no_table(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_can_be_written(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.jpg")
     for path in (tmp_path / "out.csv", tmp_path / "out.jsonl"):
         write_predictions(path, [Prediction(name, "a", "a", 1.0, (("a", 1.0),))])
@@ -67,7 +66,7 @@ def test_a_file_name_that_is_no_utf8_spoils_no_table(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.jsonl").read_text())["example"] == name
 
 
-def test_a_probability_that_is_no_number_is_null_in_json(tmp_path: Path) -> None:
+def test_a_nan_probability_is_null_in_json(tmp_path: Path) -> None:
     nan = Prediction("1", "a", "a", float("nan"), (("a", float("nan")),))
     write_predictions(tmp_path / "out.jsonl", [nan])
     values = json.loads((tmp_path / "out.jsonl").read_text(), parse_constant=pytest.fail)
@@ -77,29 +76,29 @@ def test_a_probability_that_is_no_number_is_null_in_json(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["out.txt", "out", "out.csv.gz", ".csv"])
-def test_another_ending_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    for call in (lambda: check_predictions_path(path), lambda: write_predictions(path, [RIGHT])):
-        with pytest.raises(UsageError, match=r"^cannot write predictions to .*: name it \.csv, or \.jsonl .*$") as no:
-            call()
-        assert "\n" not in str(no.value)
+def test_other_file_endings_are_rejected_in_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"^cannot write predictions to .*: name it \.csv, or \.jsonl .*$") as caught:
+        write_predictions(tmp_path / name, [RIGHT])
+    assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_missing_folder_is_told_beforehand(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"^cannot write .*nowhere/out\.csv: No such file or directory$"):
-        check_predictions_path(tmp_path / "nowhere" / "out.csv")
+        write_predictions(tmp_path / "nowhere" / "out.csv", [RIGHT])
+    assert os.listdir(tmp_path) == []
 
 
-def test_checking_a_path_leaves_everything_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["old.csv", "new.jsonl"])
+def test_only_the_written_file_changes(tmp_path: Path, name: str) -> None:
+    (tmp_path / "other.csv").write_text("other")
     (tmp_path / "old.csv").write_text("old")
-    check_predictions_path(tmp_path / "old.csv")
-    check_predictions_path(tmp_path / "new.jsonl")
-    assert os.listdir(tmp_path) == ["old.csv"]
-    assert (tmp_path / "old.csv").read_text() == "old"
+    write_predictions(tmp_path / name, [RIGHT])
+    assert sorted(os.listdir(tmp_path)) == sorted({"other.csv", "old.csv", name})
+    assert (tmp_path / "other.csv").read_text() == "other"
 
 
-def test_an_unfinished_row_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failure_keeps_the_old_file(tmp_path: Path) -> None:
     def failing():
         yield RIGHT
         raise RuntimeError("no")
@@ -112,7 +111,7 @@ def test_an_unfinished_row_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out.csv"]
 
 
-def test_confusion_equals_counting_one_by_one() -> None:
+def test_confusion_matches_counting_one_by_one() -> None:
     generator = torch.Generator().manual_seed(0)
     labels, predicted = torch.randint(7, (2, 300), generator=generator)
     expected = [[0] * 7 for _ in range(7)]
@@ -145,16 +144,16 @@ def test_confusion_of_a_cuda_device_works_in_deterministic_mode() -> None:
     [
         ([0, 1], [0], r"labels \[2\] and predictions \[1\]"),
         ([[0]], [[0]], r"labels \[1, 1\]"),
-        ([0, 2], [0, 0], r"labels in 0\.\.2 of 2 classes"),
-        ([0, 1], [-1, 1], r"predictions in -1\.\.1 of 2 classes"),  # would be counted as another class's
+        ([0, 2], [0, 0], r"labels in 0\.\.2, expected 0\.\.1"),
+        ([0, 1], [-1, 1], r"predictions in -1\.\.1, expected 0\.\.1"),  # would be counted as another class's
     ],
 )
-def test_confusion_refuses_what_it_would_count_wrongly(labels: list[int], predicted: list[int], says: str) -> None:
+def test_confusion_rejects_invalid_input(labels: list[int], predicted: list[int], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         confusion(torch.tensor(labels), torch.tensor(predicted), 2)
 
 
-def test_the_most_confused_come_first_and_ties_have_an_order() -> None:
+def test_confusions_are_sorted_and_ties_are_ordered() -> None:
     counts = torch.tensor([[90, 3, 7], [3, 3, 0], [7, 3, 90]])
     rows = most_confused(counts, "abc")
     assert [(row["true"], row["predicted"], row["count"]) for row in rows] == [
@@ -169,7 +168,7 @@ def test_the_most_confused_come_first_and_ties_have_an_order() -> None:
     assert most_confused(counts, "abc", top=2) == rows[:2]
 
 
-def test_who_makes_no_errors_confuses_nothing() -> None:
+def test_without_errors_there_are_no_confusions() -> None:
     assert most_confused(torch.tensor([[5, 0], [0, 0]]), "ab") == []
 
 

@@ -45,29 +45,38 @@ def test_files_as_coco_has_them_are_learned_from(recipe: Path, root: Path, tmp_p
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda document: document.pop("images"), "not COCO's format: it has no 'images'; it has annotations, categor"),
-        (lambda document: document.pop("annotations"), "not COCO's format: it has no 'annotations'; it has images, ca"),
-        (lambda document: document.pop("categories"), "not COCO's format: it has no 'categories'; it has images, ann"),
-        (lambda document: document["annotations"].clear(), "has no annotations, so there is nothing to learn or to sc"),
+        (
+            lambda document: document.pop("images"),
+            "not in COCO format: missing key 'images'; keys: annotations",
+        ),
+        (
+            lambda document: document.pop("annotations"),
+            "not in COCO format: missing key 'annotations'; keys: images",
+        ),
+        (
+            lambda document: document.pop("categories"),
+            "not in COCO format: missing key 'categories'; keys: images",
+        ),
+        (lambda document: document["annotations"].clear(), "has no annotations"),
         (
             lambda document: document["annotations"][2].update(category_id=9),
-            "annotation 3 (image 3): category_id 9: the file has no category of this id",
+            "annotation 3 (image 3): category_id 9: the file has no category with this id",
         ),
         (
             lambda document: document["annotations"][2].update(image_id=77),
-            "annotation 3 (image 77): image_id 77: the file has no image of this id",
+            "annotation 3 (image 77): image_id 77: the file has no image with this id",
         ),
-        (lambda document: document["images"][3].update(id=2), "image id 2 is there 2 times"),
-        (lambda document: document["annotations"][3].update(id=2), "annotation id 2 is there 2 times"),
-        (lambda document: document["categories"][1].update(id=3), "category id 3 is there 2 times"),
-        (box(4, 6, -20, 18), "annotation 2 (image 2): bbox [4, 6, -20, 18]: [x, y, width, height] in px is expected"),
-        (box(4, 6, "20", 18), "annotation 2 (image 2): bbox [4, 6, '20', 18]: [x, y, width, height] in px is expected"),
-        (box(4, 6, 20), "annotation 2 (image 2): bbox [4, 6, 20]: [x, y, width, height] in px is expected"),
-        (box(4, float("nan"), 9, 9), "annotation 2 (image 2): bbox [4, nan, 9, 9]: [x, y, width, height] in px is exp"),
-        (lambda document: document["images"][1].update(width=0), "image 2: width 0: a whole number of px is expected"),
+        (lambda document: document["images"][3].update(id=2), "image id 2 occurs 2 times"),
+        (lambda document: document["annotations"][3].update(id=2), "annotation id 2 occurs 2 times"),
+        (lambda document: document["categories"][1].update(id=3), "category id 3 occurs 2 times"),
+        (box(4, 6, -20, 18), "annotation 2 (image 2): bbox [4, 6, -20, 18]: expected [x, y, width, height] in px"),
+        (box(4, 6, "20", 18), "annotation 2 (image 2): bbox [4, 6, '20', 18]: expected [x, y, width, height] in px"),
+        (box(4, 6, 20), "annotation 2 (image 2): bbox [4, 6, 20]: expected [x, y, width, height] in px"),
+        (box(4, float("nan"), 9, 9), "annotation 2 (image 2): bbox [4, nan, 9, 9]: expected [x, y, width, height]"),
+        (lambda document: document["images"][1].update(width=0), "image 2: width 0: expected an integer number of px"),
     ],
 )
-def test_a_record_that_cannot_be_is_named(change: Any, problem: str, recipe: Path, root: Path, tmp_path: Path) -> None:
+def test_an_invalid_record_is_named(change: Any, problem: str, recipe: Path, root: Path, tmp_path: Path) -> None:
     rewrite(root / TRAIN, change)
     before = contents(tmp_path)
     line = refused("train-teacher", "-r", recipe, "--out", tmp_path / "runs", *on_coco(root), code=1)
@@ -77,11 +86,11 @@ def test_a_record_that_cannot_be_is_named(change: Any, problem: str, recipe: Pat
 
 @pytest.mark.parametrize("name", [TRAIN, EVALUATION])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-def test_a_file_that_is_cut_off_is_told(name: str, share: float, recipe: Path, root: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(name: str, share: float, recipe: Path, root: Path, tmp_path: Path) -> None:
     text = (root / name).read_text()
     (root / name).write_text(text[: int(share * len(text))])
     line = refused("distill", "--baseline", "-r", recipe, "--out", tmp_path / "runs", *on_coco(root), code=1)
-    assert line.startswith(f"{root / name}: is {'cut off: it ends in the middle' if share else 'empty'}")
+    assert line.startswith(f"{root / name}: is {'truncated after' if share else 'empty'}")
     assert not (tmp_path / "runs").exists()
 
 
@@ -98,11 +107,11 @@ def test_a_file_that_is_cut_off_is_told(name: str, share: float, recipe: Path, r
         ),
         (
             lambda root: (root / "train2017").rename(root / "train"),
-            "{root}/train2017: there is no such folder; the images of {root}/annotations/instances_train2017.json are ",
+            "{root}/train2017: no such folder; it should contain the images of {root}/annotations/instances_train2017",
         ),
         (
             lambda root: (root / EVALUATION).write_text((root / TRAIN).read_text()),
-            "{root}/annotations/instances_val2017.json: is of other images than those in {root}/val2017: 4 of 4 are ",
+            "{root}/annotations/instances_val2017.json: does not belong to the images in {root}/val2017: 4 of 4 ",
         ),
         (
             lambda root: rewrite(root / EVALUATION, lambda document: document["categories"][1].update(name="fox")),
@@ -115,7 +124,7 @@ def test_a_file_that_is_cut_off_is_told(name: str, share: float, recipe: Path, r
         ),
     ],
 )
-def test_files_that_do_not_belong_together_are_told(
+def test_files_that_do_not_belong_together_are_refused(
     spoil: Any, problem: str, recipe: Path, root: Path, tmp_path: Path
 ) -> None:
     spoil(root)
@@ -128,21 +137,21 @@ def test_files_that_do_not_belong_together_are_told(
 @pytest.mark.parametrize(
     "command", [("train-teacher", "--dry-run"), ("distill", "--baseline"), ("compare", "--seeds", "0")]
 )
-def test_every_command_that_trains_says_so(command: Any, recipe: Path, root: Path, tmp_path: Path) -> None:
+def test_every_training_command_checks_the_annotations(command: Any, recipe: Path, root: Path, tmp_path: Path) -> None:
     rewrite(root / TRAIN, box(4, 6, -20, 18))
     line = refused(*command, "-r", recipe, "--out", tmp_path / "runs", *on_coco(root), code=1)
     assert line.startswith(f"{root / TRAIN}: annotation 2 (image 2): bbox ")
     assert not (tmp_path / "runs").exists()
 
 
-def test_more_examples_than_there_are_is_told(recipe: Path, root: Path, tmp_path: Path) -> None:
+def test_more_examples_than_available_are_refused(recipe: Path, root: Path, tmp_path: Path) -> None:
     more = (*on_coco(root), "--set", "data.eval_examples=4")
     line = refused("train-teacher", "-r", recipe, "--out", tmp_path / "runs", *more, code=1)
     assert line == f"{root / EVALUATION}: 4 examples were asked for, but there are only 3"
 
 
 @pytest.mark.parametrize(("name", "images", "purpose"), [(TRAIN, 4, "to learn from"), (EVALUATION, 3, "to score by")])
-def test_sets_without_a_box_are_told(
+def test_sets_without_boxes_are_refused(
     name: str, images: int, purpose: str, recipe: Path, root: Path, tmp_path: Path
 ) -> None:
     """Every score of a run would be NaN."""
@@ -152,7 +161,7 @@ def test_sets_without_a_box_are_told(
 
 
 def test_an_image_of_another_size_than_its_record_says_is_named(recipe: Path, root: Path, tmp_path: Path) -> None:
-    """By its boxes' scale a run would learn and score nonsense."""
+    """Its boxes would be scaled wrongly."""
     for row in (root / TRAIN, root / EVALUATION):
         rewrite(row, lambda document: document["images"][0].update(width=96, height=64))
     line = refused("train-teacher", "-r", recipe, "--out", tmp_path / "runs", *on_coco(root), code=1)
@@ -170,7 +179,7 @@ def test_a_damaged_image_is_named(recipe: Path, root: Path, tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that learned from four pictures, and its data in ``coco``."""
+    """A run on four images, with its data in ``coco``."""
     folder = tmp_path_factory.mktemp("scored")
     coco_files(folder / "coco")
     done("train-teacher", "-r", recipe_of(folder), "--out", folder / "runs", *on_coco(folder / "coco"))
@@ -180,13 +189,21 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("wanted", "code", "problem"),
     [
-        (("--results", "OUT/found.txt"), 2, "cannot write results to {out}/found.txt: COCO's results are JSON; name i"),
+        (("--results", "OUT/found.txt"), 2, "--results {out}/found.txt: the file must end in .json"),
         (("--results", "OUT/no/found.json"), 1, "cannot write {out}/no/found.json: "),
-        (("--predictions", "OUT/found.csv"), 2, "--predictions is not for detection, which has --results, --pictures"),
-        (("--confusion", "OUT/found.png"), 2, "--confusion is not for detection, which has --results, --pictures"),
+        (
+            ("--predictions", "OUT/found.csv"),
+            2,
+            "--predictions: not an output of detection, which offers --results, --pictures",
+        ),
+        (
+            ("--confusion", "OUT/found.png"),
+            2,
+            "--confusion: not an output of detection, which offers --results, --pictures",
+        ),
     ],
 )
-def test_what_detection_cannot_leave_is_told_before_anything_is_scored(
+def test_impossible_outputs_are_refused_before_scoring(
     wanted: tuple[str, str], code: int, problem: str, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("w2skd.runs.score.evaluate", lambda *_, **__: pytest.fail("scores"))
@@ -202,7 +219,7 @@ def test_a_model_of_other_categories_is_not_scored(scored: Path, tmp_path: Path)
         rewrite(root / name, lambda document: document["categories"][1].update(name="fox"))
     line = refused("evaluate", "-c", scored, "--set", f"data.root={root}", code=1)
     assert line == (
-        f"{scored}/model.safetensors: its label map differs from the data's: number 2 is 'dog', in the data 'fox'"
+        f"{scored}/model.safetensors: its label map differs from the data's: category 2 is 'dog', in the data 'fox'"
     )
 
 

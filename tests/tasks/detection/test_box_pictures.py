@@ -7,7 +7,7 @@ import pytest
 import torch
 from paper import box, noise, pixels, places
 
-from w2skd.tasks.detection.box_pictures import BOXED_IMAGES, draw_boxes
+from w2skd.tasks.detection.box_pictures import BOXED_IMAGES, BoxedImage, draw_boxes
 
 ORANGE, BLUE, DARK = (255, 158, 27), (0, 71, 171), (38, 24, 0)
 GREEN = (90, 160, 120)
@@ -28,12 +28,13 @@ def there(*rows):
 def drawn(path, predicted, true, images=None, **options):
     images = [PLAIN] * len(predicted) if images is None else images
     given = {"classes": ["cat", "dog"], "title": "t"} | options
-    draw_boxes(images, predicted, true, [""] * len(images), path, **given)
+    boxed = [BoxedImage(*each, "") for each in zip(images, predicted, true, strict=True)]
+    draw_boxes(boxed, path, **given)
     return pixels(path)
 
 
 def first_tile(picture):
-    """The plain image of a picture that has one, 600 x 450, wherever it stands."""
+    """The tile of the plain image, 600 x 450 px."""
     top, bottom, left, right = box(marked(picture, GREEN))
     assert (bottom - top + 1, right - left + 1) == (450, 600)
     return picture[top : bottom + 1, left : right + 1]
@@ -43,7 +44,7 @@ def marked(tile, colour):
     return (tile == colour).all(axis=2)
 
 
-def test_images_of_any_sizes_stand_there_enlarged_by_whole_numbers(tmp_path):
+def test_images_of_any_size_are_enlarged_by_integer_factors(tmp_path):
     images = [noise(1, *size)[0] for size in ((96, 96), (48, 64), (640, 480))]
     picture = drawn(tmp_path / "b.png", [found()] * 3, [there()] * 3, images)
     origins = []
@@ -66,7 +67,7 @@ def test_a_large_image_is_reduced_to_means_of_whole_blocks(tmp_path):
     assert top_of_box == 50 - 14, "its name stands above it"
 
 
-def test_predicted_boxes_are_solid_and_just_around_what_they_hold(tmp_path):
+def test_predicted_boxes_are_solid_outlines(tmp_path):
     tile = first_tile(drawn(tmp_path / "b.png", [found((20, 30, 100, 120, 0.9, 0))], [there()]))
     assert not marked(tile, BLUE).any()
     expected = np.zeros((450, 600), dtype=bool)
@@ -88,7 +89,7 @@ def test_true_boxes_are_dashed_and_show_where_they_agree_with_predicted_ones(tmp
         assert marked(tile, GREEN)[93:346, 63:297].all()
 
 
-def test_a_name_tells_the_class_and_the_score(tmp_path):
+def test_a_label_gives_class_and_score(tmp_path):
     (alone,) = {
         first_tile(drawn(tmp_path / "a.png", [found((20, 30, 100, 120, score, 0))], [there()])).tobytes()
         for score in (0.901, 0.899)
@@ -100,7 +101,7 @@ def test_a_name_tells_the_class_and_the_score(tmp_path):
         assert (top >= 90 - 14, bottom < 90, left >= 60, right < 150) == (True, True, True, True)
 
 
-def test_the_surest_box_has_its_name_whatever_the_order(tmp_path):
+def test_the_highest_score_gets_its_label_in_any_order(tmp_path):
     rows = [(20, 30, 100, 120, score, 0) for score in (0.5, 0.95, 0.7)]
     some = drawn(tmp_path / "a.png", [found(*rows)], [there()])
     assert np.array_equal(some, drawn(tmp_path / "b.png", [found(*rows[::-1])], [there()]))
@@ -109,7 +110,7 @@ def test_the_surest_box_has_its_name_whatever_the_order(tmp_path):
     assert np.array_equal(first_tile(some)[name], first_tile(sure)[name])
 
 
-def test_names_are_pushed_inside_and_of_boxes_the_part_inside_is_drawn(tmp_path):
+def test_labels_are_moved_into_the_image_and_boxes_are_clipped(tmp_path):
     predicted = found((-50, -40, 100, 60, 0.9, 0), (150, 100, 900, 700, 0.8, 1), (500, 500, 600, 600, 0.9, 0))
     tile = first_tile(drawn(tmp_path / "b.png", [predicted], [there((-9, -9, 1, 1, 0))]))
     assert marked(tile, ORANGE)[:14, :60].mean() > 0.5, "the name of the first"
@@ -119,7 +120,7 @@ def test_names_are_pushed_inside_and_of_boxes_the_part_inside_is_drawn(tmp_path)
     assert marked(outside, GREEN).all(), "no outline and no name"
 
 
-def test_unsure_and_unfinished_boxes_are_not_drawn(tmp_path):
+def test_boxes_of_low_score_or_non_finite_are_not_drawn(tmp_path):
     nan = math.nan
     nothing = drawn(tmp_path / "a.png", [found()], [there()])
     predicted = found((20, 30, 100, 120, 0.29, 0), (nan, 0, 9, 9, 0.9, 0), (0, 0, 9, 9, nan, 0))
@@ -133,7 +134,7 @@ def test_a_box_without_area_is_a_dot(tmp_path):
     assert marked(tile, ORANGE)[150, 150]
 
 
-def test_no_more_boxed_images_are_drawn_than_fit_a_sheet(tmp_path):
+def test_the_number_of_images_is_limited(tmp_path):
     small = [PLAIN[:, :20, :30]]
     some, more = (
         drawn(tmp_path / "b.png", [found()] * count, [there()] * count, small * count)

@@ -1,4 +1,4 @@
-"""Files in COCO's format: what is trained on, what is scored, and what is refused and how."""
+"""Reading of COCO files: boxes for training, ground truth for scoring, and errors."""
 
 import copy
 import json
@@ -74,8 +74,8 @@ def test_labels_follow_the_ids_of_categories_and_boxes_their_images(tmp_path: Pa
     assert (listing.boxes(1).boxes.dtype, listing.boxes(1).labels.dtype) == (torch.float32, torch.int64)
     assert listing.boxes(2).boxes.shape == (0, 4)
     assert listing.account == (
-        "1 crowd regions are scored, not trained on",
-        "1 of 3 images have no boxes to train on",
+        "1 crowd regions are used for scoring only",
+        "1 of 3 images have no boxes for training",
     )
     assert pickle.loads(pickle.dumps(listing.examples)).open(1).size == (32, 24)
 
@@ -90,7 +90,7 @@ def test_scoring_gets_the_file_as_it_is(tmp_path: Path) -> None:
     assert some["categories"] == GOOD["categories"]
 
 
-def test_what_scorers_need_and_a_file_leaves_out_is_filled_in(tmp_path: Path) -> None:
+def test_missing_fields_that_scorers_need_get_defaults(tmp_path: Path) -> None:
     def change(document: Any) -> None:
         for number, row in enumerate(document["annotations"]):
             del row["iscrowd"], row["area"]
@@ -102,7 +102,7 @@ def test_what_scorers_need_and_a_file_leaves_out_is_filled_in(tmp_path: Path) ->
     assert [row["iscrowd"] for row in truth] == [0, 0, 0, 0]
     assert [row["id"] for row in truth] == [1, 2, 3, 4]  # a match with id 0 counts as none
     assert len(listing.table.labels) == 4
-    assert "4 annotations say no area: it is taken to be that of their boxes" in listing.account
+    assert "4 annotations have no area: scoring uses the areas of their boxes" in listing.account
 
 
 def test_boxes_are_clipped_or_dropped_for_training_only_and_counted(tmp_path: Path) -> None:
@@ -128,10 +128,10 @@ def test_boxes_are_clipped_or_dropped_for_training_only_and_counted(tmp_path: Pa
     expected = [[0, 0, 5, 5], [30, 20, 32, 24], [1e-9, 3, 2e-9, 8], [30, 3, 32, 8]]
     torch.testing.assert_close(listing.boxes(1).boxes, torch.tensor(expected))
     assert listing.account == (
-        "2 boxes have no area and are not trained on",
-        "3 boxes lie outside of their images and are not trained on",
-        "2 boxes reach over the edge of their images and are clipped to it for training",
-        "2 of 3 images have no boxes to train on",
+        "2 boxes without area are excluded from training",
+        "3 boxes outside of their images are excluded from training",
+        "2 boxes beyond the edges of their images are clipped for training",
+        "2 of 3 images have no boxes for training",
     )
     assert [row["bbox"] for row in listing.ground_truth()["annotations"]] == boxes
 
@@ -142,7 +142,7 @@ def test_a_box_too_thin_for_float32_is_dropped(tmp_path: Path) -> None:
 
     listing = read(tmp_path, changed(change))
     assert len(listing.table.labels) == 0
-    assert listing.account[0] == "1 boxes have no area and are not trained on"
+    assert listing.account[0] == "1 boxes without area are excluded from training"
 
 
 def test_greyscale_images_become_rgb(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_greyscale_images_become_rgb(tmp_path: Path) -> None:
         ((32, 24), 1, (255, 0, 0)),
     ],
 )
-def test_an_image_is_turned_where_its_annotations_are_of_the_turned_one(
+def test_exif_orientation_is_applied_where_the_annotations_match_it(
     stored: tuple[int, int], orientation: int, corner: tuple[int, int, int], tmp_path: Path
 ) -> None:
     path, folder = save(tmp_path)
@@ -185,38 +185,38 @@ def test_an_image_of_another_size_is_refused_when_it_is_opened(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("document", "problem"),
     [
-        (json.dumps(GOOD)[:700], "is cut off: it ends in the middle, after 700 characters; fetch or export it again"),
-        (json.dumps(GOOD)[:-1], "is cut off"),
-        (json.dumps(GOOD)[: json.dumps(GOOD).index("file_name") + 4], "is cut off"),
+        (json.dumps(GOOD)[:700], "is truncated after 700 characters; download or export it again"),
+        (json.dumps(GOOD)[:-1], "is truncated"),
+        (json.dumps(GOOD)[: json.dumps(GOOD).index("file_name") + 4], "is truncated"),
         ("", "is empty"),
-        ('{"images": [,]}', "not JSON: Expecting value at line 1, column 13"),
-        ("not JSON at all", "not JSON: Expecting value at line 1, column 1"),
-        ("\x00\x01", "not JSON"),
-        ("[1]", "not COCO's format: an object with images, annotations, categories is expected"),
-        ("3", "not COCO's format"),
-        ("[" * 100_000, "not JSON"),
+        ('{"images": [,]}', "invalid JSON: Expecting value at line 1, column 13"),
+        ("not JSON at all", "invalid JSON: Expecting value at line 1, column 1"),
+        ("\x00\x01", "invalid JSON"),
+        ("[1]", "not in COCO format: expected an object with images, annotations, categories"),
+        ("3", "not in COCO format"),
+        ("[" * 100_000, "invalid JSON"),
     ],
 )
-def test_what_is_not_coco_is_refused(document: str, problem: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_coco_is_refused(document: str, problem: str, tmp_path: Path) -> None:
     path, folder = save(tmp_path, document)
     with pytest.raises(DataError, match=f"^{path}: {problem}") as caught:
         read_coco(path, folder)
     assert "\n" not in str(caught.value)
 
 
-def test_a_cut_is_called_one_wherever_it_is(tmp_path: Path) -> None:
+def test_a_truncated_file_is_recognised_at_any_length(tmp_path: Path) -> None:
     path, folder = save(tmp_path)
     text = path.read_text()
     for length in range(1, len(text), 7):
         path.write_text(text[:length])
-        with pytest.raises(DataError, match="is cut off"):
+        with pytest.raises(DataError, match="is truncated"):
             read_coco(path, folder)
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path, folder = save(tmp_path)
     path.write_bytes(b"\xff\xd8\xff\xe0" * 10)
-    with pytest.raises(DataError, match=r"instances\.json: not JSON: it is no text"):
+    with pytest.raises(DataError, match=r"instances\.json: invalid JSON: not a text file"):
         read_coco(path, folder)
     with pytest.raises(DataError, match=r"^\S*nothing.json: No such file"):
         read_coco(tmp_path / "nothing.json", folder)
@@ -225,12 +225,12 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
 def test_the_three_lists_must_be_there(key: str, tmp_path: Path) -> None:
     path, folder = save(tmp_path)
-    for value, problem in (({}, f"'{key}' is {{}}, and no list"), ([], f"has no {key}, so there is nothing")):
+    for value, problem in (({}, f"'{key}' is {{}}, not a list"), ([], f"has no {key}$")):
         path.write_text(json.dumps(GOOD | {key: value}))
         with pytest.raises(DataError, match=problem):
             read_coco(path, folder)
     path.write_text(json.dumps({name: value for name, value in GOOD.items() if name != key}))
-    with pytest.raises(DataError, match=f"not COCO's format: it has no '{key}'; it has info, "):
+    with pytest.raises(DataError, match=f"not in COCO format: missing key '{key}'; keys: info, "):
         read_coco(path, folder)
 
 
@@ -242,7 +242,7 @@ def without(kind: str, place: int, key: str) -> Any:
     return changed(lambda document: document[kind][place].pop(key))
 
 
-BOX = r"\[x, y, width, height\] in px is expected, four numbers, the last two not negative"
+BOX = r"expected \[x, y, width, height\] in px, four finite numbers, width and height at least 0"
 
 
 @pytest.mark.parametrize(
@@ -256,30 +256,36 @@ BOX = r"\[x, y, width, height\] in px is expected, four numbers, the last two no
         (put("annotations", 2, bbox=[1, 2, float("nan"), 4]), r"annotation 3 \(image 10\): bbox \[1, 2, nan, 4\]"),
         (put("annotations", 2, bbox=[1, 2, 3, float("inf")]), r"annotation 3 \(image 10\): bbox \[1, 2, 3, inf\]"),
         (put("annotations", 2, bbox=[1, 2, 3, 10**400]), r"annotation 3 \(image 10\): bbox \[1, 2, 3, 1000"),
-        (without("annotations", 2, "bbox"), rf"annotation 3 \(image 10\) has no 'bbox'; {BOX}"),
-        (put("annotations", 2, image_id=11), r"annotation 3 \(image 11\): image_id 11: the file has no image of"),
-        (put("annotations", 2, category_id=8), r"annotation 3 \(image 10\): category_id 8: the file has no category"),
-        (put("annotations", 2, category_id=91), r"annotation 3 \(image 10\): category_id 91: the file has no category"),
-        (put("annotations", 2, category_id="7"), r"annotation 3 \(image 10\): category_id '7': a whole number"),
-        (without("annotations", 2, "image_id"), r"annotation 3 has no 'image_id'; a whole number is expected"),
-        (put("annotations", 2, id=5), r"annotation id 5 is there 2 times; 1 ids of annotations are not unique"),
-        (put("annotations", 2, id=1.5), r"annotations\[2\] \(image 10\): id 1\.5: a whole number is expected"),
+        (without("annotations", 2, "bbox"), rf"annotation 3 \(image 10\) has no 'bbox': {BOX}"),
+        (put("annotations", 2, image_id=11), r"annotation 3 \(image 11\): image_id 11: the file has no image with"),
+        (
+            put("annotations", 2, category_id=8),
+            r"annotation 3 \(image 10\): category_id 8: the file has no category",
+        ),
+        (
+            put("annotations", 2, category_id=91),
+            r"annotation 3 \(image 10\): category_id 91: the file has no category",
+        ),
+        (put("annotations", 2, category_id="7"), r"annotation 3 \(image 10\): category_id '7': expected an integer"),
+        (without("annotations", 2, "image_id"), r"annotation 3 has no 'image_id': expected an integer"),
+        (put("annotations", 2, id=5), r"annotation id 5 occurs 2 times; 1 ids of annotations are not unique"),
+        (put("annotations", 2, id=1.5), r"annotations\[2\] \(image 10\): id 1\.5: expected an integer"),
         (without("annotations", 2, "id"), r"annotations\[2\] \(image 10\) has no 'id'"),
-        (put("annotations", 2, area="40"), r"annotation 3 \(image 10\): area '40': a number is expected"),
-        (put("annotations", 2, iscrowd=None), r"annotation 3 \(image 10\): iscrowd None: a number is expected"),
-        (changed(lambda d: d["annotations"].insert(1, 17)), r"annotations\[1\] is 17, and no object"),
-        (put("images", 1, id=30), r"image id 30 is there 2 times"),
-        (put("images", 1, id="10"), r"images\[1\]: id '10': a whole number is expected"),
-        (put("images", 1, width=0), r"image 10: width 0: a whole number of px is expected, at least 1"),
-        (put("images", 1, height=24.5), r"image 10: height 24\.5: a whole number of px"),
-        (put("images", 1, height="24"), r"image 10: height '24': a number is expected"),
+        (put("annotations", 2, area="40"), r"annotation 3 \(image 10\): area '40': expected a finite number"),
+        (put("annotations", 2, iscrowd=None), r"annotation 3 \(image 10\): iscrowd None: expected a finite number"),
+        (changed(lambda d: d["annotations"].insert(1, 17)), r"annotations\[1\] is 17, not an object"),
+        (put("images", 1, id=30), r"image id 30 occurs 2 times"),
+        (put("images", 1, id="10"), r"images\[1\]: id '10': expected an integer"),
+        (put("images", 1, width=0), r"image 10: width 0: expected an integer number of px, at least 1"),
+        (put("images", 1, height=24.5), r"image 10: height 24\.5: expected an integer number of px"),
+        (put("images", 1, height="24"), r"image 10: height '24': expected a finite number"),
         (without("images", 1, "width"), r"image 10 has no 'width'"),
-        (put("images", 1, file_name=7), r"image 10: file_name 7: a text is expected"),
+        (put("images", 1, file_name=7), r"image 10: file_name 7: expected a string"),
         (without("images", 1, "file_name"), r"image 10 has no 'file_name'"),
-        (put("categories", 0, id=7), r"category id 7 is there 2 times"),
+        (put("categories", 0, id=7), r"category id 7 occurs 2 times"),
         (put("categories", 0, name="cat"), r"two categories, 90 and 7, have the same name 'cat'"),
         (without("categories", 1, "name"), r"category 7 has no 'name'"),
-        (changed(lambda d: d["categories"].append("bird")), r"categories\[2\] is 'bird', and no object"),
+        (changed(lambda d: d["categories"].append("bird")), r"categories\[2\] is 'bird', not an object"),
     ],
 )
 def test_a_bad_record_is_named(document: Any, problem: str, tmp_path: Path) -> None:
@@ -296,21 +302,21 @@ def test_sizes_may_be_written_as_floats(tmp_path: Path) -> None:
 def test_missing_images_are_named(tmp_path: Path) -> None:
     path, folder = save(tmp_path)
     (folder / "deep/b.png").unlink()
-    with pytest.raises(DataError, match=rf"^{folder}: 1 of the 3 images in {path} are missing: deep/b\.png; fetch"):
+    with pytest.raises(DataError, match=rf"^{folder}: 1 of the 3 images in {path} are missing: deep/b\.png; download"):
         read_coco(path, folder)
 
 
-def test_annotations_of_another_folder_are_said_to_be(tmp_path: Path) -> None:
+def test_annotations_of_other_images_are_refused(tmp_path: Path) -> None:
     path, folder = save(tmp_path, pictures=False)
     Image.new("RGB", (8, 8)).save(folder / "other.png")
-    expected = rf"^{path}: is of other images than those in {folder}: 3 of 3 are not there \(c\.png, a\.png, deep/b"
+    expected = rf"^{path}: does not belong to the images in {folder}: 3 of 3 are missing \(c\.png, a\.png, deep/b"
     with pytest.raises(DataError, match=expected):
         read_coco(path, folder)
-    with pytest.raises(DataError, match=rf"nowhere: there is no such folder; the images of {path} are expected in it"):
+    with pytest.raises(DataError, match=rf"nowhere: no such folder; it should contain the images of {path}"):
         read_coco(path, tmp_path / "nowhere")
 
 
-def test_a_file_that_changes_between_readings_is_found_out(tmp_path: Path) -> None:
+def test_a_file_that_changes_between_readings_is_refused(tmp_path: Path) -> None:
     path, folder = save(tmp_path)
     listing = read_coco(path, folder)
     path.write_text(json.dumps(changed(lambda document: document["images"].pop(0))))
@@ -334,7 +340,7 @@ def test_real_coco_is_read(coco_tiny: Path) -> None:
     path = coco_tiny / "annotations/instances_val2017.json"
     listing = read_coco(path, coco_tiny / "val2017")
     assert (len(listing), len(listing.categories), listing.category_ids[-1]) == (80, 80, 90)
-    assert listing.account == ("11 crowd regions are scored, not trained on",)
+    assert listing.account == ("11 crowd regions are used for scoring only",)
     document = json.loads(path.read_text())
     truth = listing.ground_truth()
     assert truth == {key: document[key] for key in ("images", "annotations", "categories")}

@@ -15,6 +15,7 @@ from torch import Tensor
 from w2skd.data.counter import permutation
 from w2skd.data.images import Normalization
 from w2skd.errors import DataError, UsageError
+from w2skd.platform.ranks import Ranks
 from w2skd.tasks.detection.batch import ImagesWithBoxes
 from w2skd.tasks.detection.feed import DetectionFeed, detection_evaluation_batches
 from w2skd.tasks.detection.listing import BoxTable, CocoListing
@@ -217,7 +218,7 @@ def test_a_killed_worker_is_one_line() -> None:
 @pytest.mark.parametrize("ranks", [1, 3, 12])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_evaluation_covers_every_example_once(ranks: int, channels_last: bool) -> None:
-    batches = [b for rank in range(ranks) for b in evaluation(rank=rank, ranks=ranks, channels_last=channels_last)]
+    batches = [b for rank in range(ranks) for b in evaluation(ranks=Ranks(rank, ranks), channels_last=channels_last)]
     assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(COUNT))
     for batch in batches:
         assert 1 <= len(batch) <= 3

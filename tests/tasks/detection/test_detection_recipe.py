@@ -1,4 +1,4 @@
-"""Detection's sections of a recipe: what they take for granted, and what is wrong with others."""
+"""Recipe sections of detection: defaults and errors."""
 
 import pytest
 from known import load_recipe
@@ -31,7 +31,7 @@ def load(write: Write, *overrides: str) -> DetectionRecipe:
     return recipe
 
 
-def test_the_files_and_sizes_are_cocos_unless_told_otherwise(recipe_file: Write) -> None:
+def test_files_and_sizes_default_to_those_of_coco(recipe_file: Write) -> None:
     recipe = load(recipe_file)
     data = recipe.data
     assert data.root / data.train_annotations == data.root / "annotations" / "instances_train2017.json"
@@ -47,7 +47,7 @@ def test_a_recipe_written_out_is_the_same_recipe(recipe_file: Write) -> None:
 
 
 @pytest.mark.parametrize("metric", [metric.name for metric in DetectionReport.metrics])
-def test_every_number_of_coco_can_be_the_metric(recipe_file: Write, metric: str) -> None:
+def test_every_coco_metric_can_be_the_metric(recipe_file: Write, metric: str) -> None:
     assert load(recipe_file, f"report.metric={metric}").report.metric == metric
 
 
@@ -92,12 +92,12 @@ def test_a_value_out_of_range_or_place_is_refused(recipe_file: Write, override: 
         ("data.source=coco2017", "data.source: should be 'coco' or 'shapes', not 'coco2017'"),
     ],
 )
-def test_an_unknown_word_is_refused_with_those_known(recipe_file: Write, override: str, start: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(recipe_file: Write, override: str, start: str) -> None:
     (problem,) = told(recipe_file, override)
     assert problem.startswith(start)
 
 
-def test_all_known_models_are_told(recipe_file: Write) -> None:
+def test_the_error_lists_all_models(recipe_file: Write) -> None:
     (problem,) = told(recipe_file, "student.model=yolo")
     assert problem.endswith(
         "retinanet_slim, fasterrcnn_resnet18, fasterrcnn_resnet34, fasterrcnn_resnet50, "
@@ -105,7 +105,7 @@ def test_all_known_models_are_told(recipe_file: Write) -> None:
     )
 
 
-COMPILED = "compile: true would compile anew for every size of images: leave it out"
+COMPILED = "compile: true would recompile for every image size: remove it"
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,13 @@ COMPILED = "compile: true would compile anew for every size of images: leave it 
         ("data.scale_range=[1.5, 0.5]", "data: scale_range: 1.5 is larger than 0.5"),
         (
             "teacher.model=fasterrcnn_resnet18",
-            "teacher.model: a fasterrcnn cannot teach a retinanet: their outputs do not match",
+            "teacher.model: a fasterrcnn cannot teach a retinanet: their outputs differ; use one family",
         ),
         ("train.compile=true", f"train.{COMPILED}"),
         ("teacher.train={compile: true}", f"teacher.train.{COMPILED}"),
         (
             "distill={class_weight: 0.0, box_weight: 0.0}",
-            "distill: the teacher's parts all have weight 0: give one of them more, or weight: 0",
+            "distill: the weights of all parts are 0: raise one of them, or set weight: 0",
         ),
     ],
 )
@@ -138,9 +138,7 @@ def test_what_a_part_of_weight_0_means_depends_on_the_family(recipe_file: Write)
     assert load(recipe_file, nothing, "distill.weight=0.0").distill.weight == 0.0
 
 
-FRESH = "detector.frozen_norm: true keeps what a backbone starts with, but {} null: name weights there, or leave " + (
-    "frozen_norm out"
-)
+FRESH = "detector.frozen_norm: true needs initial weights, but {} null: give weights there, or remove frozen_norm"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +153,7 @@ FRESH = "detector.frozen_norm: true keeps what a backbone starts with, but {} nu
     ],
 )
 def test_a_frozen_norm_needs_weights_to_keep(recipe_file: Write, overrides: tuple[str, ...], fresh: str | None) -> None:
-    """A fresh backbone with frozen statistics would not be normalised at all, and learn nothing."""
+    """A randomly initialised backbone with frozen statistics would not be normalised at all."""
     frozen = (*overrides, "detector.frozen_norm=true")
     if fresh is None:
         assert load(recipe_file, *frozen).detector.frozen_norm
@@ -163,7 +161,7 @@ def test_a_frozen_norm_needs_weights_to_keep(recipe_file: Write, overrides: tupl
         assert told(recipe_file, *frozen) == [FRESH.format(fresh)]
 
 
-def test_problems_are_told_together(recipe_file: Write) -> None:
+def test_all_problems_are_reported_together(recipe_file: Write) -> None:
     overrides = ("data.min_size=1400", "student.model=yolo", "distill.box_weight=-1", "eval.backend=x")
     assert sorted(problem.split(": ")[0] for problem in told(recipe_file, *overrides)) == [
         "data",

@@ -1,4 +1,4 @@
-"""Detection from end to end, with both families: the same engine, the same promises."""
+"""Detection from end to end, with both families."""
 
 import gc
 import json
@@ -36,10 +36,10 @@ from w2skd.recipe.load import with_overrides
 from w2skd.records.rows import EventRow, Row
 from w2skd.records.rundir import RunDir
 from w2skd.runs.arm import train_arm
-from w2skd.runs.options import RunOptions
-from w2skd.runs.score import score_checkpoint
+from w2skd.runs.options import RunOptions, ScoreOptions
+from w2skd.runs.score import score_model
 from w2skd.tasks.detection import coco_scores as coco
-from w2skd.tasks.detection.coco_scores import NUMBERS
+from w2skd.tasks.detection.recipe import COCO_METRICS
 from w2skd.tasks.detection.sources import list_detection_data
 from w2skd.training.checkpoint import load_checkpoint
 from w2skd.weights.load import load_weights, save_model
@@ -49,7 +49,7 @@ PARTS = {"retinanet": ("box", "class"), "fasterrcnn": ("box", "class", "objectne
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished experiment of one seed, and not to be changed; its recipe lies beside it."""
+    """A finished experiment of one seed with its recipe in the same folder; read only."""
     folder = tmp_path_factory.mktemp(request.param)
     recipe = recipe_of(folder, request.param)
     done("compare", "-r", recipe, "--out", folder / "runs", "--seeds", "0", "--device", "cpu", "--quiet")
@@ -92,7 +92,7 @@ def test_an_experiment_of_both_arms_is_compared(compared: Path) -> None:
     for arm in ("w2s", "baseline"):
         assert status(run_in(compared, arm))["state"] == "finished"
         assert [step for step, *_ in evaluations(run_in(compared, arm))] == [3, 6]
-        assert set(evaluations(run_in(compared, arm))[0][-1]) == set(NUMBERS)
+        assert set(evaluations(run_in(compared, arm))[0][-1]) == set(COCO_METRICS)
     [off] = events(run_in(compared), "distillation_off")
     assert (off.step, off.details["reason"]) == (4, "ended")
     report = json.loads((compared / "report" / "report.json").read_text())
@@ -158,12 +158,11 @@ def train_and_score(ranks: Ranks, family: str, teacher: Path, out: Path, accumul
     with process_group(ranks, torch.device("cpu")):
         recipe = recipe_on_ranks(family, teacher, f"train.accumulate={accumulate}")
         path = train_arm(recipe, "w2s", RunOptions(out, device="cpu", quiet=True), ranks)
-        keys = {"recipe_name": None, "overrides": [], "role": None, "device_name": "cpu"}
-        return score_checkpoint(path, ranks=ranks, **keys).evaluation.metrics
+        return score_model(ScoreOptions(path, device="cpu"), ranks).evaluation.metrics
 
 
 def test_two_ranks_learn_what_one_process_learns_with_twice_the_accumulation(compared: Path, tmp_path: Path) -> None:
-    """Also the regions that Faster R-CNN draws: slices have their own draws, whoever works on them."""
+    """Faster R-CNN's samples, too: micro-batches have their own random draws on any rank."""
     family, teacher = family_of(compared), compared / "teacher" / "model.safetensors"
     by_rank = values(run_ranks(train_and_score, family, teacher, tmp_path / "two", 1))
     train_and_score(Ranks(), family, teacher, tmp_path / "one", 2)
@@ -190,30 +189,30 @@ def test_retinanets_own_losses_do_not_depend_on_how_a_batch_is_cut(compared: Pat
 # What an evaluation leaves
 
 
-def test_results_are_what_pycocotools_takes_and_scores_the_same(compared: Path, tmp_path: Path) -> None:
+def test_pycocotools_reads_the_results_and_gives_the_same_scores(compared: Path, tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     model = load_weights(run_in(compared))
-    assert model.recipe is not None
-    # After so short a training nothing is found, and pycocotools cannot load an empty file: all classes become as
-    # likely as one another.
+    recipe = validate_recipe(model.recipe, "student")
+    # After such a short training there are no detections, and pycocotools cannot load an empty file: make all classes
+    # equally likely.
     state = {
         name: torch.zeros_like(value) if "cls_score" in name or name.endswith("cls_logits.bias") else value
         for name, value in model.state.items()
     }
-    save_model(tmp_path / "model.safetensors", state, model.recipe, "student", model.details)
+    save_model(tmp_path / "model.safetensors", state, recipe, "student", model.details)
     many = ("--set", "detector.max_detections=1000")
     said = done("evaluate", "-c", tmp_path / "model.safetensors", *many, "--results", file, "--json")
     metrics = json.loads(said.out)["metrics"]
     truth = COCO()
-    truth.dataset = list_detection_data(model.recipe.data).evaluation.ground_truth()
+    truth.dataset = list_detection_data(recipe.data).evaluation.ground_truth()
     truth.createIndex()
     scorer = COCOeval(truth, truth.loadRes(str(file)), "bbox")
     scorer.evaluate()
     scorer.accumulate()
     scorer.summarize()
-    expected = dict(zip(NUMBERS, (None if value < 0 else value for value in scorer.stats), strict=True))
+    expected = dict(zip(COCO_METRICS, (None if value < 0 else value for value in scorer.stats), strict=True))
     assert max(value for value in expected.values() if value is not None) > 0
-    assert {name: metrics[name] for name in NUMBERS} == pytest.approx(expected, abs=1e-12)
+    assert {name: metrics[name] for name in COCO_METRICS} == pytest.approx(expected, abs=1e-12)
 
 
 def test_pictures_are_drawn_of_as_many_images_as_asked(compared: Path, tmp_path: Path) -> None:
@@ -227,16 +226,21 @@ def test_pictures_are_drawn_of_as_many_images_as_asked(compared: Path, tmp_path:
 def test_teachers_that_cannot_teach_are_refused(one_stage: Path, tmp_path: Path) -> None:
     """A dry run says so too, and nothing is written."""
     teacher = load_weights(one_stage / "teacher")
-    assert teacher.recipe is not None
+    known = validate_recipe(teacher.recipe, "teacher")
     labels = teacher.details["classes"]
-    other_anchors = with_overrides(teacher.recipe, ["detector.anchor_scale=0.5"])
-    two_stages = with_overrides(teacher.recipe, ["teacher.model=fasterrcnn_slim", "student.model=fasterrcnn_slim"])
+    other_anchors = with_overrides(known, ["detector.anchor_scale=0.5"])
+    two_stages = with_overrides(known, ["teacher.model=fasterrcnn_slim", "student.model=fasterrcnn_slim"])
     file = tmp_path / "other.safetensors"
     for recipe, details, code, problem in (
-        (teacher.recipe, {"classes": labels[::-1]}, 1, f"{file}: its label map differs from the data's: number 1 is "),
-        (teacher.recipe, {"classes": labels[:4]}, 1, f"{file}: it finds 4 categories, the data has 10"),
+        (
+            known,
+            {"classes": labels[::-1]},
+            1,
+            f"{file}: its label map differs from the data's: category 1 is",
+        ),
+        (known, {"classes": labels[:4]}, 1, f"{file}: it has 4 categories, the data 10"),
         (other_anchors, {}, 2, "teacher: it has anchors of 16/20/25, 32/40/50, "),
-        (teacher.recipe, {"normalization": [0.0] * 6}, 1, f"{file}: its images were normalised in another way than "),
+        (known, {"normalization": [0.0] * 6}, 1, f"{file}: trained with another image normalisation than "),
     ):
         save_model(file, teacher.state, recipe, "teacher", teacher.details | details)
         for extra in ((), ("--dry-run",)):
@@ -252,13 +256,13 @@ def test_teachers_that_cannot_teach_are_refused(one_stage: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [
-        ("train.compile=true", "train.compile: true would compile anew for every size of images: leave it out"),
-        ("teacher.model=fasterrcnn_slim", "teacher.model: a fasterrcnn cannot teach a retinanet: their outputs do not"),
-        ("detector.frozen_norm=true", "detector.frozen_norm: true keeps what a backbone starts with, but student.back"),
-        ("teacher.checkpoint=pretrained", "retinanet_slim: no library publishes weights of it"),
+        ("train.compile=true", "train.compile: true would recompile for every image size: remove it"),
+        ("teacher.model=fasterrcnn_slim", "teacher.model: a fasterrcnn cannot teach a retinanet: their outputs differ"),
+        ("detector.frozen_norm=true", "detector.frozen_norm: true needs initial weights, but student.backbone"),
+        ("teacher.checkpoint=pretrained", "retinanet_slim: has no published weights"),
     ],
 )
-def test_recipes_that_cannot_be_are_refused(setting: str, problem: str, tmp_path: Path) -> None:
+def test_invalid_recipes_are_refused(setting: str, problem: str, tmp_path: Path) -> None:
     line = refused("distill", "-r", recipe_of(tmp_path), "--out", tmp_path / "runs", "--set", setting, code=2)
     assert problem in line
     assert os.listdir(tmp_path) == ["boxes.yaml"]
@@ -270,12 +274,12 @@ def test_a_scorer_that_is_not_there_is_told_before_training(tmp_path: Path, monk
         *("train-teacher", "-r", recipe_of(tmp_path), "--out", tmp_path / "runs", "--set", "eval.backend=faster"),
         code=2,
     )
-    assert line == "eval.backend is faster, but faster-coco-eval is not installed: pip install 'w2skd[coco]'"
+    assert line == "eval.backend: faster needs faster-coco-eval, but it is missing: pip install 'w2skd[coco]'"
     assert os.listdir(tmp_path) == ["boxes.yaml"]
 
 
 def test_anchors_too_small_to_be_told_apart_are_refused(tmp_path: Path) -> None:
     small = ("--set", "detector.anchor_scale=0.1")
     line = refused("train-teacher", "-r", recipe_of(tmp_path), "--out", tmp_path / "runs", *small, code=2)
-    assert line.startswith("anchor_scale: 0.1 would make anchors of 3.2 px; ")
+    assert line.startswith("anchor_scale: 0.1 gives anchors of 3.2 px, ")
     assert os.listdir(tmp_path) == ["boxes.yaml"]

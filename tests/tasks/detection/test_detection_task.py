@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
 from w2skd.errors import CheckpointError, RecipeError, UsageError
-from w2skd.method.losses import dense_distillation, proposal_distillation
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.load import with_overrides
+from w2skd.recipe.evaluation import Metric
+from w2skd.recipe.load import dump_recipe, with_overrides
 from w2skd.tasks.base import Role
 from w2skd.tasks.detection import coco_scores as coco
 from w2skd.tasks.detection.feed import detection_evaluation_batches
+from w2skd.tasks.detection.losses import dense_distillation, proposal_distillation
 from w2skd.tasks.detection.models.bodies import BODIES
 from w2skd.tasks.detection.models.output import Detections, DetectorOutput
 from w2skd.tasks.detection.sources import list_detection_data
@@ -38,7 +39,7 @@ def make_task(family: str = "retinanet", *overrides: str, ranks: Ranks | None = 
 
 
 def make_models(task: DetectionTask) -> tuple[nn.Module, nn.Module]:
-    """A student in train mode and a teacher, both as sure of everything as to find a lot."""
+    """A student in train mode and a teacher, both confident enough for many detections."""
     models = []
     for seed, role in enumerate((Role.STUDENT, Role.TEACHER)):
         torch.manual_seed(seed)
@@ -50,7 +51,7 @@ def make_models(task: DetectionTask) -> tuple[nn.Module, nn.Module]:
 
 
 def watched(model: nn.Module) -> list[tuple[tuple[Any, ...], DetectorOutput]]:
-    """What it is asked from now on, and its answers."""
+    """Inputs and outputs of its forward calls from now on."""
     calls: list[tuple[tuple[Any, ...], DetectorOutput]] = []
     model.register_forward_hook(lambda _, inputs, output: calls.append((inputs, output)))
     return calls
@@ -60,7 +61,7 @@ def watched(model: nn.Module) -> list[tuple[tuple[Any, ...], DetectorOutput]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_see_the_very_same_pixels_once_and_a_second_stage_the_students_regions(family: str) -> None:
+def test_both_get_the_same_pixels_once_and_a_second_stage_the_students_proposals(family: str) -> None:
     task = make_task(family)
     student, weak = make_models(task)
     ours, theirs = watched(student), watched(weak)
@@ -170,7 +171,7 @@ def test_classes_and_data_are_described(tmp_path: Path) -> None:
     task = make_task()
     assert task.describe_model() == {"classes": list(task.classes), "normalization": [0.4, 0.4, 0.4, 0.2, 0.2, 0.2]}
     assert (task.describe_data()["train_examples"], task.describe_data()["eval_examples"]) == (16, 6)
-    assert task.metric == ("ap50", True)
+    assert task.metric == Metric("ap50", higher_is_better=True, is_share=True)
     assert task.steps_per_epoch == 4
     assert len(task.example_batch()) == 1
     task = make_task("retinanet", f"data={{source: coco, root: {coco_files(tmp_path)}, workers: 0}}")
@@ -182,7 +183,7 @@ def test_classes_and_data_are_described(tmp_path: Path) -> None:
 
 
 class Oracle(nn.Module):
-    """Finds what is there, asked for image after image in the order of a set; with boxes in px of what it is shown."""
+    """Return the ground truth of image after image, with boxes in px of the input."""
 
     def __init__(self, truths: list[tuple[Tensor, Tensor]]):
         super().__init__()
@@ -288,10 +289,10 @@ def test_pictures_of_images_of_one_name_do_not_replace_each_other(tmp_path: Path
     assert len(list((tmp_path / "pictures").iterdir())) == 3
 
 
-def test_a_scorer_that_is_not_there_is_told_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_scoring_package_is_reported_before_data_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coco, "find_spec", lambda name: None)
     monkeypatch.setattr("w2skd.tasks.detection.task.list_detection_data", lambda section: pytest.fail("reads data"))
-    with pytest.raises(UsageError, match=r"^eval\.backend is faster, but faster-coco-eval is not installed"):
+    with pytest.raises(UsageError, match=r"^eval\.backend: faster needs faster-coco-eval, but it is missing"):
         make_task("retinanet", "eval.backend=faster")
 
 
@@ -299,9 +300,9 @@ def test_a_scorer_that_is_not_there_is_told_before_anything_is_read(monkeypatch:
 
 
 def weights_of(task: DetectionTask, path: Path, **details: Any) -> Weights:
-    """As a run of this task would leave them for its teacher."""
+    """Weights as a teacher run of this task saves them."""
     known = {**task.describe_model(), **details}
-    return Weights(path, make_models(task)[1].state_dict(), task._recipe, "teacher", known)
+    return Weights(path, make_models(task)[1].state_dict(), yaml.safe_load(dump_recipe(task._recipe)), "teacher", known)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -320,9 +321,9 @@ def test_a_teacher_of_another_label_map_is_refused(tmp_path: Path) -> None:
         task.fit_model(Role.TEACHER, weights_of(task, path, classes=swapped))
     first, second = task.classes[:2]
     assert str(raised.value) == (
-        f"{path}: its label map differs from the data's: number 1 is '{second}', in the data '{first}'"
+        f"{path}: its label map differs from the data's: category 1 is '{second}', in the data '{first}'"
     )
-    with pytest.raises(CheckpointError, match=r"it finds 2 categories, the data has 10$"):
+    with pytest.raises(CheckpointError, match=r"it has 2 categories, the data 10$"):
         task.fit_model(Role.TEACHER, weights_of(task, path, classes=["cat", "dog"]))
 
 
@@ -331,21 +332,21 @@ def test_a_nameless_teacher_of_other_categories_is_refused_by_their_number(famil
     root = coco_files(tmp_path)
     other = make_task(family, f"data={{source: coco, root: {root}, workers: 0}}")
     state = make_models(other)[1].state_dict()
-    with pytest.raises(CheckpointError, match=r"teacher\.pt: it finds 2 categories, the data has 10$"):
+    with pytest.raises(CheckpointError, match=r"teacher\.pt: it has 2 categories, the data 10$"):
         make_task(family).fit_model(Role.TEACHER, Weights(tmp_path / "teacher.pt", state))
     fitted = other.fit_model(Role.TEACHER, Weights(tmp_path / "teacher.pt", state))
-    assert fitted.account == ("teacher.pt does not name its categories: taken for the data's in the same order",)
+    assert fitted.account == ("teacher.pt does not name its categories: assuming those of the data in the same order",)
 
 
 def test_a_teacher_of_other_anchors_is_refused_and_a_model_to_be_scored_keeps_its_own(tmp_path: Path) -> None:
-    """By its weights alone it would pass for one of the same anchors."""
+    """The weights alone do not show the anchors."""
     task = make_task()
     weights = weights_of(make_task("retinanet", "detector.anchor_scale=0.5"), tmp_path / "teacher.pt")
-    with pytest.raises(RecipeError, match=r"^teacher: it has anchors of 16/20/25, .*: give both the same anchors$"):
+    with pytest.raises(RecipeError, match=r"^teacher: it has anchors of 16/20/25, .*: set the same anchors for both$"):
         task.fit_model(Role.TEACHER, weights)
     fitted = task.fit_model(Role.STUDENT, weights)
     assert fitted.model.grid.sizes_px[0] == (16, 20, 25)
-    assert fitted.account == ("its anchors are those it was trained with, of anchor_scale 0.5",)
+    assert fitted.account == ("keeping the anchors it was trained with (anchor_scale 0.5)",)
 
 
 def test_a_teacher_of_the_other_family_or_of_a_classifier_is_refused(tmp_path: Path) -> None:
@@ -356,10 +357,10 @@ def test_a_teacher_of_the_other_family_or_of_a_classifier_is_refused(tmp_path: P
         make_task().fit_model(Role.TEACHER, Weights(weights.path, {"fc.weight": torch.ones(10, 4)}))
 
 
-def test_weights_for_images_normalised_otherwise_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_normalisation_are_refused(tmp_path: Path) -> None:
     task = make_task()
     weights = weights_of(task, tmp_path / "teacher.pt", normalization=[0.5] * 6)
-    with pytest.raises(CheckpointError, match=r"its images were normalised in another way than the data's are$"):
+    with pytest.raises(CheckpointError, match=r"trained with another image normalisation than that of the data$"):
         task.fit_model(Role.TEACHER, weights)
 
 
@@ -385,7 +386,7 @@ def test_a_backbone_begins_with_a_classifiers_weights_and_a_frozen_norm_keeps_th
     taken = student.backbone.body.state_dict()
     assert any("running_mean" in name for name in taken)
     assert all(torch.equal(value, state[f"{body.prefix}{name}"]) for name, value in taken.items())
-    with pytest.raises(CheckpointError, match=r"classifier\.pt: retinanet_slim: there is no classifier with its body"):
+    with pytest.raises(CheckpointError, match=r"classifier\.pt: retinanet_slim: no classifier has its body"):
         task.build_model(Role.TEACHER)
 
 

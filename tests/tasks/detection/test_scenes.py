@@ -1,4 +1,4 @@
-"""Generated scenes: reproducible, with the boxes that their objects have, and in COCO's terms."""
+"""Generated scenes: reproducibility, boxes and ground truth in COCO format."""
 
 import io
 import pickle
@@ -33,13 +33,13 @@ def test_a_scene_depends_on_seed_and_index_only(listing: CocoListing) -> None:
     assert list_scenes("other", 6, 1, SIZE).examples.open(0).tobytes() != listing.examples.open(0).tobytes()
 
 
-def test_torch_generator_has_no_say() -> None:
+def test_torchs_generator_is_neither_used_nor_changed() -> None:
     before = torch.get_rng_state()
     list_scenes("scenes", 0, 3, 32).examples.open(1)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_every_number_of_objects_and_every_class_is_there(listing: CocoListing) -> None:
+def test_every_number_of_objects_and_every_class_occurs(listing: CocoListing) -> None:
     counts = torch.bincount(listing.table.starts.diff())
     assert len(counts) == MOST_OBJECTS + 1
     assert counts[0] == 0
@@ -49,7 +49,7 @@ def test_every_number_of_objects_and_every_class_is_there(listing: CocoListing) 
     assert (labels >= 50).all()
 
 
-def test_boxes_lie_within_and_have_sizes_worth_finding(listing: CocoListing) -> None:
+def test_boxes_are_within_the_scene_and_of_detectable_size(listing: CocoListing) -> None:
     boxes = listing.table.boxes
     assert (boxes >= 0).all()
     assert (boxes <= SIZE).all()

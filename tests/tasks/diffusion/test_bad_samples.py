@@ -39,7 +39,7 @@ def test_the_error_for_missing_inception_weights_says_where_to_put_them(
 ) -> None:
     line = refused(*train(taught, tmp_path / "runs", INCEPTION), *dry, code=1)
     assert line.startswith("weights of inception-v3-compat: weights-inception-2015-12-05-6726825d.pth is not in ")
-    for way in (str(offline), "TORCH_HOME says where it is", "fid.weights", "fid.extractor to checkpoint:RUN"):
+    for way in (str(offline), "set by TORCH_HOME", "fid.weights", "fid.extractor to checkpoint:RUN"):
         assert way in line
     assert [name for name in contents(tmp_path) if not name.startswith("torch/")] == []
 
@@ -67,7 +67,7 @@ def test_missing_unsafe_and_truncated_weights_are_refused(taught: Path, tmp_path
     assert line == f"fid.weights: {file}: no such file"
     torch.save({"weights": Path("code")}, file)
     line = refused(*train(taught, tmp_path / "runs", INCEPTION, f"fid.weights={file}"), code=1)
-    assert line.startswith(f"{file}: refused, since it carries pickled code")
+    assert line.startswith(f"{file}: refused: it contains pickled code")
     file.write_bytes(file.read_bytes()[:100])
     line = refused(*train(taught, tmp_path / "runs", INCEPTION, f"fid.weights={file}"), code=1)
     assert line.startswith(f"{file}: ")

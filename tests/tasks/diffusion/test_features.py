@@ -324,7 +324,7 @@ def test_a_file_with_code_is_refused_without_running_it(tmp_path: Path) -> None:
     torch.save({"fc.bias": Trap(tmp_path / "caught")}, tmp_path / "trap.pth")
     (tmp_path / "trap.pkl").write_bytes(pickle.dumps(Trap(tmp_path / "caught"), protocol=2))
     for name in ("trap.pth", "trap.pkl"):
-        with pytest.raises(CheckpointError, match=f"{name}: (refused, since it carries pickled code|damaged or not)"):
+        with pytest.raises(CheckpointError, match=f"{name}: (refused: it contains pickled code|damaged or not)"):
             open_extractor(INCEPTION, tmp_path / name, device="cpu", batch_size=4)
     assert not (tmp_path / "caught").exists()
 
@@ -356,10 +356,10 @@ def test_offline_the_error_says_how_to_get_inceptions_weights_or_avoid_them(offl
     with pytest.raises(CheckpointError) as caught:
         open_extractor(INCEPTION, None, device="cpu", batch_size=4)
     assert str(caught.value) == (
-        f"weights of inception-v3-compat: weights-inception-2015-12-05-6726825d.pth is not in {offline}, and fetching "
-        "it failed ([Errno -2] Name or service not known); on another machine fetch "
+        f"weights of inception-v3-compat: weights-inception-2015-12-05-6726825d.pth is not in {offline}, and "
+        "downloading it failed ([Errno -2] Name or service not known); download "
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth "
-        "and bring it into that folder (TORCH_HOME says where it is), or set fid.weights to the file, or set "
+        "on another machine and copy it into that folder (set by TORCH_HOME), or set fid.weights to the file, or set "
         "fid.extractor to checkpoint:RUN, a classifier trained with w2skd, which needs no download"
     )
 
@@ -377,7 +377,7 @@ def test_weights_come_from_torchs_cache(
 def test_a_cached_file_with_the_wrong_checksum_is_refused(offline: Path) -> None:
     offline.mkdir(parents=True)
     (offline / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"cut off")
-    with pytest.raises(CheckpointError, match="damaged or another file: its SHA-256 begins with"):
+    with pytest.raises(CheckpointError, match="damaged or a different file: its SHA-256 begins with"):
         open_extractor(INCEPTION, None, device="cpu", batch_size=4)
 
 
@@ -432,7 +432,8 @@ def test_clip_is_cached_where_torch_fidelity_keeps_it(
     clip_file: Path, offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        CheckpointError, match=r"ViT-B-32.pt and bring it into that folder as clip-vit-b-32-40d365715.*"
+        CheckpointError,
+        match=r"ViT-B-32.pt on another machine and copy it into that folder as clip-vit-b-32-40d365715.*",
     ):
         open_extractor("clip-vit-b-32", None, device="cpu", batch_size=4)
     own = hashlib.sha256(clip_file.read_bytes()).hexdigest()

@@ -250,10 +250,10 @@ def test_pickled_weights_are_read_without_running_them(pipeline):
     torch.save(state, pickled)
     assert_same_weights(load_folder(pipeline).state, state)
     torch.save({"x": Path("code")}, pickled)
-    with pytest.raises(CheckpointError, match=r"model\.bin: refused, since it carries pickled code"):
+    with pytest.raises(CheckpointError, match=r"model\.bin: refused: it contains pickled code"):
         load_folder(pipeline)
     safe.write_bytes(b"cut off")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged or (cut off|truncated)"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged or truncated"):
         load_folder(pipeline)
 
 

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_scoring(recipe: DiffusionRecipe) -> SampleScoring:
     train = recipe.train
     feeds = ImageFeeds(
-        recipe.data.images(),
+        recipe.data,
         batch_size=train.batch_size,
         seed=0,
         device=CPU,
@@ -82,7 +82,7 @@ def features_by_hand(folder: Path, pixels: Tensor, size_px: int) -> Tensor:
 def test_a_classifier_sees_images_with_its_own_normalisation_and_size(size_px: int, folder: Path) -> None:
     judge = scoring(folder, f"data.image_size={size_px}")
     reference = judge._reference
-    listing = list_image_data(read_recipe(folder, f"data.image_size={size_px}").data.images()).train
+    listing = list_image_data(read_recipe(folder, f"data.image_size={size_px}").data).train
     expected = features_by_hand(folder, listing.load(size_px).images, 8)
     assert reference.features.shape == (24, 64)
     torch.testing.assert_close(reference.features, expected, rtol=1e-4, atol=1e-5)
@@ -157,7 +157,7 @@ def test_the_description_changes_with_what_changes_scores(setting: str, changed:
 def test_the_reference_is_the_recipes_set_without_augmentation(folder: Path) -> None:
     for name, count in (("train", 24), ("eval", 20)):
         judge = scoring(folder, f"fid.reference={name}")
-        data = load_image_data(read_recipe(folder).data.images())
+        data = load_image_data(read_recipe(folder).data)
         expected = features_by_hand(folder, (data.train if name == "train" else data.evaluation).images, 8)
         assert len(judge._reference) == count
         torch.testing.assert_close(judge._reference.features, expected, rtol=1e-4, atol=1e-5)

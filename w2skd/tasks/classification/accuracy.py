@@ -1,4 +1,4 @@
-"""Accuracy of a classifier: logits and labels in, numbers out.
+"""Accuracy of a classifier from its logits and the labels.
 
 Shape letters: N examples of the batch, C classes.
 """
@@ -13,57 +13,59 @@ TOP_K = 5
 
 
 class Accuracy:
-    """Adds up batches on their own device, without waiting for it.
+    """Accumulates batches on their device, without synchronising.
 
-    Of equal logits the one of the lower class ranks first. An example with any non-finite logit counts as wrong, and
-    makes the loss NaN.
+    Among equal logits the lower class index ranks first. An example with a non-finite logit counts as wrong and makes
+    the loss NaN.
 
     Args:
         classes: C.
-        device: where logits and labels are.
+        device: device of logits and labels.
 
     Attributes:
-        sums: float64 [3 + 2 C], to be summed in place over ranks: top-1 hits, top-k hits, cross-entropy, then hits and
-            examples per class.
+        sums: float64 [3 + 2 C], to be summed in place over ranks: top-1 hits, top-k hits, cross-entropy, then top-1
+            hits and examples per class.
     """
 
     def __init__(self, classes: int, device: torch.device | str):
         assert classes >= 1, classes
         self.classes = classes
-        # float64 counts exactly, and the order in which batches and ranks add up hardly shows in the loss.
+        # float64 counts exactly and makes the loss almost independent of the order of batches and ranks.
         self.sums = torch.zeros(3 + 2 * classes, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: logits [N, C], any floating dtype; labels int64 [N] in 0..C-1.
+        """Add a batch: logits [N, C] of any floating dtype; labels int64 [N] in 0..C-1.
 
         Raises:
-            ValueError: the shapes do not fit.
+            ValueError: the shapes do not match.
         """
         if logits.ndim != 2 or logits.shape[1] != self.classes or labels.shape != logits.shape[:1]:
-            raise ValueError(f"logits {list(logits.shape)} and labels {list(labels.shape)} of {self.classes} classes")
+            raise ValueError(
+                f"logits {list(logits.shape)} and labels {list(labels.shape)} do not match {self.classes} classes"
+            )
         logits = logits.float()
         finite = logits.isfinite().all(dim=1)
         rank = _rank_of_label(logits, labels)
         top1, topk = finite & (rank < 1), finite & (rank < TOP_K)
         losses = functional.cross_entropy(logits, labels, reduction="none").double()
         losses = torch.where(finite, losses, torch.nan)
-        # A mask [N, C] instead of index_add_ or bincount, which deterministic mode refuses on CUDA.
+        # A mask [N, C], because deterministic mode rejects index_add_ and bincount on CUDA.
         belongs = labels[:, None] == torch.arange(self.classes, device=labels.device)
         per_class = torch.cat([(belongs & top1[:, None]).sum(dim=0), belongs.sum(dim=0)])
         self.sums += torch.cat([torch.stack([top1.sum(), topk.sum(), losses.sum()]), per_class])
 
     def result(self) -> dict[str, float]:
-        """``top1`` and ``top5`` (top C with fewer classes) as shares in 0..1, ``loss`` as mean cross-entropy in nats.
+        """Return ``top1`` and ``top5`` (top C with fewer classes) in 0..1 and ``loss``, the mean cross-entropy in nats.
 
-        NaN without examples.
+        All are NaN without examples.
         """
         sums = self.sums.cpu()
         top1, topk, loss = (sums[:3] / sums[3 + self.classes :].sum()).tolist()
         return {"top1": top1, "top5": topk, "loss": loss}
 
     def per_class(self) -> list[dict[str, Any]]:
-        """One row a class: ``class``, ``examples``, and ``top1`` as share of them (NaN without any)."""
+        """Return one row per class: ``class`` (index), ``examples``, and ``top1`` in 0..1 (NaN without examples)."""
         sums = self.sums.cpu()
         hits, examples = sums[3 : 3 + self.classes], sums[3 + self.classes :]
         return [
@@ -73,7 +75,7 @@ class Accuracy:
 
 
 def _rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes come before the label's, int64 [N]; `topk` and `argmax` leave the order of ties open."""
+    """Return the rank of each label, int64 [N], from 0; `topk` and `argmax` leave the order of ties undefined."""
     own = logits.gather(1, labels[:, None])
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
     return ((logits > own) | ((logits == own) & earlier)).sum(dim=1)

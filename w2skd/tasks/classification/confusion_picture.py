@@ -1,4 +1,4 @@
-"""A picture of which classes are taken for which.
+"""A picture of a confusion matrix.
 
 Shape letters: C classes.
 """
@@ -21,78 +21,83 @@ from w2skd.pictures.sheet import (
     MUTED,
     TEXT_PX,
     Sheet,
-    check_picture_path,
+    TextStyle,
     cut,
     enlarged,
     width_of,
 )
-from w2skd.platform.files import write_atomically
 from w2skd.tasks.classification.predictions import most_confused
 
 LABELLED_CLASSES = 30
-"""Up to so many classes, a confusion matrix has names and numbers."""
+"""Maximum number of classes for which the matrix shows names and numbers."""
 
-# One hue from white to dark, told apart by lightness alone, on paper and by every eye. A power of the share below 1
-# lifts the rare errors, of one example in a hundred, out of the white; dots of a pixel need more of that than cells.
+_MUTED = TextStyle(colour=MUTED)
+_CENTRED = TextStyle(colour=MUTED, align="center")
+_CENTRED_SMALL = TextStyle(10, colour=MUTED, align="center")
+_UPRIGHT = TextStyle(colour=MUTED, align="center", degrees=90)
+_LEFT, _RIGHT = TextStyle(), TextStyle(align="right")
+_MUTED_RIGHT = TextStyle(colour=MUTED, align="right")
+
+# One hue from white to dark differs in lightness alone, so it works in print and for colour-blind readers. A power of
+# the share below 1 makes errors of one example in a hundred visible; single pixels need a smaller power than cells.
 _MAP, _POWER_OF_CELLS, _POWER_OF_DOTS = "Blues", 0.5, 0.25
-_DARK = 0.55  # from here on up the map, figures are white
+_DARK = 0.55  # above this value of the map, numbers are white
 _TICKS = (0.0, 0.01, 0.1, 0.3, 1.0)
 
 _MATRIX_PX = 640
 _CELL_PX = (32, 96)
 _NAME_PX = 170  # about 25 letters
 _PAIRS = 25
-_DOTS = 1000  # along a side; more classes share a dot
-_STEPS = [lead * 10**power for power in range(9) for lead in (1, 2, 5)]  # from one numbered class to the next
-_LEAST_TEXT_PX = 7
+_DOTS = 1000  # along each side; with more classes, several share a dot
+_STEPS = [lead * 10**power for power in range(9) for lead in (1, 2, 5)]  # distance between numbered classes
+_MIN_TEXT_PX = 7
 
 
 def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path, *, title: str) -> None:
     """Draw a confusion matrix: rows are true classes, columns predicted ones, colour is the share of the row.
 
-    Up to `LABELLED_CLASSES` with the names, the number of examples in every cell and the share that is right beside
-    every row; beyond that as a map, with the pairs that are most confused beside it.
+    Up to `LABELLED_CLASSES` classes, it shows their names, the number of examples in each cell and the accuracy of each
+    row. With more classes it is a map beside a list of the most confused pairs.
 
     Args:
-        counts: int64 [C, C], as `w2skd.tasks.classification.predictions.confusion` gives it.
+        counts: int64 [C, C], see `w2skd.tasks.classification.predictions.confusion`.
         classes: C names.
-        path: a PNG file.
-        title: what was evaluated.
+        path: PNG file to write.
+        title: heading.
 
     Raises:
-        UsageError: the file is not named ``.png``.
+        UsageError: the file name does not end in ``.png``.
         OutputError: the picture cannot be written.
     """
-    check_picture_path(path)
     assert counts.shape == (len(classes), len(classes)), (counts.shape, len(classes))
     counts = counts.cpu()
     sheet = Sheet()
-    y = sheet.head(title, f"{_percent(int(counts.diag().sum()), int(counts.sum()))} of {counts.sum():,} right")
+    y = sheet.head(title, f"{_percent(int(counts.diag().sum()), int(counts.sum()))} of {counts.sum():,} correct")
     if len(classes) <= LABELLED_CLASSES:
         _draw_cells(sheet, _legend(sheet, y, _POWER_OF_CELLS), counts, classes)
     else:
         _draw_map(sheet, _legend(sheet, y, _POWER_OF_DOTS), counts, classes)
-    write_atomically(path, sheet.png())
+    sheet.save(path)
 
 
 def _legend(sheet: Sheet, y: int, power: float) -> int:
-    """What the colours say; returns where the picture goes on."""
+    """Draw the colour bar; returns the y coordinate below it."""
     name, bar = "share of the true class", np.linspace(0, 1, 200)
     x = MARGIN_PX + math.ceil(width_of(name, TEXT_PX)) + GAP_PX
-    sheet.write(MARGIN_PX, y + 6, name, colour=MUTED)
+    sheet.write(MARGIN_PX, y + 6, name, _MUTED)
     sheet.paste(x, y, _colours(bar[None], 1).repeat(12, axis=0))
     for tick in _TICKS:
-        sheet.write(x + round(len(bar) * tick**power), y + 22, f"{tick:.0%}", 10, colour=MUTED, align="center")
+        sheet.write(x + round(len(bar) * tick**power), y + 22, f"{tick:.0%}", _CENTRED_SMALL)
     return y + 56
 
 
 def _draw_cells(sheet: Sheet, y: int, counts: Tensor, classes: Sequence[str]) -> None:
-    """A cell for every pair, with names along both sides."""
+    """Draw one cell per pair, with names along both sides."""
     cell = min(max(_MATRIX_PX // len(classes), _CELL_PX[0]), _CELL_PX[1])
     names = [cut(name, _NAME_PX, TEXT_PX) for name in classes]
     widths = [width_of(name, TEXT_PX) for name in names]
-    # Where names would touch they are turned, and then hang down to the left of their column.
-    turned = max(widths) > cell - GAP_PX
+    # Names that would overlap are rotated and end below their column.
+    rotated = max(widths) > cell - GAP_PX
     x = MARGIN_PX + LINE_PX + math.ceil(max(widths)) + 2 * GAP_PX
     side, middle = cell * len(classes), cell // 2
     shares = _shares(counts)
@@ -102,26 +107,25 @@ def _draw_cells(sheet: Sheet, y: int, counts: Tensor, classes: Sequence[str]) ->
     size = _number_size(counts, cell)
     for row, name in enumerate(names):
         at = y + row * cell + middle
-        sheet.write(x - GAP_PX, at, name, align="right")
-        right = _percent(int(counts[row, row]), int(counts[row].sum()))
-        sheet.write(x + side + 58, at, right, align="right")
+        sheet.write(x - GAP_PX, at, name, _RIGHT)
+        sheet.write(x + side + 58, at, _percent(int(counts[row, row]), int(counts[row].sum())), _RIGHT)
         for column in counts[row].nonzero().flatten().tolist():
             dark = shares[row, column] ** _POWER_OF_CELLS > _DARK
-            text = _short(int(counts[row, column]))
-            sheet.write(x + column * cell + middle, at, text, size, align="center", colour="white" if dark else INK)
+            style = TextStyle(size, colour="white" if dark else INK, align="center")
+            sheet.write(x + column * cell + middle, at, _short(int(counts[row, column])), style)
+    below_columns = TextStyle(align="right" if rotated else "center", degrees=45 if rotated else 0)
     for column, name in enumerate(names):
-        end = (x + column * cell + middle, y + side + GAP_PX + 4)
-        sheet.write(*end, name, align="right" if turned else "center", degrees=45 if turned else 0)
-    sheet.write(x + side + 58, y - 10, "right", colour=MUTED, align="right")
-    sheet.write(MARGIN_PX + 6, y + side // 2, "true class", colour=MUTED, align="center", degrees=90)
-    below = y + side + (round(max(widths) * math.sqrt(0.5)) if turned else 0) + 2 * LINE_PX
-    sheet.write(x + side // 2, below, "predicted class", colour=MUTED, align="center")
+        sheet.write(x + column * cell + middle, y + side + GAP_PX + 4, name, below_columns)
+    sheet.write(x + side + 58, y - 10, "correct", _MUTED_RIGHT)
+    sheet.write(MARGIN_PX + 6, y + side // 2, "true class", _UPRIGHT)
+    below = y + side + (round(max(widths) * math.sqrt(0.5)) if rotated else 0) + 2 * LINE_PX
+    sheet.write(x + side // 2, below, "predicted class", _CENTRED)
 
 
 def _draw_map(sheet: Sheet, y: int, counts: Tensor, classes: Sequence[str]) -> None:
-    """A dot for every pair, numbers of classes along both sides, and the worst pairs in words."""
+    """Draw one dot per pair, class numbers along both sides, and a list of the most confused pairs."""
     together = math.ceil(len(classes) / _DOTS)
-    # Of classes that share a dot the largest share shows: a mean would fade away.
+    # A dot for several pairs shows their largest share; a mean would be too pale.
     shares = functional.max_pool2d(torch.from_numpy(_shares(counts))[None], together, ceil_mode=True)[0].numpy()
     dot = max(1, 800 // len(shares))
     side = dot * len(shares)
@@ -132,19 +136,19 @@ def _draw_map(sheet: Sheet, y: int, counts: Tensor, classes: Sequence[str]) -> N
     step = next(step for step in _STEPS if step * 10 >= len(classes))
     for number in range(0, len(classes), step):
         along = round((number / together + 0.5) * dot)
-        sheet.write(x - GAP_PX, y + along, str(number), 10, colour=MUTED, align="right")
-        sheet.write(x + along, y - 12, str(number), 10, colour=MUTED, align="center")
-    sheet.write(MARGIN_PX + 6, y + side // 2, "true class (number, from 0)", colour=MUTED, align="center", degrees=90)
+        sheet.write(x - GAP_PX, y + along, str(number), TextStyle(10, colour=MUTED, align="right"))
+        sheet.write(x + along, y - 12, str(number), _CENTRED_SMALL)
+    sheet.write(MARGIN_PX + 6, y + side // 2, "true class (number, from 0)", _UPRIGHT)
     below = "predicted class (number, from 0)"
     if together > 1:
-        below += f"; {together} x {together} pairs to a dot, the largest share shows"
-    sheet.write(x + side // 2, y + side + LINE_PX, below, colour=MUTED, align="center")
+        below += f"; each dot: {together} x {together} pairs, colour of the largest share"
+    sheet.write(x + side // 2, y + side + LINE_PX, below, _CENTRED)
     _list_pairs(sheet, x + side + 2 * MARGIN_PX, y, counts, classes)
 
 
 def _list_pairs(sheet: Sheet, x: int, y: int, counts: Tensor, classes: Sequence[str]) -> None:
     pairs = most_confused(counts, classes, _PAIRS)
-    sheet.write(x, y + 8, "most confused" if pairs else "nothing is confused", 14, bold=True)
+    sheet.write(x, y + 8, "most confused" if pairs else "no confusions", TextStyle(14, bold=True))
     if not pairs:
         return
     rows = [(cut(row["true"], _NAME_PX, TEXT_PX), cut(row["predicted"], _NAME_PX, TEXT_PX)) for row in pairs]
@@ -153,23 +157,24 @@ def _list_pairs(sheet: Sheet, x: int, y: int, counts: Tensor, classes: Sequence[
         math.ceil(max(width_of(row[column], TEXT_PX) for row in [head, *rows])) + MARGIN_PX for column in (0, 1)
     )
     ends = (x, x + first, x + first + second + 40, x + first + second + 100)
-    aligned = ("left", "left", "right", "right")
-    for end, text, align in zip(ends, (*head, "examples", "share"), aligned, strict=True):
-        sheet.write(end, y + 34, text, colour=MUTED, align=align)
+    for end, text, style in zip(
+        ends, (*head, "examples", "share"), (_MUTED, _MUTED, _MUTED_RIGHT, _MUTED_RIGHT), strict=True
+    ):
+        sheet.write(end, y + 34, text, style)
     for index, (names, row) in enumerate(zip(rows, pairs, strict=True)):
         cells = (*names, f"{row['count']:,}", f"{100 * row['share']:.1f}%")
-        for end, text, align in zip(ends, cells, aligned, strict=True):
-            sheet.write(end, y + 58 + index * 22, text, align=align)
+        for end, text, style in zip(ends, cells, (_LEFT, _LEFT, _RIGHT, _RIGHT), strict=True):
+            sheet.write(end, y + 58 + index * 22, text, style)
 
 
 def _shares(counts: Tensor) -> NDArray[np.float64]:
-    """Each cell's share of its row, in 0..1, [C, C]; zeros in the row of a class without examples."""
+    """Return each cell's share of its row, in 0..1, [C, C]; a class without examples has a row of zeros."""
     shares: NDArray[np.float64] = (counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
     return shares
 
 
 def _colours(shares: NDArray[np.float64], power: float) -> NDArray[np.uint8]:
-    """Shares in 0..1, [H, W], to RGB, uint8 [H, W, 3]."""
+    """Map shares in 0..1, [H, W], to RGB, uint8 [H, W, 3]."""
     from matplotlib import colormaps
 
     painted: NDArray[np.uint8] = colormaps[_MAP](shares**power, bytes=True)
@@ -177,10 +182,10 @@ def _colours(shares: NDArray[np.float64], power: float) -> NDArray[np.uint8]:
 
 
 def _number_size(counts: Tensor, cell: int) -> int:
-    """The largest size of figures, in pixels, with which the longest number fits a cell."""
+    """Return the largest font size in pixels for which the longest number fits into a cell."""
     longest = "0" * max(len(_short(value)) for value in counts.flatten().tolist())
     size = min(cell // 3, 18)
-    while size > _LEAST_TEXT_PX and width_of(longest, size) > cell - 6:
+    while size > _MIN_TEXT_PX and width_of(longest, size) > cell - 6:
         size -= 1
     return size
 

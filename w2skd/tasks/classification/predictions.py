@@ -1,4 +1,4 @@
-"""What a classifier said of every example: the file of predictions, and which classes it takes for each other.
+"""Predictions of a classifier: files with one row per example, and the confusion matrix.
 
 Shape letters: N examples, C classes.
 """
@@ -6,7 +6,6 @@ Shape letters: N examples, C classes.
 import csv
 import io
 import json
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +15,22 @@ import torch
 from torch import Tensor
 
 from w2skd.errors import UsageError
-from w2skd.platform.files import write_atomically, writing
+from w2skd.platform.files import write_atomically
 from w2skd.records.rows import without_nan
 
 COLUMNS = ("example", "label", "predicted", "correct", "confidence", "top5")
 
-_CSV, _JSON_LINES = (".csv",), (".jsonl", ".json")
-
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One example, as the model sees it.
+    """A classifier's prediction for one example.
 
     Attributes:
-        example: its file, or its number where examples are no files.
-        label: name of its class.
-        predicted: name of the class that the model gives it.
-        confidence: softmax probability of that class, in 0..1; NaN when the logits are not finite.
-        top5: up to five classes with their probabilities, the most probable first.
+        example: name of its file, or its number if examples are not files.
+        label: name of its true class.
+        predicted: name of the predicted class.
+        confidence: softmax probability of the predicted class, in 0..1; NaN if the logits are not finite.
+        top5: up to five classes with their probabilities, most probable first.
     """
 
     example: str
@@ -43,33 +40,22 @@ class Prediction:
     top5: tuple[tuple[str, float], ...]
 
 
-def check_predictions_path(path: Path) -> None:
-    """Say before hours of work what would go wrong after them.
-
-    Raises:
-        UsageError: the file's ending names no format.
-        OutputError: its folder is missing or read-only.
-    """
-    if path.suffix.lower() not in _CSV + _JSON_LINES:
-        raise UsageError(f"cannot write predictions to {path}: name it .csv, or .jsonl for one JSON object a line")
-    with writing(path), tempfile.TemporaryFile(dir=path.parent):
-        pass
-
-
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write one row an example, in their order: CSV with a header (``.csv``), or JSON lines (``.jsonl``, ``.json``).
+    """Write one row per example: CSV with a header (``.csv``), or JSON lines (``.jsonl``, ``.json``).
 
-    Probabilities have six significant digits, what float32 carries. In CSV, `top5` is the names joined with ``|``; a
-    JSON line has their probabilities too, and null for what is not finite.
+    Probabilities have six significant digits, the precision of float32. In CSV, `top5` contains names joined with
+    ``|``. JSON lines also contain their probabilities, and null for non-finite values.
 
     Raises:
-        UsageError: the file's ending names no format.
+        UsageError: the file name has another ending.
         OutputError: the file cannot be written.
     """
-    check_predictions_path(path)
-    text = _csv(predictions) if path.suffix.lower() in _CSV else _json_lines(predictions)
-    # A file's name may hold bytes that are no UTF-8; the table must be UTF-8 all the same.
-    write_atomically(path, text.encode(errors="backslashreplace"))
+    formats = {".csv": _csv, ".jsonl": _json_lines, ".json": _json_lines}
+    ending = path.suffix.lower()
+    if ending not in formats:
+        raise UsageError(f"cannot write predictions to {path}: name it .csv, or .jsonl for one JSON object per line")
+    # A file name in the table may contain bytes that are not UTF-8.
+    write_atomically(path, formats[ending](predictions).encode(errors="backslashreplace"))
 
 
 def _csv(predictions: Iterable[Prediction]) -> str:
@@ -103,7 +89,7 @@ def _six_digits(value: float) -> float:
 
 
 def count_confusion(predictions: Iterable[Prediction], classes: Sequence[str]) -> Tensor:
-    """See `confusion`, for predictions by name of classes that all differ."""
+    """Build the `confusion` matrix of predictions; class names must be unique."""
     places = {name: place for place, name in enumerate(classes)}
     pairs = [(places[one.label], places[one.predicted]) for one in predictions]
     labels, predicted = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)
@@ -111,44 +97,44 @@ def count_confusion(predictions: Iterable[Prediction], classes: Sequence[str]) -
 
 
 def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Count how often each class is taken for each.
+    """Count the examples of each true class by predicted class.
 
     Args:
         labels: true classes, int64 [N] in 0..C-1, on any device.
-        predicted: the model's, likewise.
+        predicted: predicted classes in the same form.
         classes: C.
 
     Returns:
-        int64 [C, C] on the CPU, exact; rows are true classes, columns predicted ones.
+        int64 [C, C] on the CPU; rows are true classes, columns predicted ones.
 
     Raises:
-        ValueError: the shapes do not fit, or a class is not in 0..C-1.
+        ValueError: the shapes differ, or a class is not in 0..C-1.
     """
     if labels.ndim != 1 or labels.shape != predicted.shape:
-        raise ValueError(f"labels {list(labels.shape)} and predictions {list(predicted.shape)}")
-    # On the CPU, for on CUDA deterministic mode refuses bincount.
+        raise ValueError(f"labels {list(labels.shape)} and predictions {list(predicted.shape)} do not match")
+    # Deterministic mode rejects bincount on CUDA.
     labels, predicted = labels.cpu(), predicted.cpu()
     for name, values in (("labels", labels), ("predictions", predicted)):
         if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < classes:
-            raise ValueError(f"{name} in {int(values.min())}..{int(values.max())} of {classes} classes")
+            raise ValueError(f"{name} in {int(values.min())}..{int(values.max())}, expected 0..{classes - 1}")
     return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
 
 
 def most_confused(counts: Tensor, classes: Sequence[str], top: int = 10) -> list[dict[str, Any]]:
-    """The pairs of classes behind most errors.
+    """List the most frequent confusions.
 
     Args:
-        counts: of `confusion`, int64 [C, C].
-        classes: their C names.
-        top: how many pairs at most.
+        counts: the `confusion` matrix, int64 [C, C].
+        classes: C names.
+        top: maximum number of pairs.
 
     Returns:
-        One row a pair that occurs: ``true`` and ``predicted`` names, ``count``, and ``share`` of the true class's
-        examples in 0..1. Most frequent first; of equal counts the larger share, then the order of the classes.
+        One row per pair that occurs: ``true`` and ``predicted`` names, ``count``, and ``share`` of the true class's
+        examples in 0..1. Sorted by count, then by share, both descending, then by class index.
     """
     assert counts.shape == (len(classes), len(classes)), (counts.shape, len(classes))
     counts = counts.cpu()
-    # Only what occurs is sorted: a thousand classes have a million pairs, of which most are empty.
+    # Only pairs that occur are sorted: a thousand classes have a million pairs, most of them empty.
     true, predicted = (counts - counts.diag().diag()).nonzero(as_tuple=True)
     found = counts[true, predicted]
     shares = found.double() / counts.sum(dim=1)[true]

@@ -1,24 +1,20 @@
 """The recipe sections of image classification."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     model_validator,
 )
 
 from w2skd.models.names import PUBLISHERS, is_classifier, unknown_classifier
-from w2skd.recipe.duration import Duration
+from w2skd.recipe.data import ImageDataSection, NormalizationSection, ProgressiveSection
 from w2skd.recipe.evaluation import Metric, Output
 from w2skd.recipe.schema import (
-    FilePath,
     Recipe,
     ReportSection,
     Section,
@@ -33,83 +29,36 @@ Augmentation = Literal["random_resized_crop", "crop", "flip", "trivial_augment",
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 RESIDENT_AUGMENTATIONS = ("crop", "flip", "cutout")
-DOWNLOADABLE = ("cifar10", "cifar100", "fashion_mnist")
 
 
-class NormalizationSection(Section):
-    """Mean and standard deviation per colour (red, green, blue) of pixels scaled to [0, 1]."""
-
-    mean: Annotated[tuple[Share, Share, Share], Field(strict=False)]
-    std: Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], Field(strict=False)]
-
-
-class ProgressiveSection(Section):
-    """Smaller images early in training, in teacher-less and distilled runs alike (Touvron et al. 2019; Tan & Le 2021).
+class ClassificationData(ImageDataSection):
+    """Labelled images, see `ImageDataSection`.
 
     Attributes:
-        from_px: side at the first step; it grows linearly to ``data.image_size``.
-        until: when it is there.
-        multiple_px: sides are rounded down to a multiple of it, so that few sizes occur.
-    """
-
-    from_px: Annotated[int, Field(ge=8, le=4096)]
-    until: Duration = Duration(0.5, "run")
-    multiple_px: PositiveInt = 32
-
-
-class ClassificationData(Section):
-    """What is learned from.
-
-    Attributes:
-        source: ``cifar10``, ``cifar100`` and ``fashion_mnist`` in torchvision's files under `root`, ``image_folder``
-            with one folder a class under `root`/`train_folder` and `root`/`eval_folder`, or ``shapes``, which is
-            generated.
-        download: let torchvision fetch CIFAR or Fashion-MNIST if it is not under `root`.
-        image_size: side in px of the squares that models see; needed by ``image_folder``, else the source's own
+        image_size: side in px of the squares that models see; required for ``image_folder``, else the source's own
             (``shapes``: 32).
-        eval_resize: shorter side in px to which an evaluation image is brought before its centre is taken; null is
-            `image_size`, the field's 256 for 224 leaves a margin away.
-        interpolation: of all resizing, but for that of growing images in a resident feed, which is bilinear.
+        eval_resize: shorter side in px to which an evaluation image is resized before its center crop; null is
+            `image_size` (the field's 256 for 224 crops a margin away).
+        interpolation: of all resizing except that of progressive resolution in a resident feed, which is bilinear.
         normalization: null is the source's own.
-        train_examples: a class-balanced subset of that size; null takes all (``shapes``: 4,096).
-        eval_examples: the same for the evaluation set; null takes all (``shapes``: 1,024).
         validation_share: share of the training set to hold out and evaluate on instead of the evaluation set, which
-            then stays untouched; null evaluates on the evaluation set.
-        split_seed: draws subset and hold-out, whatever the run's seed.
-        feed: ``resident`` keeps all images as uint8 on the training device, ``streaming`` reads them when they are
-            needed, in `workers` processes; ``auto`` is resident where the augmentation allows it and the images take
-            at most a quarter of the device's memory.
-        workers: a rank's reading processes of a streaming feed; null is its share of the cores, at most 8; 0 reads
-            between the steps.
-        worker_timeout_s: how long a batch may take them.
+            then stays unused; null evaluates on the evaluation set. `split_seed` draws the hold-out, too.
         augment: applied per example, in this order: ``random_resized_crop`` (a part of the image of random share and
             shape; Szegedy et al. 2015) or ``crop`` (reflect-pad by an eighth, random crop), ``flip`` (horizontal),
             ``trivial_augment`` (Mueller & Hutter 2021), ``cutout`` (a square of half the side, zeroed; DeVries & Taylor
-            2017), ``random_erasing`` (Zhong et al. 2017). A resident feed knows ``crop``, ``flip`` and ``cutout``.
+            2017), ``random_erasing`` (Zhong et al. 2017). A resident feed supports ``crop``, ``flip`` and ``cutout``.
         crop_scale: smallest and largest share of the image's area for ``random_resized_crop``.
         erasing_probability: of ``random_erasing``.
         mixup: alpha of the Beta distribution from which images and labels are mixed (Zhang et al. 2018); 0 is off.
         cutmix: the same for pasted parts (Yun et al. 2019). With both, each batch takes one of them at random.
-        repeats: how often a batch shows an example, each time augmented anew (Hoffer et al. 2020).
-        progressive: smaller images early on; null is off.
+        repeats: how often a batch contains an example, with new augmentation each time (Hoffer et al. 2020).
+        progressive: smaller images early in training; null is off.
     """
 
-    source: Literal["cifar10", "cifar100", "fashion_mnist", "image_folder", "shapes"]
-    root: FilePath = Path("data")
-    download: bool = False
-    train_folder: str = "train"
-    eval_folder: str = "test"
-    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     eval_resize: Annotated[int, Field(ge=8, le=8192)] | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     normalization: NormalizationSection | None = None
-    train_examples: PositiveInt | None = None
-    eval_examples: PositiveInt | None = None
     validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    split_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    feed: Literal["auto", "resident", "streaming"] = "auto"
-    workers: NonNegativeInt | None = None
-    worker_timeout_s: PositiveFloat = 300.0
     augment: Annotated[tuple[Augmentation, ...], Field(strict=False)] = ("crop", "flip")
     crop_scale: Annotated[tuple[PositiveShare, PositiveShare], Field(strict=False)] = (0.08, 1.0)
     erasing_probability: Share = 0.25
@@ -120,10 +69,6 @@ class ClassificationData(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "ClassificationData":
-        if self.source == "image_folder" and self.image_size is None:
-            raise ValueError("source: image_folder needs image_size, the side in px to which its images are brought")
-        if self.download and self.source not in DOWNLOADABLE:
-            raise ValueError(f"download: true is for {', '.join(DOWNLOADABLE)}, not for {self.source}")
         if len(set(self.augment)) < len(self.augment):
             raise ValueError("augment: each kind once")
         if {"crop", "random_resized_crop"} <= set(self.augment):
@@ -142,7 +87,7 @@ class ClassificationData(Section):
 
     @property
     def needs_streaming(self) -> list[str]:
-        """What this section asks for that only a streaming feed can do."""
+        """Settings of this section that only a streaming feed supports."""
         kinds = [kind for kind in self.augment if kind not in RESIDENT_AUGMENTATIONS]
         margin = ["eval_resize"] if self.eval_resize not in (None, self.image_size) else []
         resizes = self.image_size is not None and self.source != "shapes"
@@ -151,11 +96,11 @@ class ClassificationData(Section):
 
 
 class ClassificationDistill(SoftenedDistillSection):
-    """How the teacher's softened distribution over the classes helps."""
+    """Distillation from the teacher's softened distribution over the classes."""
 
 
 class ClassificationLoss(Section):
-    """The task loss, on which alone label smoothing acts: the teacher's distribution stays as it is."""
+    """The task loss. Label smoothing does not change the teacher's distribution."""
 
     label_smoothing: Share = 0.0
 
@@ -170,12 +115,12 @@ Classifier = Annotated[str, AfterValidator(_known_classifier)]
 
 
 class ClassifierTeacher(TeacherSection):
-    """The weaker classifier.
+    """The weak classifier.
 
     Attributes:
-        image_size: side in px of the images that the teacher sees while it teaches; null is the student's. Smaller
-            ones make its forward cheaper.
-        normalization: by which its images were normalised, where its checkpoint does not say.
+        image_size: side in px of the images that the teacher sees during distillation; null is the student's. Smaller
+            images make its forward pass cheaper.
+        normalization: normalisation that the teacher was trained with, if its checkpoint does not record it.
     """
 
     model: Classifier
@@ -186,19 +131,19 @@ class ClassifierTeacher(TeacherSection):
     def _check(self) -> "ClassifierTeacher":
         published = self.checkpoint is not None and published_weights(self.checkpoint)[0]
         if published and not self.model.startswith(PUBLISHERS):
-            known = " and ".join(f"{publisher}<name>" for publisher in PUBLISHERS)
-            raise ValueError(f"checkpoint: {self.checkpoint} is for models {known}, not for {self.model}")
+            known = " or ".join(f"{publisher}<name>" for publisher in PUBLISHERS)
+            raise ValueError(f"checkpoint: {self.checkpoint} needs a model {known}, not {self.model}")
         return self
 
 
 class ClassifierStudent(StudentSection):
-    """The classifier to be trained."""
+    """The classifier to train."""
 
     model: Classifier
 
 
 class ClassificationReport(ReportSection):
-    """What the experiment is measured by: ``top1``, ``top5`` or ``loss`` on the evaluation set."""
+    """The report's metric: ``top1``, ``top5`` or ``loss`` on the evaluation set."""
 
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("top1", higher_is_better=True, is_share=True),
@@ -231,33 +176,38 @@ class ClassificationRecipe(Recipe):
         return ClassificationTask
 
     def prepared_as(self, details: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
-        """Score published weights in fp32 on images prepared as their library prepares them.
+        """Change the recipe so that published weights are scored in fp32 with their library's preprocessing.
 
         Args:
-            details: of the weights; without ``preprocessing`` the recipe stays as it is. That is ``resize_px``,
-                ``crop_px`` and ``interpolation``; ``normalization`` is three means, then three deviations.
+            details: metadata of the weights. ``preprocessing`` has ``resize_px``, ``crop_px`` and ``interpolation``;
+                ``normalization`` is three means, then three standard deviations.
+
+        Returns:
+            The changed recipe and an account of the changes, one line each; the recipe itself and no lines if the
+            details contain no ``preprocessing``.
         """
         if "preprocessing" not in details:
             return self, ()
         preprocessing, normalization = details["preprocessing"], details["normalization"]
         resize_px, crop_px = preprocessing["resize_px"], preprocessing["crop_px"]
-        values = {
-            "image_size": crop_px,
-            "eval_resize": resize_px,  # may be smaller: timm's volo models see black edges
-            "interpolation": preprocessing["interpolation"],
-            "normalization": NormalizationSection.model_validate({"mean": normalization[:3], "std": normalization[3:]}),
-            "feed": "streaming",
-            "progressive": None,
-        }
-        cut = f", their middle {crop_px} px taken" if crop_px != resize_px else ", their middle taken"
-        how = f"shorter side to {resize_px} px ({preprocessing['interpolation']}){cut}; in fp32"
-        account = [f"images as its library prepares them: {how}"]
+        data = self.data.model_copy(
+            update={
+                "image_size": crop_px,
+                "eval_resize": resize_px,  # may be smaller than the crop: timm's volo models see black borders
+                "interpolation": preprocessing["interpolation"],
+                "normalization": NormalizationSection(mean=tuple(normalization[:3]), std=tuple(normalization[3:])),
+                "feed": "streaming",
+                "progressive": None,
+            }
+        )
+        overrides = {key: value for key, value in self.teacher.train.items() if key != "precision"}
+        teacher = self.teacher.model_copy(update={"image_size": None, "train": overrides})
+        train = self.train.model_copy(update={"precision": "fp32"})
+        crop = f"center crop of {crop_px} px" if crop_px != resize_px else "center crop"
+        resize = f"resize of the shorter side to {resize_px} px ({preprocessing['interpolation']})"
+        account = [f"preprocessing of its library: {resize}, {crop}; in fp32"]
         if preprocessing.get("crop_mode") == "squash":
             account.append(
-                "its library squashes whole images to a square, here their middle is taken: expect other scores"
+                "its library squashes whole images to a square; a center crop is used here, so scores differ"
             )
-        train = self.train.model_copy(update={"precision": "fp32"})
-        own = {key: value for key, value in self.teacher.train.items() if key != "precision"}
-        teacher = self.teacher.model_copy(update={"image_size": None, "train": own})
-        data = self.data.model_copy(update=values)
         return self.model_copy(update={"data": data, "teacher": teacher, "train": train}), tuple(account)

@@ -1,6 +1,6 @@
-"""Image classification: cross-entropy, and the teacher's softened distribution beside it."""
+"""Image classification: cross-entropy, plus the KL divergence from the teacher's softened distribution."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from w2skd.platform.ranks import Ranks
 from w2skd.recipe.schema import TrainSection
 from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
 from w2skd.tasks.classification.accuracy import TOP_K, Accuracy
+from w2skd.tasks.classification.adapted import AdaptedClassifier
 from w2skd.tasks.classification.confusion_picture import draw_confusion
+from w2skd.tasks.classification.mixing import mix_batches
 from w2skd.tasks.classification.predictions import Prediction, count_confusion, write_predictions
 from w2skd.tasks.classification.recipe import ClassificationRecipe
-from w2skd.weights.classes import AdaptedClassifier, match_classes
+from w2skd.weights.classes import match_classes
 from w2skd.weights.load import Weights, load_into, number_of_classes
 from w2skd.weights.pretrained import open_weights
 
@@ -33,14 +35,14 @@ class ClassificationTask:
     """See `w2skd.tasks.base.Task`.
 
     Args:
-        recipe: the experiment.
-        train: the section of this arm (the teacher's differs from the student's).
-        seed: of data order and augmentation.
-        device: where batches live.
+        recipe: recipe of the experiment.
+        train: train section of the arm (the teacher's differs from the student's).
+        seed: seed of data order and augmentation.
+        device: device of the batches.
         ranks: this process among its peers.
 
     Raises:
-        DataError: the examples are missing or contradictory. Damaged ones are found when they are read.
+        DataError: examples are missing or contradictory. Damaged ones are detected when they are read.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class ClassificationTask:
         self.metric = recipe.metric
         self._recipe = recipe
         self._train = train
+        self._seed = seed
         self._device = device
         self._ranks = ranks
         self._feeds = ImageFeeds(
@@ -73,7 +76,7 @@ class ClassificationTask:
         return self._feeds.train_listing.classes
 
     def describe_data(self) -> dict[str, Any]:
-        """What the examples are and how they come, for the run's records."""
+        """Describe the examples and the data feed, for the run's records."""
         facts: dict[str, Any] = {
             "data_fingerprint": self._feeds.fingerprint(),
             "train_examples": len(self._feeds.train_listing),
@@ -83,83 +86,96 @@ class ClassificationTask:
         return facts | ({"image_sizes_vary": True} if self._recipe.data.progressive else {})
 
     def preview(self) -> Preview:
-        """The first training batch, as models see it but for its normalisation."""
+        """Return the first training batch with augmentation, without normalisation."""
         batch = next(self.train_batches(0))
         labels = [self.classes[label] for label in batch.labels.tolist()]
         if batch.partner_labels is not None:
             partners = [self.classes[label] for label in batch.partner_labels.tolist()]
-            if batch.share < 0.5:  # the picture shows the larger part best, and a caption its beginning
+            if batch.share < 0.5:  # the caption names the dominant class first
                 labels, partners = partners, labels
             larger = max(batch.share, 1 - batch.share)
             labels = [f"{larger:.0%} {a}, {b}" for a, b in zip(labels, partners, strict=True)]
         return Preview(to_bytes(batch.images, self._feeds.normalization), tuple(labels))
 
     def describe_model(self) -> dict[str, list[Any]]:
-        """The classes, in the order of the outputs, and mean and deviation by which its images are normalised."""
+        """Return the classes in the order of the outputs, and the normalisation of the images."""
         return {"classes": list(self.classes), "normalization": self._normalization}
 
     def build_model(self, role: Role) -> nn.Module:
-        """The recipe's classifier of that role, freshly initialised, which can be trained on the data's images.
+        """Build the recipe's classifier of a role, freshly initialised.
 
         Raises:
-            RecipeError: it can't take one of their sizes.
+            RecipeError: it cannot process one of the image sizes of training.
         """
         return self._build(role, len(self.classes), sizes_px={self._feeds.size_px, self._feeds.smallest_px})
 
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
-        """The recipe's classifier of that role with these weights, however many classes and whatever normalisation."""
-        name, size_px = self._recipe.model_of(role), self._size_px(role)
-        # Images that are resized for it have one size only.
-        sizes_px = {self._feeds.smallest_px} if size_px == self._feeds.size_px else {size_px}
+        """Build the recipe's classifier of a role with these weights, adapting classes, normalisation and image size.
+
+        Raises:
+            RecipeError: the model cannot process one of the image sizes.
+            CheckpointError: the weights belong to another architecture, or their classes do not match the data's.
+        """
+        size_px, own_size = self._size_px(role), self._size_px(role) == self._feeds.size_px
+        # Images that are resized for the model have one size only.
+        sizes_px = {self._feeds.smallest_px} if own_size else {size_px}
         model = self._build(role, len(self.classes), sizes_px)
         heads = number_of_classes(model, weights, len(self.classes)) or len(self.classes)
-        details = weights.details
-        account = [f"{weights.path.name} says nothing of itself: {details['source']}"] if details.get("assumed") else []
         if heads != len(self.classes):
             model = self._build(role, heads, sizes_px)
-        load_into(model, weights, expected=name)
+        load_into(model, weights, expected=self._recipe.model_of(role))
+        details = weights.details
+        account = [f"{weights.path.name} has no metadata: {details['source']}"] if details.get("assumed") else []
         try:
             match = match_classes(details.get("classes"), details.get("class_ids"), self.classes, heads)
         except CheckpointError as error:
             raise CheckpointError(f"{weights.path}: {'; '.join([str(error), *account])}") from None
-        account += [match.account] if match.columns is not None or match.assumed else []
-        theirs, assumption = self._normalization_of(role, weights)
-        account += [assumption] if assumption else []
-        if size_px != self._feeds.size_px:
+        if match.columns is not None or match.assumed:
+            account.append(match.account)
+        theirs = self._normalization_of(role, weights)
+        if theirs is None:
+            remedy = "; set teacher.normalization if it differs" if role is Role.TEACHER else ""
+            account.append(f"its image normalisation is not recorded: assumed to be the data's{remedy}")
+            theirs = self._normalization
+        if not own_size:
             account.append(f"sees images of {size_px} px, the student of {self._feeds.size_px} px")
-        if match.columns is None and theirs == self._normalization and size_px == self._feeds.size_px:
-            return FittedModel(model, tuple(account))
-        adapted = AdaptedClassifier(
-            model,
-            ours=_mean_and_std(self._normalization),
-            theirs=_mean_and_std(theirs),
-            image_size_px=size_px if size_px != self._feeds.size_px else None,
-            interpolation=self._recipe.data.interpolation,
-            columns=match.columns,
-        )
-        return FittedModel(adapted, tuple(account))
+        if match.columns is not None or theirs != self._normalization or not own_size:
+            model = AdaptedClassifier(
+                model,
+                ours=self._normalization,
+                theirs=theirs,
+                image_size_px=None if own_size else size_px,
+                interpolation=self._recipe.data.interpolation,
+                columns=match.columns,
+            )
+        return FittedModel(model, tuple(account))
 
     def example_batch(self) -> LabelledImages:
-        """One training image."""
+        """Return a batch of one training image."""
         return self._feeds.train.example()
 
     def train_batches(self, first_step: int) -> Iterator[LabelledImages]:
-        """Augmented micro-batches of this rank."""
-        return self._feeds.train_batches(
+        """Yield this rank's augmented micro-batches."""
+        data = self._recipe.data
+        batches = self._feeds.train_batches(
             first_step, rank=self._ranks.rank, ranks=self._ranks.world, accumulate=self._train.accumulate
         )
+        if data.mixup == 0 and data.cutmix == 0:
+            return batches
+        return mix_batches(batches, mixup=data.mixup, cutmix=data.cutmix, seed=self._seed)
 
     def losses(self, student: nn.Module, teacher: FrozenTeacher | None, batch: LabelledImages) -> Losses:
-        """Cross-entropy with label smoothing; with a teacher, its KL divergence on the very same pixels."""
+        """Compute cross-entropy with label smoothing and, with a teacher, the KL divergence on the same pixels."""
         logits = student(batch.images).float()
         task = {"cross_entropy": self._cross_entropy(logits, batch)}
         if teacher is None:
             return Losses(task, {})
-        temperature = self._recipe.distill.temperature_at(batch.step, self.steps_per_epoch, self._total_steps)
+        total_steps = self._train.total_steps(self.steps_per_epoch)
+        temperature = self._recipe.distill.temperature_at(batch.step, self.steps_per_epoch, total_steps)
         return Losses(task, {"kl": distillation_kl(logits, teacher(batch.images), temperature)})
 
     def _cross_entropy(self, logits: Tensor, batch: LabelledImages) -> Tensor:
-        """Of labels as they are, or of two labels in the proportion in which their images were mixed."""
+        """Compute the mean cross-entropy; for mixed images, weight both labels by their share of the image."""
         smoothing = self._recipe.loss.label_smoothing
         loss = functional.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
         if batch.partner_labels is None:
@@ -168,10 +184,10 @@ class ClassificationTask:
         return batch.share * loss + (1 - batch.share) * other
 
     def evaluate(self, model: nn.Module, *, with_predictions: bool = False) -> Evaluation:
-        """Top-1, top-5 and cross-entropy on the evaluation set, and a table of classes."""
+        """Compute top-1, top-5, cross-entropy and a table of classes on the evaluation set."""
         accuracy = Accuracy(len(self.classes), self._device)
         found: list[Prediction] = []
-        for batch in self._feeds.evaluation_batches(rank=self._ranks.rank, ranks=self._ranks.world):
+        for batch in self._feeds.evaluation_batches(self._ranks):
             logits = model(batch.images)
             accuracy.add(logits, batch.labels)
             if with_predictions:
@@ -187,12 +203,12 @@ class ClassificationTask:
         return Evaluation(accuracy.result(), {"classes": per_class}, files=files if with_predictions else {})
 
     def _draw_confusion(self, predictions: list[Prediction], path: Path) -> None:
-        title = f"{self._recipe.name}: what is taken for what"
+        title = f"{self._recipe.name}: confusion matrix"
         draw_confusion(count_confusion(predictions, self.classes), self.classes, path, title=title)
 
     def _predictions(self, logits: Tensor, batch: LabelledImages) -> list[Prediction]:
-        """What a batch got, read back from the device."""
-        # Sorted as accuracy ranks them, ties too, which bf16 often makes and whose order `topk` leaves open.
+        """Return the predictions for a batch, copied from the device."""
+        # A stable sort ranks ties as `Accuracy` does; they are frequent in bf16, and `topk` leaves them undefined.
         places = logits.float().sort(dim=1, descending=True, stable=True).indices[:, :TOP_K]
         shares = logits.float().softmax(dim=1).gather(1, places)
         examples, rows = self._feeds.evaluation_listing.examples, []
@@ -203,12 +219,8 @@ class ClassificationTask:
             rows.append(Prediction(examples.name(index), self.classes[label], top[0][0], top[0][1], top))
         return rows
 
-    @cached_property
-    def _total_steps(self) -> int:
-        return self._train.total_steps(self.steps_per_epoch)
-
     def _build(self, role: Role, classes: int, sizes_px: set[int]) -> nn.Module:
-        """Built for the size that its role sees, and tried on the others that it meets: some models take one only."""
+        """Build a role's model for its image size and test it on the other sizes: some models support only one."""
         name, size_px = self._recipe.model_of(role), self._size_px(role)
         model = build_classifier(name, classes, size_px)
         for other_px in sizes_px - {size_px}:
@@ -221,25 +233,17 @@ class ClassificationTask:
 
     @property
     def _normalization(self) -> list[float]:
-        """Three means, then three deviations."""
+        """Three means, then three standard deviations."""
         return [*self._feeds.normalization.mean, *self._feeds.normalization.std]
 
     def _size_px(self, role: Role) -> int:
-        """Side of the images that a model of that role sees."""
+        """Return the side of the images that a role's model sees."""
         own = self._recipe.teacher.image_size if role is Role.TEACHER else None
         return own or self._feeds.size_px
 
-    def _normalization_of(self, role: Role, weights: Weights) -> tuple[list[float], str | None]:
-        """By what the images of these weights were normalised, and what had to be assumed."""
-        known = weights.details.get("normalization")
-        told = self._recipe.teacher.normalization if role is Role.TEACHER else None
-        if known is not None:
-            return list(known), None
-        if told is not None:
-            return [*told.mean, *told.std], None
-        where = ": teacher.normalization can tell" if role is Role.TEACHER else ""
-        return self._normalization, f"how its images were normalised is not on record: taken for the data's own{where}"
-
-
-def _mean_and_std(normalization: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return tuple(normalization[:3]), tuple(normalization[3:])
+    def _normalization_of(self, role: Role, weights: Weights) -> list[float] | None:
+        """Return the normalisation that these weights were trained with, or None if it is unknown."""
+        if weights.details.get("normalization") is not None:
+            return list(weights.details["normalization"])
+        section = self._recipe.teacher.normalization if role is Role.TEACHER else None
+        return None if section is None else [*section.mean, *section.std]

@@ -1,15 +1,14 @@
-"""Images with boxes in COCO's format (https://cocodataset.org/#format-data): one JSON file beside a folder of images.
+"""Read data sets in COCO format (https://cocodataset.org/#format-data): a JSON file and a folder of images.
 
-The file says all about its images, so that none is opened before its pixels are needed. It is checked as a whole, since
-a detector trained on half-read boxes looks like one that learns badly. The columns are checked as arrays; only where
-something is wrong are the records gone through one by one, to name the first.
+The file holds the sizes of its images, so none is opened before its pixels are needed. Every record is checked at
+startup, because silently skipped boxes look like a detector that trains badly. Checks run on whole columns; the records
+are searched one by one only to name the first invalid one.
 
-Legend: M annotations.
+Shape letters: N images, M annotations.
 """
 
 import json
 import os
-import reprlib
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from functools import partial
 from itertools import chain
 from math import isfinite
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any, NoReturn
 
 import numpy as np
@@ -32,22 +32,22 @@ from w2skd.tasks.detection.listing import BoxTable, CocoListing
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
 
 _ROUNDING_PX = 0.01
-"""COCO's own files have two decimals, so that a box at the edge may cross it by as much."""
+"""Tolerance at image edges: COCO's own files have two decimals."""
 
 _WORDS = ("true", "false", "null", "NaN", "Infinity", "-Infinity", ".", "e+", "e-", "E+", "E-")
-"""What the reader of JSON stops at when it finds only the beginning of one, the last of them within numbers."""
+"""Tokens whose prefix at the end of the file means that it is truncated; the last five occur within numbers."""
 
 _NAMED = 3
-"""So many of several culprits are named."""
+"""Maximum number of missing images that an error names."""
 
 
 @dataclass(frozen=True, eq=False)
 class CocoFiles:
-    """Images in files whose sizes were said beforehand.
+    """Image files of known sizes.
 
     Attributes:
-        root: the folder of images.
-        names: of the files, from there.
+        root: folder of the images.
+        names: paths of the files relative to `root`.
         sizes: int64 [N, 2], (height, width) in px.
     """
 
@@ -59,36 +59,36 @@ class CocoFiles:
         return len(self.names)
 
     def open(self, index: int) -> Image.Image:
-        """The image, as the camera was held where its annotations are of that, else as it lies in the file.
+        """Open an image, with its EXIF orientation applied if it then has its annotated size.
 
         Raises:
-            DataError: the file cannot be read or decoded, or has another size than was said.
+            DataError: the file cannot be read or decoded, or has another size.
         """
         height, width = self.sizes[index].tolist()
         return open_image(self.root / self.names[index], (width, height))
 
     def name(self, index: int) -> str:
-        """The path from `root`, with slashes."""
+        """Return the path relative to `root`, with slashes."""
         return self.names[index]
 
     def select(self, indices: Tensor) -> "CocoFiles":
-        """The images at these indices, in their order."""
+        """Return the images at these indices, in this order."""
         return CocoFiles(self.root, tuple(self.names[index] for index in indices.tolist()), self.sizes[indices])
 
 
 def read_coco(annotations: Path, images: Path) -> CocoListing:
-    """List what a file of annotations says, and see whether its images are there.
+    """Read an annotation file and check that its images exist.
 
-    Crowd regions are not trained on. Boxes that cross an image's edge are clipped to it; those that have no area or lie
-    outside are dropped. Images without boxes stay. Scoring gets the file as it is (`CocoListing.ground_truth`).
+    For training, crowd regions and boxes without area or outside of their image are dropped, and boxes are clipped to
+    their image. Images without boxes stay. Scoring uses the unmodified file (`CocoListing.ground_truth`).
 
     Args:
         annotations: the JSON file, ``instances_*.json``.
-        images: the folder from which its ``file_name`` lead.
+        images: folder to which its ``file_name`` entries are relative.
 
     Raises:
-        DataError: the file is missing, cut off, not COCO's, contradictory or empty, or is of other images. The record
-            is named.
+        DataError: the file is missing, truncated, empty, inconsistent, not in COCO format, or of other images. The
+            message names the first invalid record.
     """
     document = _load(annotations)
     records = _Records(annotations)
@@ -114,10 +114,10 @@ def read_coco(annotations: Path, images: Path) -> CocoListing:
     boxes = torch.from_numpy(xyxy[usable])
     labels = torch.from_numpy(label_of[usable])
     table = BoxTable.grouped(boxes, labels, torch.from_numpy(image_of[usable]), len(image_ids))
-    plain = int((table.starts.diff() == 0).sum())
-    account += [f"{plain:,} of {len(image_ids):,} images have no boxes to train on"] if plain else []
+    empty = int((table.starts.diff() == 0).sum())
+    account += [f"{empty:,} of {len(image_ids):,} images have no boxes for training"] if empty else []
     without = sum("area" not in row for row in box_rows)
-    account += [f"{without:,} annotations say no area: it is taken to be that of their boxes"] if without else []
+    account += [f"{without:,} annotations have no area: scoring uses the areas of their boxes"] if without else []
     return CocoListing(
         str(annotations),
         CocoFiles(images, tuple(names), torch.from_numpy(sizes)),
@@ -132,21 +132,21 @@ def read_coco(annotations: Path, images: Path) -> CocoListing:
 
 
 def _truth(path: Path) -> dict[str, Any]:
-    """The whole file once more, as scorers want it: what COCO requires and others leave out is filled in.
+    """Read the whole file again for scoring, with defaults for a missing ``area`` or ``iscrowd``.
 
-    It is read again, for it may be large (of COCO's training set more than 2 GB, mostly outlines) and is kept by the
-    scorer only.
+    It is not kept from the first reading, because it may be large: that of COCO's training set takes more than 2 GB,
+    mostly for outlines.
     """
     document = _load(path)
     rows = document["annotations"]
-    # Scorers note the id of what a detection matches, and take 0 for nothing.
+    # Scorers store the id of the annotation that a detection matches, with 0 for no match.
     shift = 1 - min(0, *(row["id"] for row in rows)) if any(row["id"] == 0 for row in rows) else 0
     filled = [{"area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0} | row | {"id": row["id"] + shift} for row in rows]
     return {"images": document["images"], "annotations": filled, "categories": document["categories"]}
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """Parse the file, and see that it has its three lists, none empty."""
+    """Parse the file and check that it has its three lists, none empty."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -156,31 +156,32 @@ def _load(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: {_why_not_json(error)}") from None
     except (UnicodeDecodeError, RecursionError):
-        raise DataError(f"{path}: not JSON: it is no text, or nested too deeply") from None
+        raise DataError(f"{path}: invalid JSON: not a text file, or nested too deeply") from None
     if not isinstance(document, dict):
-        raise DataError(f"{path}: not COCO's format: an object with {', '.join(_KINDS)} is expected, this is a list")
+        raise DataError(f"{path}: not in COCO format: expected an object with {', '.join(_KINDS)}")
     for key in _KINDS:
         if key not in document:
-            raise DataError(f"{path}: not COCO's format: it has no '{key}'; it has {', '.join(document) or 'nothing'}")
+            raise DataError(f"{path}: not in COCO format: missing key '{key}'; keys: {', '.join(document) or 'none'}")
         if not isinstance(document[key], list):
-            raise DataError(f"{path}: not COCO's format: '{key}' is {_short(document[key])}, and no list")
+            raise DataError(f"{path}: not in COCO format: '{key}' is {short_repr(document[key])}, not a list")
         if not document[key]:
-            raise DataError(f"{path}: has no {key}, so there is nothing to learn or to score")
+            raise DataError(f"{path}: has no {key}")
     return document
 
 
 def _why_not_json(error: json.JSONDecodeError) -> str:
+    """Tell a truncated file from other syntax errors."""
     left = error.doc[error.pos :].rstrip()
     if not error.doc.strip():
         return "is empty"
     in_text = error.msg.startswith("Unterminated string") or (error.msg.startswith("Invalid \\") and len(left) < 6)
     if in_text or any(word.startswith(left) for word in _WORDS):
-        return f"is cut off: it ends in the middle, after {len(error.doc):,} characters; fetch or export it again"
-    return f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        return f"is truncated after {len(error.doc):,} characters; download or export it again"
+    return f"invalid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
 
 
 class _Records:
-    """Columns of the records of one file, checked.
+    """Extract and check columns of the records of one file.
 
     Args:
         path: the file, for errors.
@@ -190,49 +191,49 @@ class _Records:
         self._path = path
 
     def ids(self, kind: str, rows: Sequence[Any]) -> NDArray[np.int64]:
-        """The records' own ids, each there once."""
+        """Return the records' ids, which must be unique."""
         ids = self._whole(kind, rows, "id")
         values, counts = np.unique(ids, return_counts=True)
         if len(values) < len(ids):
             twice = values[counts > 1]
             raise DataError(
-                f"{self._path}: {_KINDS[kind]} id {twice[0]} is there {counts[counts > 1][0]} times; "
+                f"{self._path}: {_KINDS[kind]} id {twice[0]} occurs {counts[counts > 1][0]} times; "
                 f"{len(twice):,} ids of {kind} are not unique"
             )
         return ids
 
     def texts(self, kind: str, rows: Sequence[Any], key: str) -> list[str]:
-        """Texts, none empty."""
+        """Return non-empty strings."""
         try:
             texts = [row[key] for row in rows]
         except (KeyError, TypeError):
             texts = [None]
         if not all(isinstance(text, str) and text for text in texts):
-            self._blame(kind, rows, key, lambda text: isinstance(text, str) and text != "", "a text is expected")
+            self._refuse(kind, rows, key, lambda text: isinstance(text, str) and text != "", "expected a string")
         return texts
 
     def sizes(self, rows: Sequence[Any]) -> NDArray[np.int64]:
-        """Heights and widths in px, [N, 2]."""
+        """Return heights and widths in px, [N, 2]."""
         columns = []
         for key in ("height", "width"):
             numbers = self.numbers("images", rows, key)
             if not np.all((numbers >= 1) & (numbers == np.floor(numbers)) & (numbers < 2**31)):
-                self._blame("images", rows, key, _is_side, "a whole number of px is expected, at least 1")
+                self._refuse("images", rows, key, _is_side, "expected an integer number of px, at least 1")
             columns.append(numbers.astype(np.int64))
         return np.stack(columns, 1)
 
     def places(self, rows: Sequence[Any], key: str, known: NDArray[np.int64], what: str) -> NDArray[np.int64]:
-        """For every annotation the place of its `key` among the known ids."""
+        """Return for every annotation the index of its `key` in `known`."""
         order = np.argsort(known)
         ids = self._whole("annotations", rows, key)
         places: NDArray[np.int64] = order[np.searchsorted(known, ids, sorter=order).clip(max=len(known) - 1)]
         if not np.array_equal(known[places], ids):
-            there = set(known.tolist())
-            self._blame("annotations", rows, key, there.__contains__, f"the file has no {what} of this id")
+            ids_known = set(known.tolist())
+            self._refuse("annotations", rows, key, ids_known.__contains__, f"the file has no {what} with this id")
         return places
 
     def boxes(self, rows: Sequence[Any]) -> NDArray[np.float64]:
-        """The ``bbox`` of every annotation, [M, 4] as (x, y, width, height)."""
+        """Return the ``bbox`` of every annotation, [M, 4] as (x, y, width, height)."""
         try:
             boxes = [row["bbox"] for row in rows]
             fit = set(map(len, boxes)) == {4}
@@ -243,40 +244,41 @@ class _Records:
             numbers = numbers.reshape(-1, 4)
             fit = bool(np.isfinite(numbers).all() and (numbers[:, 2:] >= 0).all())
         if not fit:
-            expected = "[x, y, width, height] in px is expected, four numbers, the last two not negative"
-            self._blame("annotations", rows, "bbox", _is_box, expected)
+            expected = "expected [x, y, width, height] in px, four finite numbers, width and height at least 0"
+            self._refuse("annotations", rows, "bbox", _is_box, expected)
         return numbers
 
     def numbers(self, kind: str, rows: Sequence[Any], key: str, default: float | None = None) -> NDArray[np.float64]:
-        """Finite numbers; `default`, unless it is None, where a record has none."""
+        """Return finite numbers; `default`, unless it is None, replaces missing ones."""
         rows = rows if default is None else [{key: default} | row if key not in row else row for row in rows]
         try:
             numbers = np.array(array("d", [row[key] for row in rows]))
         except (KeyError, TypeError, OverflowError):
             numbers = np.array([np.nan])
         if not np.isfinite(numbers).all():
-            self._blame(kind, rows, key, _is_number, "a number is expected")
+            self._refuse(kind, rows, key, _is_number, "expected a finite number")
         return numbers
 
     def _whole(self, kind: str, rows: Sequence[Any], key: str) -> NDArray[np.int64]:
         try:
             return np.array(array("q", [row[key] for row in rows]), dtype=np.int64)
         except (KeyError, TypeError, OverflowError):
-            self._blame(kind, rows, key, _is_whole, "a whole number is expected")
+            self._refuse(kind, rows, key, _is_whole, "expected an integer")
 
-    def _blame(self, kind: str, rows: Sequence[Any], key: str, fits: Callable[[Any], bool], expected: str) -> NoReturn:
-        """Name the first record whose `key` is missing or does not fit."""
+    def _refuse(self, kind: str, rows: Sequence[Any], key: str, fits: Callable[[Any], bool], expected: str) -> NoReturn:
+        """Raise an error about the first record whose `key` is missing or invalid."""
         for place, row in enumerate(rows):
             if not isinstance(row, dict):
-                raise DataError(f"{self._path}: {kind}[{place}] is {_short(row)}, and no object")
+                raise DataError(f"{self._path}: {kind}[{place}] is {short_repr(row)}, not an object")
+            name = _name_of(kind, row, place)
             if key not in row:
-                raise DataError(f"{self._path}: {_called(kind, row, place)} has no '{key}'; {expected}")
+                raise DataError(f"{self._path}: {name} has no '{key}': {expected}")
             if not fits(row[key]):
-                raise DataError(f"{self._path}: {_called(kind, row, place)}: {key} {_short(row[key])}: {expected}")
-        raise AssertionError(f"nothing wrong with {key} of {kind} in {self._path}")
+                raise DataError(f"{self._path}: {name}: {key} {short_repr(row[key])}: {expected}")
+        raise AssertionError(f"all values of {key} are valid in {kind} of {self._path}")
 
 
-def _called(kind: str, row: dict[str, Any], place: int) -> str:
+def _name_of(kind: str, row: dict[str, Any], place: int) -> str:
     name = f"{_KINDS[kind]} {row['id']}" if isinstance(row.get("id"), int) else f"{kind}[{place}]"
     return f"{name} (image {row['image_id']})" if isinstance(row.get("image_id"), int) else name
 
@@ -300,10 +302,6 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)) and min(value[2:]) >= 0
 
 
-def _short(value: Any) -> str:
-    return reprlib.repr(value)
-
-
 def _check_titles(path: Path, titles: Sequence[str], ids: NDArray[np.int64]) -> None:
     seen: dict[str, int] = {}
     for title, number in zip(titles, ids.tolist(), strict=True):
@@ -313,28 +311,23 @@ def _check_titles(path: Path, titles: Sequence[str], ids: NDArray[np.int64]) -> 
 
 
 def _check_files(annotations: Path, root: Path, names: Sequence[str]) -> None:
-    """See that the images are there, by listing their folders: asking for every file takes minutes on a network."""
+    """Check that the images exist, by listing their folders: a call per file takes minutes on network file systems."""
     if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder; the images of {annotations} are expected in it")
-    there: dict[str, set[str]] = {}
-    missing = []
-    for name in names:
-        folder, _, file = name.rpartition("/")
-        if folder not in there:
-            there[folder] = _files_in(root / folder)
-        if file not in there[folder]:
-            missing.append(name)
+        raise DataError(f"{root}: no such folder; it should contain the images of {annotations}")
+    folders = {name.rpartition("/")[0] for name in names}
+    existing = {(folder, file) for folder in folders for file in _files_in(root / folder)}
+    missing = [name for name in names if name.rpartition("/")[::2] not in existing]
     if not missing:
         return
     some = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
     if 2 * len(missing) > len(names):
         raise DataError(
-            f"{annotations}: is of other images than those in {root}: {len(missing):,} of {len(names):,} are not there "
+            f"{annotations}: does not belong to the images in {root}: {len(missing):,} of {len(names):,} are missing "
             f"({some})"
         )
     raise DataError(
-        f"{root}: {len(missing):,} of the {len(names):,} images in {annotations} are missing: {some}; fetch them, or "
-        "take them out of the file"
+        f"{root}: {len(missing):,} of the {len(names):,} images in {annotations} are missing: {some}; "
+        "download them, or remove them from the file"
     )
 
 
@@ -345,13 +338,13 @@ def _files_in(folder: Path) -> set[str]:
     except (FileNotFoundError, NotADirectoryError):
         return set()
     except OSError as error:
-        raise DataError(f"{folder}: cannot be listed: {error.strerror or error}") from None
+        raise DataError(f"cannot list {folder}: {error.strerror or error}") from None
 
 
 def _clip(
     xywh: NDArray[np.float64], crowd: NDArray[np.bool_], sizes: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], list[str]]:
-    """Bring boxes to what can be trained on.
+    """Clip boxes to their images and select those for training.
 
     Args:
         xywh: [M, 4], no side negative.
@@ -359,7 +352,8 @@ def _clip(
         sizes: [M, 2], (height, width) of their images.
 
     Returns:
-        [M, 4] as xyxy within the images; [M], which of them are fit for training; what was done.
+        Clipped boxes [M, 4] as xyxy; [M], True for those to train on; one line per kind of box that was changed or
+        excluded.
     """
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
     edges = np.concatenate([sizes[:, ::-1]] * 2, 1)
@@ -367,13 +361,13 @@ def _clip(
     clipped = inside.astype(np.float32)
     flat = (xywh[:, 2:] == 0).any(1)
     outside = ~flat & (inside[:, 2:] <= inside[:, :2]).any(1)
-    flat |= ~outside & (clipped[:, 2:] <= clipped[:, :2]).any(1)  # thinner than float32 can tell
+    flat |= ~outside & (clipped[:, 2:] <= clipped[:, :2]).any(1)  # thinner than float32 resolves
     usable = ~(crowd | flat | outside)
     over = usable & (np.abs(inside - corners) > _ROUNDING_PX).any(1)
     counts = {
-        "crowd regions are scored, not trained on": crowd,
-        "boxes have no area and are not trained on": ~crowd & flat,
-        "boxes lie outside of their images and are not trained on": ~crowd & outside,
-        "boxes reach over the edge of their images and are clipped to it for training": over,
+        "crowd regions are used for scoring only": crowd,
+        "boxes without area are excluded from training": ~crowd & flat,
+        "boxes outside of their images are excluded from training": ~crowd & outside,
+        "boxes beyond the edges of their images are clipped for training": over,
     }
     return clipped, usable, [f"{count:,} {what}" for what, which in counts.items() if (count := int(which.sum()))]

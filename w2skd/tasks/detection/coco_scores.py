@@ -1,14 +1,13 @@
-"""COCO's scores of a detector: boxes in, average precision out, by pycocotools, the reference, or faster-coco-eval.
+"""COCO average precision and recall of a detector, by pycocotools (the reference) or faster-coco-eval.
 
-Both are handed one array of all detections. What they print is not for the user, and is held back. Their numbers
-differ by rounding alone, in the last digit: to pycocotools the precision of a first hit is 1 - 2^-52, so that a perfect
-detector need not score 1.0 exactly.
+Both packages get one array of all detections, and their console output is suppressed. Their results differ only by
+rounding in the last digit: pycocotools computes the precision of a first hit as 1 - 2^-52, so a perfect detector may
+score slightly below 1.0.
 
-Legend: N images, D detections, d of them in one image, K categories.
+Shape letters: N images, n of them in one batch, d detections in one image, K categories.
 """
 
 import io
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,32 +25,27 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from w2skd.errors import DataError, UsageError
+from w2skd.errors import UsageError
 from w2skd.platform.files import atomic_file, writing
 from w2skd.platform.ranks import Ranks
-
-NUMBERS = (
-    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
-    *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
-)
-"""COCO's twelve, in its order: average precision over IoU 0.50 to 0.95, at 0.50, at 0.75, and by area (small up to
-32^2 px, large from 96^2 px on); average recall with 1, 10 and 100 detections an image and category, and by area."""
+from w2skd.tasks.detection.recipe import COCO_METRICS
 
 _PACKAGES = {"pycocotools": "pycocotools", "faster": "faster-coco-eval"}
 
-_CHUNK = 10_000  # detections in memory as text
+_CHUNK = 10_000
+"""Detections formatted as text at once."""
 
 
 @dataclass(frozen=True)
 class CocoResult:
-    """How the detections scored.
+    """Scores of a detector on an evaluation set.
 
     Attributes:
-        numbers: each of `NUMBERS`, in 0..1; NaN where there is nothing to find, for instance no large boxes.
-        classes: one row a category in the order of labels: ``class`` is its name, ``boxes`` how many there are without
-            crowd regions, ``ap`` and ``ap50`` as above (NaN without boxes).
-        backend: which package scored, and its version.
-        account: what a reader of the numbers must know; a line each, often none.
+        numbers: value of each of `COCO_METRICS`, in 0..1; NaN without ground truth, for instance without large boxes.
+        classes: one row per category in label order: ``class`` is its name, ``boxes`` the number of its ground-truth
+            boxes without crowd regions, ``ap`` and ``ap50`` its scores (NaN without boxes).
+        backend: name and version of the scoring package.
+        account: caveats of the scores, one line each; usually empty.
     """
 
     numbers: dict[str, float]
@@ -61,46 +55,48 @@ class CocoResult:
 
 
 def choose_backend(backend: str) -> str:
-    """Say which package scores: ``pycocotools``, or ``faster`` where it is installed and not forbidden.
+    """Resolve ``auto`` to ``faster`` if faster-coco-eval is installed, else to ``pycocotools``.
 
     Args:
         backend: ``auto``, ``pycocotools`` or ``faster``.
 
+    Returns:
+        ``pycocotools`` or ``faster``.
+
     Raises:
-        UsageError: the faster one is asked for and not installed.
+        UsageError: `backend` is ``faster``, but faster-coco-eval is not installed.
     """
     assert backend in ("auto", *_PACKAGES), backend
     installed = find_spec("faster_coco_eval") is not None
     if backend == "faster" and not installed:
-        raise UsageError("eval.backend is faster, but faster-coco-eval is not installed: pip install 'w2skd[coco]'")
+        raise UsageError("eval.backend: faster needs faster-coco-eval, but it is missing: pip install 'w2skd[coco]'")
     return ("faster" if installed else "pycocotools") if backend == "auto" else backend
 
 
 def check_results_path(path: Path) -> None:
-    """Say before hours of work what would go wrong after them.
+    """Check at startup that a results file can be written.
 
     Raises:
         UsageError: the file is not named ``.json``.
         OutputError: its folder is missing or read-only.
     """
     if path.suffix.lower() != ".json":
-        raise UsageError(f"cannot write results to {path}: COCO's results are JSON; name it {path.stem}.json")
+        raise UsageError(f"cannot write results to {path}: COCO results are JSON; use the name {path.stem}.json")
     with writing(path), tempfile.TemporaryFile(dir=path.parent):
         pass
 
 
 class CocoScorer:
-    """Collects what a detector found and has it scored.
+    """Collect a detector's detections and score them.
 
-    The scorer numbers images, categories and annotations by itself, in the order of their ids, so that what packages
-    make of ids does not show: pycocotools takes whatever matches an annotation of id 0 for an error, and its arrays
-    hold ids as floating-point numbers.
+    Images, categories and annotations are renumbered in the order of their ids, because the packages mishandle some
+    ids: pycocotools counts a match with annotation id 0 as a miss, and its arrays hold ids as floating-point numbers.
 
     Args:
-        ground_truth: COCO's ``annotations`` and ``categories``, at least of the listed images. Crowd regions are
-            neither hit nor missed. Without ``area`` it is that of the box, without ``iscrowd`` it is no crowd.
-        category_ids: K rising ids; label i stands for ``category_ids[i]``.
-        image_ids: N ids, all different, of the images to be scored; `add` knows them by their places in this order.
+        ground_truth: COCO's ``annotations`` and ``categories``, at least those of the listed images. Crowd regions
+            count neither as hits nor as misses. ``area`` defaults to the area of the box, ``iscrowd`` to 0.
+        category_ids: K ascending ids; label i stands for ``category_ids[i]``.
+        image_ids: N unique ids of the images to score; `add` refers to images by their index in this order.
     """
 
     def __init__(self, ground_truth: Mapping[str, Any], category_ids: Sequence[int], image_ids: Sequence[int] | Tensor):
@@ -112,7 +108,7 @@ class CocoScorer:
         labels = {category_id: label for label, category_id in enumerate(self._category_ids)}
         names = {category["id"]: str(category["name"]) for category in ground_truth["categories"]}
         self._classes = [names[category_id] for category_id in self._category_ids]
-        # By the order of their ids, in which the packages break ties between detections of equal score.
+        # In id order: the packages break ties between equal scores by it.
         self._numbers = np.array([numbers[image_id] for image_id in self._image_ids], dtype=np.int64)
         listed = (one for one in ground_truth["annotations"] if one["image_id"] in numbers)
         self._truth = [
@@ -135,23 +131,22 @@ class CocoScorer:
     def add(
         self, places: Tensor, detections: Sequence[tuple[Tensor, Tensor, Tensor]], scales: Tensor | None = None
     ) -> None:
-        """Take in what was found in some images, on any device; an image without detections must be added too.
+        """Add the detections of some images, on any device. Images without detections must be added, too.
 
-        What is not finite is dropped and counted: pycocotools takes a box of NaN for a hit, whatever it is compared
-        with.
+        Non-finite detections are dropped and counted: pycocotools scores a NaN box as a hit.
 
         Args:
-            places: int64 [n], places of the images among `image_ids`; each is added once.
-            detections: of each, boxes [d, 4] (xyxy, px), scores [d] and labels int64 [d] in 0..K-1.
-            scales: [n, 2], (y, x), by which boxes are divided to come to px of the original image; None where they are
-                in these already.
+            places: int64 [n], indices of the images in `image_ids`; each image is added once.
+            detections: per image, boxes [d, 4] (xyxy, px), scores [d] and labels int64 [d] in 0..K-1.
+            scales: [n, 2], (y, x), divisors that map boxes to px of the original image; None if they are in these
+                units already.
         """
         assert len(places) == len(detections), (len(places), len(detections))
         self._seen += places.tolist()
         if not detections:
             return
         counts = torch.tensor([len(scores) for _, scores, _ in detections])
-        # A transfer a batch, not one an image.
+        # One transfer per batch instead of one per image.
         boxes, scores, labels = (torch.cat(parts).detach().cpu() for parts in zip(*detections, strict=True))
         shapes = (boxes.shape, scores.shape, labels.shape)
         assert shapes == ((len(scores), 4), (len(scores),), (len(scores),)), shapes
@@ -167,7 +162,7 @@ class CocoScorer:
         self._parts.append((places.cpu().repeat_interleave(counts)[finite].numpy(), rows[finite].numpy()))
 
     def merge(self, ranks: Ranks) -> None:
-        """Bring together what all ranks have added, on every rank. All of them call it once, after the last `add`."""
+        """Gather the detections of all ranks on every rank; each rank calls it once, after its last `add`."""
         self._join()
         parts = ranks.gather((self._seen, self._places, self._rows, self._dropped))
         self._seen = [place for seen, _, _, _ in parts for place in seen]
@@ -176,29 +171,30 @@ class CocoScorer:
         self._places, self._rows = self._places[:0], self._rows[:0]
 
     def result(self, backend: str = "auto") -> CocoResult:
-        """Score what was found, on one rank or on each.
+        """Score the detections; callable on a single rank.
 
-        Finding nothing is 0, nothing to find is NaN.
+        A metric is 0 without detections and NaN without ground truth.
 
         Args:
             backend: see `choose_backend`.
 
         Raises:
-            UsageError: the backend is not installed.
+            UsageError: the backend's package is not installed.
         """
         chosen = choose_backend(backend)
         self._join()
         with redirect_stdout(io.StringIO()):
             evaluated = self._evaluate(chosen)
-        numbers = dict(zip(NUMBERS, (_or_nan(value) for value in evaluated.stats[: len(NUMBERS)]), strict=True))
+        values = (_or_nan(value) for value in evaluated.stats[: len(COCO_METRICS)])
+        numbers = dict(zip(COCO_METRICS, values, strict=True))
         package = _PACKAGES[chosen]
         return CocoResult(numbers, self._per_class(evaluated), f"{package} {version(package)}", self._account())
 
     def write_results(self, path: Path) -> None:
-        """Write COCO's results JSON, with its own ids and boxes as xywh, in the order of the images; a line each.
+        """Write COCO's results JSON: original ids, boxes as xywh, one detection per line in the order of the images.
 
-        Numbers have all their digits, so that scoring the file gives what `result` gives. pycocotools itself cannot
-        load a file of no detections.
+        Numbers keep all digits, so scoring the file reproduces `result`. pycocotools cannot load a file without
+        detections.
 
         Raises:
             UsageError: the file is not named ``.json``.
@@ -219,7 +215,7 @@ class CocoScorer:
             file.write(b"\n]\n")
 
     def _join(self) -> None:
-        """Put the parts in one piece, in the order of the images, whichever rank had them."""
+        """Concatenate the parts in the order of the images, independent of ranks."""
         if self._parts:
             places = np.concatenate([self._places, *(places for places, _ in self._parts)])
             rows = np.concatenate([self._rows, *(rows for _, rows in self._parts)])
@@ -240,7 +236,7 @@ class CocoScorer:
             "images": [{"id": number} for number in sorted(self._numbers.tolist())],
             "categories": [{"id": label} for label in range(len(self._category_ids))],
         }
-        # Both packages write into annotations.
+        # Both packages modify the annotations.
         truth = _indexed(coco, dataset | {"annotations": [dict(one) for one in self._truth]})
         array = np.column_stack([self._numbers[self._places], self._rows])
         found = truth.loadRes(array) if len(array) else _indexed(coco, dataset | {"annotations": []})
@@ -254,7 +250,7 @@ class CocoScorer:
         boxes = np.bincount(
             [one["category_id"] for one in self._truth if not one["iscrowd"]], minlength=len(self._classes)
         )
-        # Thresholds of IoU, of recall, categories, ranges of area, numbers of detections.
+        # [IoU thresholds, recall thresholds, categories, area ranges, detection limits]
         precision = evaluated.eval["precision"][:, :, :, 0, -1]
         rows = []
         for label, name in enumerate(self._classes):
@@ -265,10 +261,10 @@ class CocoScorer:
     def _account(self) -> tuple[str, ...]:
         lines = []
         if not any(not one["iscrowd"] for one in self._truth):
-            lines.append(f"there is no box to find in {len(self._image_ids)} images: no score can be given")
+            lines.append(f"the {len(self._image_ids)} evaluation images have no ground-truth boxes: all scores are NaN")
         if self._dropped:
             total = self._dropped + len(self._rows)
-            lines.append(f"{self._dropped} of {total} detections are not finite and do not count")
+            lines.append(f"dropped {self._dropped} of {total} detections with non-finite values")
         return tuple(lines)
 
 
@@ -280,76 +276,10 @@ def _indexed(coco: Any, dataset: dict[str, Any]) -> Any:
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """COCO's mean: -1 marks what there is nothing of."""
+    """COCO's mean: -1 marks entries without ground truth."""
     present = values[values > -1]
     return float(present.mean()) if len(present) else -1.0
 
 
 def _or_nan(value: float) -> float:
     return float(value) if value > -1 else math.nan
-
-
-def check_results_file(
-    path: Path, image_ids: Sequence[int] | None = None, category_ids: Sequence[int] | None = None
-) -> int:
-    """Make sure that a file is COCO's results of detection, as `CocoScorer.write_results` and others write them.
-
-    Args:
-        path: the file.
-        image_ids: what images there are; None to take any.
-        category_ids: what categories there are; None to take any.
-
-    Returns:
-        The number of detections.
-
-    Raises:
-        DataError: it is not; the line names the first detection that is wrong, counted from 1.
-    """
-    try:
-        records = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise DataError(f"{path}: no COCO results, for it is cut off or not JSON ({error.msg}, {where})") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: no COCO results, for it is not JSON") from None
-    if not isinstance(records, list):
-        hint = "; this is an annotation file" if isinstance(records, dict) and "annotations" in records else ""
-        raise DataError(f"{path}: no COCO results: a list of detections was expected{hint}")
-    images, categories = (None if ids is None else frozenset(ids) for ids in (image_ids, category_ids))
-    for number, record in enumerate(records, start=1):
-        problem = _problem(record, images, categories)
-        if problem:
-            raise DataError(f"{path}: detection {number} of {len(records)} {problem}")
-    return len(records)
-
-
-def _problem(record: Any, images: frozenset[int] | None, categories: frozenset[int] | None) -> str | None:
-    """What is wrong with one detection of a results file."""
-    if not isinstance(record, dict):
-        return f"is {_shown(record)}, not an object"
-    lacking = [key for key in ("image_id", "category_id", "bbox", "score") if key not in record]
-    if lacking:
-        return f"lacks {', '.join(lacking)}"
-    for key, known, kind in (("image_id", images, "image"), ("category_id", categories, "category")):
-        value = record[key]
-        if not isinstance(value, int) or isinstance(value, bool):
-            return f"has the {key} {_shown(value)}, not a whole number"
-        if known is not None and value not in known:
-            return f"has the {key} {value}, but there is no such {kind}"
-    box, score = record["bbox"], record["score"]
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(value) for value in box):
-        return f"has the bbox {_shown(box)}, not four finite numbers"
-    if min(box[2:]) < 0:
-        return f"has the bbox {_shown(box)}, whose width or height is negative"
-    return None if _is_finite(score) else f"has the score {_shown(score)}, not a finite number"
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

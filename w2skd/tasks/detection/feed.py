@@ -19,6 +19,7 @@ from w2skd.data.images import Normalization
 from w2skd.data.order import BatchOrder, Slice
 from w2skd.data.workers import in_workers
 from w2skd.errors import DataError
+from w2skd.platform.ranks import Ranks
 from w2skd.tasks.detection.batch import Boxes, ImagesWithBoxes
 from w2skd.tasks.detection.listing import BoxTable, CocoListing, Pictures
 from w2skd.tasks.detection.transforms import DetectionTransform, Transformed
@@ -116,12 +117,11 @@ def detection_evaluation_batches(
     device: torch.device,
     batch_size: int,
     workers: int,
-    rank: int = 0,
-    ranks: int = 1,
+    ranks: Ranks = Ranks(),
     timeout_s: float = 300.0,
     channels_last: bool = False,
 ) -> Batches:
-    """Yield this rank's share of a set, once and in order; every example falls to exactly one rank.
+    """Iterate over this rank's shard of an evaluation set, in order, without augmentation.
 
     Args:
         listing: the set.
@@ -130,16 +130,15 @@ def detection_evaluation_batches(
         device: where batches are made.
         batch_size: examples per batch of this rank; the last batch may have fewer.
         workers: processes per rank; 0 reads in this one.
-        rank: this process's number, below `ranks`.
-        ranks: how many share the set.
+        ranks: the ranks that share the set.
         timeout_s: how long a batch may be awaited.
         channels_last: memory format of the batches.
 
     Raises:
         DataError: while batches are taken: an example cannot be read, or a worker was killed or hangs.
     """
-    start, end = len(listing) * rank // ranks, len(listing) * (rank + 1) // ranks
-    parts = [range(first, min(first + batch_size, end)) for first in range(start, end, batch_size)]
+    shard = ranks.shard(len(listing))
+    parts = [shard[first : first + batch_size] for first in range(0, len(shard), batch_size)]
     deliver = _Delivery(normalization, device, channels_last)
     results = in_workers(
         _Read(listing.examples, listing.table, transform.plain),

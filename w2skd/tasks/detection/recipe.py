@@ -1,20 +1,19 @@
-"""The recipe sections of object detection."""
+"""Recipe sections of object detection."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     model_validator,
 )
 
 from w2skd.errors import suggest
+from w2skd.recipe.data import DataSection
 from w2skd.recipe.evaluation import Metric, Output
 from w2skd.recipe.schema import (
     FilePath,
@@ -40,13 +39,13 @@ DETECTORS = (
     "fasterrcnn_mobilenet_v2",
     "fasterrcnn_slim",
 )
-"""Family, underscore, body; detectors of one family can teach one another."""
+"""Names of the detectors: family, underscore, body. Teacher and student must be of one family."""
 
 SidePx = Annotated[int, Field(ge=32, le=8192)]
 
 
-class DetectionData(Section):
-    """What is learned from.
+class DetectionData(DataSection):
+    """Images with boxes, see `DataSection`. Subsets are random; null takes 1,024 and 256 examples of ``shapes``.
 
     Attributes:
         source: ``coco``, files in COCO's format below `root`, or ``shapes``, which is generated.
@@ -54,31 +53,20 @@ class DetectionData(Section):
         train_annotations: their ``instances_*.json``, below `root`.
         eval_images: folder of the evaluation images, below `root`.
         eval_annotations: their ``instances_*.json``, below `root`.
-        min_size: px to which an image's shorter side is brought.
-        max_size: px that its longer side may have then; where it would have more, the image becomes smaller.
-        train_examples: a random subset of that size; null takes all (``shapes``: 1,024).
-        eval_examples: the same for the evaluation set; null takes all (``shapes``: 256).
-        split_seed: draws the subsets, whatever the run's seed.
-        workers: reading processes of a rank; null is its share of the cores, at most 8; 0 reads between the steps.
-        worker_timeout_s: how long a batch may take them.
+        min_size: px to which an image's shorter side is resized.
+        max_size: maximum of its longer side in px; an image that would exceed it is resized to a smaller size.
         augment: applied per image, in this order: ``crop`` (a random part of at least half of either side), ``scale``
-            (its sizes by a random factor out of `scale_range`), ``flip`` (horizontal).
+            (resize by a random factor within `scale_range`), ``flip`` (horizontal).
         scale_range: smallest and largest factor of ``scale``.
     """
 
     source: Literal["coco", "shapes"]
-    root: FilePath = Path("data")
     train_images: str = "train2017"
     train_annotations: str = "annotations/instances_train2017.json"
     eval_images: str = "val2017"
     eval_annotations: str = "annotations/instances_val2017.json"
     min_size: SidePx = 800
     max_size: SidePx = 1333
-    train_examples: PositiveInt | None = None
-    eval_examples: PositiveInt | None = None
-    split_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    workers: NonNegativeInt | None = None
-    worker_timeout_s: PositiveFloat = 300.0
     augment: Annotated[tuple[Literal["crop", "scale", "flip"], ...], Field(strict=False)] = ("flip",)
     scale_range: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.8, 1.25)
 
@@ -100,15 +88,15 @@ def _known_detector(name: str) -> str:
 
 
 Detector = Annotated[str, AfterValidator(_known_detector)]
-"""A detector's name. Its family, before the first underscore, is what teacher and student must share."""
+"""Name of a detector, one of `DETECTORS`."""
 
 
 class DetectorTeacher(TeacherSection):
-    """The weaker detector.
+    """The weak teacher.
 
     Attributes:
-        backbone: weights of an ImageNet classifier from which its own training starts: a run of w2skd, a file, or
-            ``pretrained`` (``pretrained:TAG``) for torchvision's; null starts afresh.
+        backbone: ImageNet classifier weights that initialise its backbone for training: a w2skd run, a file, or
+            ``pretrained`` (``pretrained:TAG``) for torchvision's; null means random initialisation.
     """
 
     model: Detector
@@ -116,10 +104,10 @@ class DetectorTeacher(TeacherSection):
 
 
 class DetectorStudent(StudentSection):
-    """The detector to be trained.
+    """The student.
 
     Attributes:
-        backbone: as in `DetectorTeacher`; both arms start from it.
+        backbone: as in `DetectorTeacher`; all arms start from these weights.
     """
 
     model: Detector
@@ -127,14 +115,14 @@ class DetectorStudent(StudentSection):
 
 
 class DetectorSection(Section):
-    """What teacher and student have in common.
+    """Settings that teacher and student share.
 
     Attributes:
-        frozen_norm: batch normalisation of the backbone keeps the statistics and scales it starts with, as the field
-            does with pretrained backbones and small batches. So there must be weights to start with: a fresh backbone
-            would have no normalisation at all.
-        anchor_scale: factor of all anchors' sides, 1 being those that torchvision made for COCO at 800 px.
-        max_detections: of one image, the best by score.
+        frozen_norm: freeze the statistics and scales of the backbone's batch normalisation, as is common with
+            pretrained backbones and small batches. Requires initial weights: in a randomly initialised backbone, frozen
+            batch normalisation would normalise nothing.
+        anchor_scale: factor of all anchors' sides; 1 is torchvision's setting for COCO at 800 px.
+        max_detections: highest-scoring detections kept per image.
     """
 
     frozen_norm: bool = False
@@ -143,16 +131,16 @@ class DetectorSection(Section):
 
 
 class DetectionDistill(SoftenedDistillSection):
-    """How the teacher's final outputs help; each part's weight beside the others, 0 leaves it out.
+    """Distillation from the teacher's head outputs, with one relative weight per part; 0 disables a part.
 
-    The temperature softens the class scores of Faster R-CNN's proposals; all other scores are sigmoids, taken as they
-    are.
+    The temperature applies to the softmax over classes of Faster R-CNN's proposals only; all other outputs are
+    sigmoids.
 
     Attributes:
-        class_weight: class scores, of anchors (RetinaNet) or of the student's proposals (Faster R-CNN).
-        box_weight: box offsets, of the same.
+        class_weight: class scores of anchors (RetinaNet) or of the student's proposals (Faster R-CNN).
+        box_weight: box offsets of the same.
         objectness_weight: objectness of the region proposal network (Faster R-CNN).
-        rpn_box_weight: its box offsets.
+        rpn_box_weight: box offsets of the region proposal network (Faster R-CNN).
     """
 
     class_weight: NonNegativeFloat = 1.0
@@ -162,25 +150,29 @@ class DetectionDistill(SoftenedDistillSection):
 
 
 class DetectionEval(Section):
-    """How detections are scored.
+    """Evaluation of detections.
 
     Attributes:
-        backend: ``pycocotools``, the reference; ``faster``, faster-coco-eval; ``auto`` takes the faster where it is
-            installed.
+        backend: scoring package: ``pycocotools``, the reference; ``faster`` for faster-coco-eval; ``auto`` uses
+            faster-coco-eval if it is installed.
     """
 
     backend: Literal["auto", "pycocotools", "faster"] = "auto"
 
 
+COCO_METRICS = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
+)
+"""COCO's twelve metrics in its order: average precision over IoU 0.50 to 0.95, at 0.50, at 0.75, and by area (small up
+to 32^2 px, large from 96^2 px); average recall with 1, 10 and 100 detections per image and category, and by area."""
+
+
 class DetectionReport(ReportSection):
-    """What the experiment is measured by: ``ap``, ``ap50``, ... as COCO defines them, as shares from 0 to 1."""
+    """The experiment's metric, one of `COCO_METRICS`, from 0 to 1."""
 
     metrics: ClassVar[tuple[Metric, ...]] = tuple(
-        Metric(name, higher_is_better=True, is_share=True)
-        for name in (
-            *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
-            *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
-        )
+        Metric(name, higher_is_better=True, is_share=True) for name in COCO_METRICS
     )
     metric: str = "ap50"
 
@@ -188,14 +180,14 @@ class DetectionReport(ReportSection):
 class DetectionRecipe(Recipe):
     """An object-detection experiment.
 
-    Two ranks learn what one process learns with twice the ``train.accumulate``. Another number of slices changes the
-    learning a little: distillation is divided by the teacher's confidence in a slice, Faster R-CNN draws its samples
-    slice by slice, and images are padded to the largest of theirs. RetinaNet's own losses are means over images, and
-    stay.
+    Two ranks train like one process with twice the ``train.accumulate``. The number of micro-batches per step affects
+    training slightly: distillation losses are normalised by the teacher's confidence within a micro-batch, Faster R-CNN
+    samples proposals per micro-batch, and images are padded to the largest of their micro-batch. RetinaNet's own losses
+    are means over images and do not change.
     """
 
     outputs: ClassVar[Mapping[str, Output]] = {
-        "results": Output("Write all detections in COCO's format: .json.", (".json",))
+        "results": Output("Write all detections in COCO format: .json.", (".json",))
     }
     draws_pictures: ClassVar[bool] = True
     speed_only: ClassVar[tuple[str, ...]] = (*Recipe.speed_only, "eval.backend")
@@ -213,23 +205,25 @@ class DetectionRecipe(Recipe):
     def _check(self) -> "DetectionRecipe":
         families = [model.partition("_")[0] for model in (self.teacher.model, self.student.model)]
         if families[0] != families[1]:
-            raise ValueError(f"teacher.model: a {families[0]} cannot teach a {families[1]}: their outputs do not match")
+            raise ValueError(
+                f"teacher.model: a {families[0]} cannot teach a {families[1]}: their outputs differ; use one family"
+            )
         for where, section in (("train", self.train.model_dump()), ("teacher.train", self.teacher.train)):
             if section.get("compile"):
-                raise ValueError(f"{where}.compile: true would compile anew for every size of images: leave it out")
+                raise ValueError(f"{where}.compile: true would recompile for every image size: remove it")
         if self.detector.frozen_norm:
-            starts = {"student": self.student.backbone, "teacher": self.teacher.backbone or self.teacher.checkpoint}
-            fresh = [f"{role}.backbone" for role, start in starts.items() if start is None]
-            if fresh:
+            weights = {"student": self.student.backbone, "teacher": self.teacher.backbone or self.teacher.checkpoint}
+            missing = [f"{role}.backbone" for role, source in weights.items() if source is None]
+            if missing:
                 raise ValueError(
-                    f"detector.frozen_norm: true keeps what a backbone starts with, but {' and '.join(fresh)} "
-                    f"{'is' if len(fresh) == 1 else 'are'} null: name weights there, or leave frozen_norm out"
+                    f"detector.frozen_norm: true needs initial weights, but {' and '.join(missing)} "
+                    f"{'is' if len(missing) == 1 else 'are'} null: give weights there, or remove frozen_norm"
                 )
         parts = [self.distill.class_weight, self.distill.box_weight]
         if families[0] == "fasterrcnn":
             parts += [self.distill.objectness_weight, self.distill.rpn_box_weight]
         if self.distill.weight > 0 and not any(parts):
-            raise ValueError("distill: the teacher's parts all have weight 0: give one of them more, or weight: 0")
+            raise ValueError("distill: the weights of all parts are 0: raise one of them, or set weight: 0")
         return self
 
     @classmethod

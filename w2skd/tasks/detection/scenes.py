@@ -1,11 +1,11 @@
-"""Generated scenes for detection: one to five of the ten shapes at random places, no file needed.
+"""Generated scenes for detection without any files: one to five of the ten shapes at random positions.
 
-Sizes, places, rotations and colours are drawn, contrast may be low, and shapes may cover each other in part; the later
-lies in front. Scene i is a function of (seed, i) alone: it is painted by itself, whatever else is asked for, which also
-makes it as cheap as an image from a file. Boxes come from the shapes' geometry, with no pixel painted.
+Sizes, positions, rotations and colours are random, contrast may be low, and shapes may partly occlude each other; later
+ones are in front. Scene i is a function of (seed, i) alone and is painted on demand, at about the cost of opening an
+image file. Boxes are computed from the geometry without painting.
 
-Legend: M objects of all scenes; S side of a scene in px, W of the window in which an object lies; a plane is float32
-[M, W, W], a scalar per object [M, 1, 1]; the canvas is [1, 3, S, S] in [0, 1].
+Shape letters: M objects of all scenes; S side of a scene in px, W of the window around an object. Planes are float32
+[M, W, W], values per object ("scalars") [M, 1, 1], the canvas is [1, 3, S, S] in [0, 1].
 """
 
 import math
@@ -23,35 +23,35 @@ from w2skd.data.shapes import CLASSES, Dice, boxes_around, cover_of, noise, pain
 from w2skd.tasks.detection.listing import BoxTable, CocoListing
 
 NORMALIZATION = Normalization((0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
-"""Near the mean and deviation of the pixels."""
+"""Approximate mean and standard deviation of the pixels."""
 
 MOST_OBJECTS = 5
 
 _TRIES = 12
-"""Objects drawn, of which those are taken that find room."""
+"""Candidate objects per scene; those that do not overlap others too much are used."""
 
 _RADII = (0.08, 0.22)
-"""Least and greatest radius as a share of S."""
+"""Minimum and maximum radius as a share of S."""
 
 _STRETCH = 0.12
-"""Largest logarithm of the stretch."""
+"""Maximum logarithm of the stretch."""
 
 _REACH = 1.25
-"""Farthest point of a shape in radii: the farthest corner of one (below 1.1) after the largest stretch."""
+"""Maximum extent of a shape in radii: its farthest corner (below 1.1) at maximum stretch."""
 
 _MOST_COVERED = 0.35
-"""Share of the smaller of two objects' squares that the other may cover."""
+"""Maximum share of the smaller of two objects' bounding squares that the other may cover."""
 
 _CHUNK = 256
-"""Objects whose geometry is worked out at once."""
+"""Objects whose geometry is computed at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Objects:
-    """What lies in scenes, from back to front.
+    """Objects of scenes, from back to front.
 
     Attributes:
-        scene: int64 [M], place of its scene among those asked for; rising.
+        scene: int64 [M], index of each object's scene in the request; ascending.
         labels: int64 [M].
         x: scalars, px of the centre.
         y: scalars, px of the centre.
@@ -74,11 +74,11 @@ class _Objects:
 
 @dataclass(frozen=True, eq=False)
 class SceneExamples:
-    """Scenes, painted when they are opened.
+    """Scenes that are painted when they are opened.
 
     Attributes:
-        seed: of everything in them.
-        indices: int64 [N], which scenes.
+        seed: of all random draws.
+        indices: int64 [N], numbers of the scenes.
         size_px: S.
     """
 
@@ -90,26 +90,26 @@ class SceneExamples:
         return len(self.indices)
 
     def open(self, index: int) -> Image.Image:
-        """Paint one."""
+        """Paint one scene."""
         pixels = _paint(self.seed, self.indices[index : index + 1], self.size_px)
         return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
     def name(self, index: int) -> str:
-        """The number of the scene."""
+        """Return the number of the scene."""
         return str(int(self.indices[index]))
 
     def select(self, indices: Tensor) -> "SceneExamples":
-        """The scenes at these indices, in their order."""
+        """Return the scenes at these indices, in this order."""
         return SceneExamples(self.seed, self.indices[indices], self.size_px)
 
 
 def list_scenes(name: str, seed: int, count: int, size_px: int) -> CocoListing:
-    """List the first `count` scenes of a seed. Their boxes, hidden parts included, are exact to the pixel.
+    """List the first `count` scenes of a seed. Their boxes are exact to the pixel and include occluded parts.
 
     Args:
-        name: what to call them in an error.
-        seed: of everything in them.
-        count: how many.
+        name: of the scenes in error messages.
+        seed: of all random draws.
+        count: number of scenes.
         size_px: S, at least 32.
     """
     assert count > 0, f"{count} scenes"
@@ -131,7 +131,7 @@ def list_scenes(name: str, seed: int, count: int, size_px: int) -> CocoListing:
 
 
 def _truth(table: BoxTable, size_px: int) -> dict[str, Any]:
-    """All scenes in COCO's format."""
+    """Return the ground truth of all scenes in COCO format."""
     annotations: list[dict[str, Any]] = []
     for scene in range(len(table)):
         found = table.of(scene)
@@ -157,7 +157,7 @@ def _truth(table: BoxTable, size_px: int) -> dict[str, Any]:
 
 
 def _lay_out(seed: int, indices: Tensor, size: int) -> _Objects:
-    """Draw objects until enough have found room."""
+    """Draw candidate objects and keep as many as wanted without too much overlap."""
     dice = Dice(seed, indices)
     wanted = dice.between(1, MOST_OBJECTS + 1).floor()
     tries = []
@@ -178,7 +178,7 @@ def _lay_out(seed: int, indices: Tensor, size: int) -> _Objects:
 
 
 def _covered(one: Tensor, other: Tensor) -> Tensor:
-    """Share of the smaller of two squares in which both lie; of (x, y, radius, ...), which broadcast."""
+    """Return the overlap of squares (x, y, radius, ...) as a share of the smaller one; arguments broadcast."""
     radii = one[..., 2:3], other[..., 2:3]
     small = torch.minimum(*radii)
     sides = (radii[0] + radii[1] - (one[..., :2] - other[..., :2]).abs()).clamp(min=0).minimum(2 * small)
@@ -186,7 +186,7 @@ def _covered(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _cover(objects: _Objects, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cover of each object in its window, 0 beyond the scene; left and top of the windows, int64 [M]."""
+    """Return each object's cover in its window (0 beyond the scene), and left and top of the windows, int64 [M]."""
     side = math.ceil(2 * _REACH * _RADII[1] * size) + 2
     left, top = (torch.floor(centre.flatten() - side / 2).long() for centre in (objects.x, objects.y))
     columns, rows = (start[:, None] + torch.arange(side) for start in (left, top))
@@ -203,7 +203,7 @@ def _cover(objects: _Objects, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _boxes(objects: _Objects, size: int) -> Tensor:
-    """Smallest boxes around the pixels of each object, float32 [M, 4] as xyxy."""
+    """Return the tight boxes around the pixels of each object, float32 [M, 4] as xyxy."""
     boxes = []
     for start in range(0, len(objects.scene), _CHUNK):
         cover, left, top = _cover(objects.part(slice(start, start + _CHUNK)), size)

@@ -1,4 +1,4 @@
-"""Object detection: each architecture's own losses, and the teacher's final outputs beside them."""
+"""Object detection: each architecture's own losses, and distillation from the teacher's head outputs."""
 
 from collections.abc import Iterator
 from functools import cached_property, partial
@@ -11,15 +11,15 @@ from torch import nn
 from w2skd.data.normalize import to_bytes
 from w2skd.data.workers import default_workers
 from w2skd.errors import CheckpointError
-from w2skd.method.losses import dense_distillation, proposal_distillation
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
 from w2skd.recipe.schema import TrainSection
 from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
 from w2skd.tasks.detection.batch import ImagesWithBoxes
-from w2skd.tasks.detection.box_pictures import draw_boxes
+from w2skd.tasks.detection.box_pictures import BoxedImage, draw_boxes
 from w2skd.tasks.detection.coco_scores import CocoScorer, choose_backend
 from w2skd.tasks.detection.feed import DetectionFeed, detection_evaluation_batches
+from w2skd.tasks.detection.losses import dense_distillation, proposal_distillation
 from w2skd.tasks.detection.models.catalog import (
     Detector,
     backbone_classifier,
@@ -37,25 +37,25 @@ from w2skd.weights.load import Weights, load_into
 from w2skd.weights.pretrained import open_weights
 
 _SMALLEST_CROP = 0.5
-"""Share of either side that a random crop keeps at least."""
+"""Minimum share of each side that a random crop keeps."""
 
 _EVALUATION_BATCH = 8
-"""Images of one forward, of one process."""
+"""Images per forward of one process."""
 
 
 class DetectionTask:
-    """See `w2skd.tasks.base.Task`.
+    """Object detection, see `w2skd.tasks.base.Task`.
 
     Args:
         recipe: the experiment.
-        train: the section of this arm (the teacher's differs from the student's).
+        train: training section of this run (the teacher's differs from the student's).
         seed: of data order and augmentation.
-        device: where batches live.
+        device: device of the batches.
         ranks: this process among its peers.
 
     Raises:
-        DataError: the annotations are damaged or contradictory, or their images are missing.
-        UsageError: the package that is to score is not installed.
+        DataError: the annotations are damaged or inconsistent, or images are missing.
+        UsageError: the scoring package is not installed.
     """
 
     def __init__(self, recipe: DetectionRecipe, *, train: TrainSection, seed: int, device: torch.device, ranks: Ranks):
@@ -85,11 +85,11 @@ class DetectionTask:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the categories, in the order of their ids."""
+        """Names of the categories in label order."""
         return self._listing.train.categories
 
     def describe_data(self) -> dict[str, Any]:
-        """What the examples are, and what was done to their boxes, for the run's records."""
+        """Return fingerprints, sizes and box statistics of the data for the run's records."""
         train, evaluation = self._listing.train, self._listing.evaluation
         return {
             "data_fingerprint": f"{train.fingerprint()[:16]}/{evaluation.fingerprint()[:16]}",
@@ -99,15 +99,15 @@ class DetectionTask:
         }
 
     def describe_model(self) -> dict[str, list[Any]]:
-        """The categories, in the order of the labels, and mean and deviation by which its images are normalised."""
+        """Return the categories in label order, and mean and standard deviation of the normalisation."""
         normalization = self._listing.normalization
         return {"classes": list(self.classes), "normalization": [*normalization.mean, *normalization.std]}
 
     def build_model(self, role: Role) -> nn.Module:
-        """The recipe's detector of that role, its backbone with the weights that the recipe starts it from.
+        """Build the recipe's detector of that role, with its initial backbone weights if the recipe names any.
 
         Raises:
-            CheckpointError: these weights are missing, damaged, or another architecture's.
+            CheckpointError: these weights are missing, damaged, or of another architecture.
         """
         section: DetectorTeacher | DetectorStudent = (
             self._recipe.teacher if role is Role.TEACHER else self._recipe.student
@@ -122,34 +122,36 @@ class DetectionTask:
         return detector
 
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
-        """The recipe's detector of that role with these weights, which must be of the same categories.
+        """Build the recipe's detector of that role with these weights.
 
-        It keeps the anchors that it was trained with, if its file says; a teacher's must be the student's.
+        It keeps the anchors that it was trained with, if the checkpoint has a recipe.
 
         Raises:
             RecipeError: a teacher's anchors differ from the student's.
-            CheckpointError: the weights are another architecture's, their categories are not the data's, or their
-                images were normalised in another way.
+            CheckpointError: the weights are of another architecture, or their categories or normalisation are not
+                those of the data.
         """
         name = self._recipe.model_of(role)
         account = []
         theirs = weights.details.get("classes")
         if theirs is None:
-            account.append(f"{weights.path.name} does not name its categories: taken for the data's in the same order")
+            account.append(
+                f"{weights.path.name} does not name its categories: assuming those of the data in the same order"
+            )
         elif list(theirs) != list(self.classes):
-            raise CheckpointError(f"{weights.path}: {self._how_labels_differ(list(theirs))}")
+            raise CheckpointError(f"{weights.path}: {self._label_difference(list(theirs))}")
         normalization = weights.details.get("normalization")
         if normalization not in (None, self.describe_model()["normalization"]):
-            raise CheckpointError(f"{weights.path}: its images were normalised in another way than the data's are")
+            raise CheckpointError(f"{weights.path}: trained with another image normalisation than that of the data")
         anchor_scale = self._recipe.detector.anchor_scale
         known = (weights.recipe or {}).get("detector", {}).get("anchor_scale", anchor_scale)
         if known != anchor_scale:
             anchor_scale = known
-            account.append(f"its anchors are those it was trained with, of anchor_scale {anchor_scale:g}")
+            account.append(f"keeping the anchors it was trained with (anchor_scale {anchor_scale:g})")
         detector = self._build(name, anchor_scale)
         count = _categories_in(detector, weights)
         if count not in (None, len(self.classes)):
-            raise CheckpointError(f"{weights.path}: it finds {count} categories, the data has {len(self.classes)}")
+            raise CheckpointError(f"{weights.path}: it has {count} categories, the data {len(self.classes)}")
         load_into(detector, weights, expected=name)
         if role is Role.TEACHER:
             with torch.device("meta"):
@@ -158,32 +160,32 @@ class DetectionTask:
         return FittedModel(detector, tuple(account))
 
     def example_batch(self) -> ImagesWithBoxes:
-        """One training image."""
+        """Return one training image."""
         return self._feed.example()
 
     def preview(self) -> Preview:
-        """The first training batch, as models see it but for its normalisation, with its boxes counted."""
+        """Return the first training batch, augmented but not normalised, with the number of boxes per image."""
         batch = next(self.train_batches(0))
         captions = [f"{len(target)} box{'es' if len(target) != 1 else ''}" for target in batch.targets]
         return Preview(to_bytes(batch.images, self._listing.normalization), tuple(captions))
 
     def train_batches(self, first_step: int) -> Iterator[ImagesWithBoxes]:
-        """Augmented micro-batches of this rank."""
+        """Iterate over the augmented micro-batches of this rank."""
         return self._feed.micro_batches(
             first_step, rank=self._ranks.rank, ranks=self._ranks.world, accumulate=self._train.accumulate
         )
 
     def losses(self, student: nn.Module, teacher: FrozenTeacher | None, batch: ImagesWithBoxes) -> Losses:
-        """The architecture's own losses; with a teacher, the distance of its final outputs on the very same pixels."""
-        found: DetectorOutput = student(batch.images, batch.sizes, batch.targets)
+        """Compute the architecture's own losses and, with a teacher, distillation losses on the same pixels."""
+        output: DetectorOutput = student(batch.images, batch.sizes, batch.targets)
         if teacher is None:
-            return Losses(found.losses, {})
-        # A teacher with a box head looks at the regions that its student looked at.
-        said: DetectorOutput = teacher(batch.images, batch.sizes, None, found.heads.get("proposals"), False)
-        return Losses(found.losses, self._distances(found.heads, said.heads, batch.step))
+            return Losses(output.losses, {})
+        # A two-stage teacher evaluates the student's proposals.
+        target: DetectorOutput = teacher(batch.images, batch.sizes, None, output.heads.get("proposals"), False)
+        return Losses(output.losses, self._distill_losses(output.heads, target.heads, batch.step))
 
     def evaluate(self, model: nn.Module, *, with_predictions: bool = False) -> Evaluation:
-        """COCO's twelve numbers on the evaluation set, and a table of categories."""
+        """Compute COCO's twelve metrics on the evaluation set, and a table of categories."""
         listing = self._listing.evaluation
         scorer = CocoScorer(self._ground_truth, listing.category_ids, listing.image_ids)
         for batch in detection_evaluation_batches(
@@ -193,8 +195,7 @@ class DetectionTask:
             device=self._device,
             batch_size=_EVALUATION_BATCH,
             workers=self._workers,
-            rank=self._ranks.rank,
-            ranks=self._ranks.world,
+            ranks=self._ranks,
             timeout_s=self._recipe.data.worker_timeout_s,
             channels_last=self._train.channels_last,
         ):
@@ -212,7 +213,7 @@ class DetectionTask:
         )
 
     def _draw(self, model: nn.Module, folder: Path, count: int) -> list[Path]:
-        """Pictures of the first evaluation images, with what was found and what is there."""
+        """Draw the first evaluation images with predicted and ground-truth boxes."""
         listing = self._listing.evaluation
         chosen = listing.select(torch.arange(min(count, len(listing))))
         normalization = self._listing.normalization
@@ -226,21 +227,14 @@ class DetectionTask:
             height, width = batch.sizes[0]
             image = to_bytes(batch.images[0, :, :height, :width], normalization)
             truth, name = batch.targets[0], chosen.examples.name(index)
-            path = folder / f"{index + 1:03d}_{Path(name).stem}.png"  # several folders may have images of one name
-            draw_boxes(
-                [image],
-                [found],
-                [(truth.boxes, truth.labels)],
-                [name],
-                path,
-                classes=self.classes,
-                title=self._recipe.name,
-            )
+            path = folder / f"{index + 1:03d}_{Path(name).stem}.png"  # names may repeat across folders
+            boxed = BoxedImage(image, found, (truth.boxes, truth.labels), name)
+            draw_boxes([boxed], path, classes=self.classes, title=self._recipe.name)
             paths.append(path)
         return paths
 
-    def _distances(self, student: dict[str, Any], teacher: dict[str, Any], step: int) -> dict[str, torch.Tensor]:
-        """The distillation's parts, each with the recipe's weight; those of weight 0 are left out."""
+    def _distill_losses(self, student: dict[str, Any], teacher: dict[str, Any], step: int) -> dict[str, torch.Tensor]:
+        """Compute the parts of the distillation loss times their weights, without those of weight 0."""
         section = self._recipe.distill
         if "objectness" in student:
             total_steps = self._train.total_steps(self.steps_per_epoch)
@@ -290,17 +284,17 @@ class DetectionTask:
             max_detections=section.max_detections,
         )
 
-    def _how_labels_differ(self, theirs: list[str]) -> str:
+    def _label_difference(self, theirs: list[str]) -> str:
         if len(theirs) != len(self.classes):
-            return f"it finds {len(theirs)} categories, the data has {len(self.classes)}"
+            return f"it has {len(theirs)} categories, the data {len(self.classes)}"
         place, pair = next(
             (place, pair) for place, pair in enumerate(zip(theirs, self.classes, strict=True)) if len(set(pair)) > 1
         )
-        return f"its label map differs from the data's: number {place + 1} is '{pair[0]}', in the data '{pair[1]}'"
+        return f"its label map differs from the data's: category {place + 1} is '{pair[0]}', in the data '{pair[1]}'"
 
 
 def _categories_in(detector: Detector, weights: Weights) -> int | None:
-    """How many categories weights tell apart, by the last of their layers; None if they are not of this family."""
+    """Return the number of categories from the shape of the last layer; None for weights of another family."""
     state = fit(detector, weights.state).state
     if isinstance(detector, RetinaNet):
         scores = state.get("head.classification_head.cls_logits.bias")

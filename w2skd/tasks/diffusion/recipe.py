@@ -1,12 +1,12 @@
 """Recipe sections of the diffusion task: a denoising network generates images, which are scored by FID."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from w2skd.errors import suggest
+from w2skd.recipe.data import ImageDataSection, NormalizationSection, ProgressiveSection
 from w2skd.recipe.evaluation import Metric, Output
 from w2skd.recipe.schema import (
     LARGEST_SEED,
@@ -20,7 +20,6 @@ from w2skd.recipe.schema import (
     TeacherSection,
     published_weights,
 )
-from w2skd.tasks.classification.recipe import DOWNLOADABLE, ClassificationData, NormalizationSection
 
 DENOISERS = (
     "unet_nc64_rb2",
@@ -84,53 +83,27 @@ SidePx = Annotated[int, Field(ge=8, le=1024)]
 TimestepWeighting = Literal["uniform", "min_snr"]
 
 
-class DiffusionData(Section):
-    """What is learned from; pixels are scaled to [-1, 1].
+class DiffusionData(ImageDataSection):
+    """Training images, see `ImageDataSection`; pixels are scaled to [-1, 1].
 
     Attributes:
-        source: ``cifar10``, ``cifar100`` and ``fashion_mnist`` in torchvision's files under `root`, ``image_folder``
-            with one folder a class under `root`/`train_folder` and `root`/`eval_folder`, or ``shapes``, which is
-            generated.
-        download: let torchvision fetch CIFAR or Fashion-MNIST if it is not under `root`.
-        image_size: side in px of the squares that are learned and generated; needed by ``image_folder``, else the
+        image_size: side in px of the squares that are learned and generated; required for ``image_folder``, else the
             source's own (``shapes``: 32).
-        train_examples: a class-balanced subset of that size; null takes all (``shapes``: 4,096).
-        eval_examples: the same for the evaluation set; null takes all (``shapes``: 1,024).
-        split_seed: draws the subsets, whatever the run's seed.
-        feed: ``resident`` keeps all images as uint8 on the training device, ``streaming`` reads them when they are
-            needed, in `workers` processes; ``auto`` is resident where the images take at most a quarter of the
-            device's memory.
-        workers: a rank's reading processes of a streaming feed; null is its share of the cores, at most 8.
-        worker_timeout_s: how long a batch may take them.
-        augment: ``flip``, horizontal, or nothing.
+        augment: ``flip`` (horizontal), or empty.
     """
 
-    source: Literal["cifar10", "cifar100", "fashion_mnist", "image_folder", "shapes"]
-    root: FilePath = Path("data")
-    download: bool = False
-    train_folder: str = "train"
-    eval_folder: str = "test"
     image_size: SidePx | None = None
-    train_examples: PositiveInt | None = None
-    eval_examples: PositiveInt | None = None
-    split_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    feed: Literal["auto", "resident", "streaming"] = "auto"
-    workers: NonNegativeInt | None = None
-    worker_timeout_s: PositiveFloat = 300.0
     augment: Annotated[tuple[Literal["flip"], ...], Field(strict=False, max_length=1)] = ("flip",)
 
-    @model_validator(mode="after")
-    def _check(self) -> "DiffusionData":
-        if self.source == "image_folder" and self.image_size is None:
-            raise ValueError("source: image_folder needs image_size, the side in px to which its images are brought")
-        if self.download and self.source not in DOWNLOADABLE:
-            raise ValueError(f"download: true is for {', '.join(DOWNLOADABLE)}, not for {self.source}")
-        return self
-
-    def images(self) -> ClassificationData:
-        """The same images as feeds of labelled images take them, scaled to [-1, 1]."""
-        halves = NormalizationSection(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-        return ClassificationData(**self.model_dump(), normalization=halves)
+    eval_resize: ClassVar[int | None] = None
+    interpolation: ClassVar[str] = "bicubic"
+    normalization: ClassVar[NormalizationSection | None] = NormalizationSection(mean=(0.5,) * 3, std=(0.5,) * 3)
+    validation_share: ClassVar[float | None] = None
+    crop_scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    erasing_probability: ClassVar[float] = 0.25
+    repeats: ClassVar[int] = 1
+    progressive: ClassVar[ProgressiveSection | None] = None
+    needs_streaming: ClassVar[tuple[str, ...]] = ()
 
 
 class DiffusionSection(Section):

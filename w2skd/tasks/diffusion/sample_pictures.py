@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from w2skd.pictures.sheet import MARGIN_PX, SHEET_PX, Sheet, check_picture_path, enlarged
-from w2skd.platform.files import write_atomically, writing
+from w2skd.pictures.sheet import MARGIN_PX, SHEET_PX, Sheet, enlarged
+from w2skd.platform.files import writing
 
 _TILE_PX = 96
 _GAP_PX = 2
@@ -30,7 +30,6 @@ def draw_samples(images: Tensor, path: Path, *, title: str) -> None:
         UsageError: the file is not named ``.png``.
         OutputError: the picture cannot be written.
     """
-    check_picture_path(path)
     _check_images(images)
     count, _, height, width = images.shape
     zoom = max(1, round(_TILE_PX / max(height, width)))
@@ -45,7 +44,7 @@ def draw_samples(images: Tensor, path: Path, *, title: str) -> None:
         row, column = divmod(index, columns)
         x, y = MARGIN_PX + column * (zoom * width + _GAP_PX), top + row * (zoom * height + _GAP_PX)
         sheet.paste(x, y, enlarged(pixels, zoom))
-    write_atomically(path, sheet.png())
+    sheet.save(path)
 
 
 def write_samples(images: Tensor, folder: Path) -> None:

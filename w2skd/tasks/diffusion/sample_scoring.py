@@ -107,7 +107,7 @@ class SampleScoring:
     def _reference(self) -> Reference:
         pixels = None
         if self._feeds.resident:  # all pixels are in memory
-            data = load_image_data(self._recipe.data.images())
+            data = load_image_data(self._recipe.data)
             pixels = (data.train if self._recipe.fid.reference == "train" else data.evaluation).fingerprint()
         key = {"images": self._identity, "pixels": pixels, "size_px": self._feeds.size_px}
         batches = torch.split(torch.arange(len(self._listing)), _BATCH_SIZE)

@@ -67,7 +67,7 @@ class DiffusionTask:
         self._device = device
         self._ranks = ranks
         self._feeds = ImageFeeds(
-            recipe.data.images(),
+            recipe.data,
             batch_size=train.batch_size,
             seed=seed,
             device=device,
@@ -217,8 +217,8 @@ class DiffusionTask:
 
     def _sample_ids(self) -> Iterator[Tensor]:
         """Iterate over the ids of this rank's samples, int64, batch by batch."""
-        count, ranks = self._recipe.fid.samples, self._ranks
-        own = torch.arange(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
+        shard = self._ranks.shard(self._recipe.fid.samples)
+        own = torch.arange(shard.start, shard.stop)
         return (ids for ids in torch.split(own, self._recipe.sampler.batch_size) if len(ids))
 
     def _generate(self, model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:

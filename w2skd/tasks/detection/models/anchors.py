@@ -1,6 +1,6 @@
-"""The grid of anchors, on which a teacher's and a student's heads must agree.
+"""Anchor grids. Teacher and student must have the same grid.
 
-Legend: N images, A anchors of one image over all levels.
+Shape letters: N images, A anchors of one image over all levels.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from torchvision.models.detection.image_list import ImageList
 from w2skd.errors import RecipeError
 
 _SMALLEST_PX = 4
-"""Rounded to whole px, the three shapes of a smaller anchor would be one and the same."""
+"""Anchors of smaller size would have identical shapes after rounding to whole px."""
 
 
 class AnchorGrid(NamedTuple):
-    """Where a detector looks, level by level of its pyramid.
+    """A detector's anchors, level by level of its pyramid.
 
     Attributes:
-        strides_px: distance of neighbouring anchors.
-        sizes_px: square roots of the anchors' areas.
-        ratios: their heights, divided by their widths.
+        strides_px: distance between neighbouring anchors of each level.
+        sizes_px: square roots of the anchors' areas of each level.
+        ratios: height / width, for all levels.
     """
 
     strides_px: tuple[int, ...]
@@ -31,26 +31,26 @@ class AnchorGrid(NamedTuple):
     ratios: tuple[float, ...]
 
     def generator(self) -> AnchorGenerator:
-        """Torchvision's generator of these anchors."""
+        """Return torchvision's generator of these anchors."""
         return AnchorGenerator(self.sizes_px, (self.ratios,) * len(self.sizes_px))
 
 
 def anchor_grid(first_stride_px: int, octaves: int, scale: float) -> AnchorGrid:
-    """Torchvision's five levels with anchors of 32, 64, ... 512 px, in three shapes.
+    """Return torchvision's grid: five levels with anchors of 32, 64, ... 512 px in three shapes.
 
     Args:
-        first_stride_px: of the finest level; it doubles from level to level.
-        octaves: sizes per level, the octave being divided evenly among them.
-        scale: factor of all sizes, for images that are smaller than COCO's at 800 px.
+        first_stride_px: stride of the finest level; it doubles from level to level.
+        octaves: sizes per level, spaced evenly (in the logarithm) over one octave.
+        scale: factor of all sizes, for images smaller than COCO's at 800 px.
 
     Raises:
-        RecipeError: the scale would make anchors too small to be told apart.
+        RecipeError: the smallest anchors would be below 4 px.
     """
     smallest = int(32 * scale)
     if smallest < _SMALLEST_PX:
         raise RecipeError(
-            f"anchor_scale: {scale:g} would make anchors of {32 * scale:g} px; "
-            f"{_SMALLEST_PX / 32:g} or more gives {_SMALLEST_PX} px or more"
+            f"anchor_scale: {scale:g} gives anchors of {32 * scale:g} px, the minimum is {_SMALLEST_PX} px; "
+            f"use {_SMALLEST_PX / 32:g} or more"
         )
     levels = range(5)
     sizes = tuple(tuple(int(scale * 32 * 2 ** (level + part / octaves)) for part in range(octaves)) for level in levels)
@@ -58,12 +58,12 @@ def anchor_grid(first_stride_px: int, octaves: int, scale: float) -> AnchorGrid:
 
 
 def anchors_of(generator: AnchorGenerator, images: Tensor, levels: Sequence[Tensor]) -> Tensor:
-    """Anchors [A, 4] in px, xyxy, which all images of a batch share; level by level, row by row, cell by cell.
+    """Return the anchors [A, 4] (xyxy, px) of every image in a batch, ordered by level, row and cell.
 
-    They are float32 whatever the features are: in bf16 an edge at 1,000 px would be 4 px off.
+    They are float32 for features of any dtype: in bf16, an edge at 1,000 px would be 4 px off.
 
     Args:
-        generator: as many sizes as levels.
+        generator: generator with as many sizes as levels.
         images: [N, 3, H, W].
         levels: features [N, channels, h, w] of each level.
     """

@@ -1,4 +1,4 @@
-"""The networks below the pyramid: classifiers without their last layers, and a slim one for CPUs."""
+"""Backbone bodies below the feature pyramid: classifiers without their last layers, and a slim network for CPUs."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,15 +22,15 @@ _SLIM_CHANNELS = (24, 32, 48, 64)
 
 
 class Body(NamedTuple):
-    """A network that gives features at strides of 4, 8, 16 and 32 px.
+    """A network with features at strides of 4, 8, 16 and 32 px.
 
     Attributes:
-        build: from the class of its normalisations.
-        stages: names of its first stage (up to the first features), and of those with the features.
+        build: makes the network, given a normalisation layer.
+        stages: names of the modules that output the features.
         channels: of the features.
-        classifier: torchvision's name of the classifier that it is a part of, if there is one.
-        prefix: of the body's names in the classifier's state dict.
-        left_out: beginnings of the names there that the body has no place for.
+        classifier: torchvision's name of the classifier that contains the body, if any.
+        prefix: of the body's tensors in the classifier's state dict.
+        left_out: prefixes of the classifier's tensors that the body does not use.
     """
 
     build: Callable[[Norm], nn.Module]
@@ -55,9 +55,9 @@ def _mobilenet_v2(norm: Norm) -> nn.Module:
 
 
 def _slim(norm: Norm) -> nn.Module:
-    """Five stages of half the size each, of two convolutions but for the first.
+    """A one-convolution stem and four stages of two convolutions, each of which halves the resolution.
 
-    Groups are normalised rather than batches: it starts afresh, on the few images at a time that a CPU can take.
+    It uses group normalisation because it trains from scratch, on the few images per batch that a CPU can handle.
     """
     del norm
     channels = (16, *_SLIM_CHANNELS)
@@ -73,7 +73,7 @@ BODIES = {
     "resnet34": _resnet("resnet34", (64, 128, 256, 512)),
     "resnet50": _resnet("resnet50", (256, 512, 1024, 2048)),
     "resnet101": _resnet("resnet101", (256, 512, 1024, 2048)),
-    # The last block of each stride. The 1,280 channels after it are for classes, and would cost more than they tell.
+    # The last block of each stride. The 1,280 channels after it serve classification and cost too much here.
     "mobilenet_v2": Body(
         _mobilenet_v2, ("3", "6", "13", "17"), (24, 32, 96, 320), "mobilenet_v2", "features.", ("18.", "classifier.")
     ),
@@ -88,27 +88,22 @@ def build_pyramid(
     channels: int,
     top: ExtraFPNBlock | None,
     frozen_norm: bool,
-    frozen_stages: int,
     norm: Norm | None,
 ) -> Any:
-    """A body with a feature pyramid on top (Lin et al. 2017, "Feature pyramid networks").
+    """Build a body with a feature pyramid on top (Lin et al. 2017, "Feature pyramid networks").
 
     Args:
         body: an entry of `BODIES`.
-        first: which of its four features is the finest that is used.
+        first: index of the finest of its four features that is used.
         channels: of all levels of the pyramid.
-        top: what makes the coarser levels; None subsamples the last one.
-        frozen_norm: the body's batch normalisations stay as they are.
-        frozen_stages: how many of its four stages learn nothing, the stem being a part of the first one.
-        norm: of the pyramid's convolutions; None is none, and biases instead.
+        top: block that computes the coarser levels; None subsamples the last level.
+        frozen_norm: freeze the body's batch normalisation.
+        norm: normalisation of the pyramid's convolutions; None uses biases instead.
 
     Returns:
-        From images [N, 3, H, W], H and W multiples of 32, to an ordered dict of features [N, channels, h, w].
+        Module that maps images [N, 3, H, W], H and W multiples of 32, to an ordered dict of features
+        [N, channels, h, w].
     """
     network = body.build(FrozenBatchNorm if frozen_norm else nn.BatchNorm2d)
-    if frozen_stages:
-        last = [name for name, _ in network.named_children()].index(body.stages[frozen_stages - 1])
-        for part in list(network.children())[: last + 1]:
-            part.requires_grad_(False)
     stages = {stage: str(level) for level, stage in enumerate(body.stages[first:])}
     return BackboneWithFPN(network, stages, list(body.channels[first:]), channels, top, norm)

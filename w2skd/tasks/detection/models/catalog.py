@@ -1,4 +1,4 @@
-"""Names of detectors, and what they stand for."""
+"""Build detectors by name, load backbone weights, and check that a teacher fits its student."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +11,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from w2skd.errors import CheckpointError, RecipeError, suggest
 from w2skd.tasks.detection.models.anchors import anchor_grid
 from w2skd.tasks.detection.models.bodies import BODIES, Body, build_pyramid, group_norm
-from w2skd.tasks.detection.models.faster_rcnn import FasterRCNN
+from w2skd.tasks.detection.models.faster_rcnn import FasterRCNN, RegionSettings
 from w2skd.tasks.detection.models.retinanet import RetinaNet
 from w2skd.weights.fit import describe_misfit, fit
 
@@ -19,40 +19,35 @@ Detector = RetinaNet | FasterRCNN
 
 
 class _Head(NamedTuple):
-    """How large the part is that the body has no say in.
+    """Sizes of the pyramid and the heads.
 
     Attributes:
         channels: of the pyramid.
         depth: convolutions of RetinaNet's heads.
-        hidden: width of Faster R-CNN's box head.
-        proposals: see `FasterRCNN`.
-        sampled: see `FasterRCNN`.
-        is_normalised: by groups, in the pyramid and in RetinaNet's heads. Published detectors are not; but from few
-            images at a time, and without a long schedule, heads learn sooner so (Wu & He 2018, section 4.2).
+        regions: stages of Faster R-CNN.
+        is_normalised: use group normalisation in the pyramid and in RetinaNet's heads. Published detectors don't, but
+            with small batches and short schedules it speeds up training (Wu & He 2018, section 4.2).
     """
 
     channels: int = 256
     depth: int = 4
-    hidden: int = 1024
-    proposals: int = 1000
-    sampled: int = 512
+    regions: RegionSettings = RegionSettings()
     is_normalised: bool = False
 
 
 _HEADS = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), _Head()),
-    "mobilenet_v2": _Head(channels=64, depth=2, hidden=256, proposals=500, sampled=128, is_normalised=True),
-    "slim": _Head(channels=32, depth=2, hidden=128, proposals=250, sampled=64, is_normalised=True),
+    "mobilenet_v2": _Head(64, 2, RegionSettings(hidden=256, proposals=500, sampled=128), is_normalised=True),
+    "slim": _Head(32, 2, RegionSettings(hidden=128, proposals=250, sampled=64), is_normalised=True),
 }
-"""Body -> head: as published with a ResNet, what a CPU can train with the smaller ones."""
-
+"""Body -> head: as published for ResNets, small enough to train on a CPU for the others."""
 
 DETECTORS: dict[str, tuple[type[RetinaNet] | type[FasterRCNN], str]] = {
     f"{family}_{body}": (architecture, body)
     for family, architecture in (("retinanet", RetinaNet), ("fasterrcnn", FasterRCNN))
     for body in BODIES
 }
-"""Name -> architecture, and the name of its body. `w2skd.tasks.detection.recipe` lists the same names."""
+"""Name -> architecture and name of its body. `w2skd.tasks.detection.recipe` lists the same names without torch."""
 
 
 def build_detector(
@@ -60,30 +55,25 @@ def build_detector(
     classes: int,
     *,
     frozen_norm: bool = False,
-    frozen_stages: int = 0,
     anchor_scale: float = 1.0,
     max_detections: int = 100,
 ) -> Detector:
-    """A freshly initialised detector, on the CPU.
+    """Build a randomly initialised detector on the CPU.
 
     Args:
         name: one of `w2skd.tasks.detection.recipe.DETECTORS`.
         classes: K, without a background.
-        frozen_norm: batch normalisations of the body keep statistics and scales, see `FrozenBatchNorm`. Only for a
-            body that gets weights: a fresh one would have no normalisation at all. Slim bodies normalise groups, and
-            have nothing to freeze.
-        frozen_stages: how many of the body's four stages learn nothing; needs `frozen_norm`. With ImageNet weights, 1
-            (the stem and the first stage) is the field's custom, and saves their backward.
-        anchor_scale: factor of the anchors' sides, 1 being 32 to 512 px.
-        max_detections: of one image, the best by score.
+        frozen_norm: freeze the body's batch normalisation, see `FrozenBatchNorm`. Only for bodies that get pretrained
+            weights. Slim bodies use group normalisation and ignore it.
+        anchor_scale: factor of the anchors' sides; 1 is 32 to 512 px.
+        max_detections: highest-scoring detections kept per image.
 
     Raises:
-        RecipeError: there is no such detector, or anchors of that scale would be too small.
+        RecipeError: the name is unknown, or anchors of that scale would be too small.
     """
     if name not in DETECTORS:
         raise RecipeError(f"unknown detector {name!r}{suggest(name, DETECTORS)}; known: {', '.join(DETECTORS)}")
     assert classes > 0, classes
-    assert frozen_stages == 0 or (frozen_norm and 0 < frozen_stages <= 4), (frozen_stages, frozen_norm)
     family, body = DETECTORS[name]
     head = _HEADS[body]
     norm = group_norm if head.is_normalised else None
@@ -92,11 +82,10 @@ def build_detector(
         BODIES[body],
         channels=head.channels,
         frozen_norm=frozen_norm,
-        frozen_stages=frozen_stages,
         norm=norm,
     )
     if family is RetinaNet:
-        # The finest features would make too many anchors (Lin et al. 2017, "Focal loss", footnote 2).
+        # Without the finest features, which would have too many anchors (Lin et al. 2017, "Focal loss", footnote 2).
         top = LastLevelP6P7(head.channels, head.channels)
         grid = anchor_grid(first_stride_px=8, octaves=3, scale=anchor_scale)
         return RetinaNet(
@@ -111,36 +100,34 @@ def build_detector(
         pyramid(first=0, top=None),
         classes,
         anchor_grid(first_stride_px=4, octaves=1, scale=anchor_scale),
-        hidden=head.hidden,
-        proposals=head.proposals,
-        sampled=head.sampled,
+        regions=head.regions,
         max_detections=max_detections,
     )
 
 
 def backbone_classifier(name: str) -> str | None:
-    """Whose weights a detector's body can take: ``torchvision:resnet18``, say; None if there is no such classifier."""
+    """Return the classifier that a detector's body is from, such as ``torchvision:resnet18``; None if none is."""
     classifier = BODIES[DETECTORS[name][1]].classifier
     return None if classifier is None else f"torchvision:{classifier}"
 
 
 def load_backbone(detector: Detector, name: str, state: Mapping[str, Tensor]) -> str:
-    """Put a classifier's weights into a detector's body.
+    """Load a classifier's weights into a detector's body.
 
     Args:
-        detector: as `build_detector` made it.
+        detector: a detector from `build_detector`.
         name: its name.
-        state: of the classifier that `backbone_classifier` tells, with any number of classes.
+        state: state dict of the classifier `backbone_classifier(name)`, with any number of classes.
 
     Returns:
-        What was taken and what was left out, for people.
+        One line with the numbers of loaded and ignored tensors.
 
     Raises:
-        CheckpointError: the body is no classifier's, or the weights are another one's.
+        CheckpointError: no classifier has this body, or the weights are those of another classifier.
     """
     body = BODIES[DETECTORS[name][1]]
     if body.classifier is None:
-        raise CheckpointError(f"{name}: there is no classifier with its body, so no weights to start it from")
+        raise CheckpointError(f"{name}: no classifier has its body, so it cannot be initialised from weights")
     found = fit(_as_in_classifier(detector.backbone.body, body), state)
     left_out = [each for each in found.unexpected if each.removeprefix(body.prefix).startswith(body.left_out)]
     found = replace(found, unexpected=[each for each in found.unexpected if each not in left_out])
@@ -148,25 +135,25 @@ def load_backbone(detector: Detector, name: str, state: Mapping[str, Tensor]) ->
         raise CheckpointError(describe_misfit(found, f"torchvision:{body.classifier}", None))
     detector.backbone.body.load_state_dict({each.removeprefix(body.prefix): found.state[each] for each in found.own})
     return (
-        f"backbone: {len(found.own):,} tensors of torchvision:{body.classifier} taken, "
-        f"{len(left_out):,} after its last features left out"
+        f"backbone: loaded {len(found.own):,} tensors of torchvision:{body.classifier}, "
+        f"ignored {len(left_out):,} after its last features"
     )
 
 
 def _as_in_classifier(network: nn.Module, body: Body) -> nn.Module:
-    """The network, with its tensors named as in the classifier."""
+    """Wrap the network so that its tensors have the names that they have in the classifier."""
     return nn.ModuleDict({body.prefix.removesuffix("."): network}) if body.prefix else network
 
 
 def check_same_grid(student: Detector, teacher: Detector) -> None:
-    """Make sure that a teacher's outputs stand for the same boxes and as many classes as the student's.
+    """Check that teacher and student have the same anchors and number of classes.
 
     Raises:
-        RecipeError: they don't; the message tells the first difference.
+        RecipeError: they differ; the message names the first difference.
     """
     ours, theirs = type(student).__name__, type(teacher).__name__
     if ours != theirs:
-        raise RecipeError(f"teacher: a {theirs} cannot teach a {ours}: their outputs do not match")
+        raise RecipeError(f"teacher: a {theirs} cannot teach a {ours}: their outputs differ; use one family")
     if teacher.classes != student.classes:
         raise RecipeError(f"teacher: it has {teacher.classes} classes, the student {student.classes}")
     for what, here, there in (
@@ -176,7 +163,7 @@ def check_same_grid(student: Detector, teacher: Detector) -> None:
     ):
         if here != there:
             its, the_students = (what.format(", ".join(map(_plain, values))) for values in (there, here))
-            raise RecipeError(f"teacher: it has {its}, the student {the_students}: give both the same anchors")
+            raise RecipeError(f"teacher: it has {its}, the student {the_students}: set the same anchors for both")
 
 
 def _plain(value: float | tuple[float, ...]) -> str:

@@ -1,10 +1,10 @@
-"""Faster R-CNN (Ren et al. 2015) with a feature pyramid, torchvision's, with one forward for all uses.
+"""torchvision's Faster R-CNN (Ren et al. 2015) with a feature pyramid, and one forward for losses and detections.
 
-Legend: N images, A anchors of one image over all levels, K classes, p proposals of one image, P of all images.
+Shape letters: N images, A anchors of one image over all levels, K classes, p proposals of one image, P of all images.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,21 +19,33 @@ from w2skd.tasks.detection.models.output import Detections, DetectorOutput, Size
 _REGION_CELLS = 7
 
 
-class FasterRCNN(faster_rcnn.FasterRCNN):  # type: ignore[misc]
-    """Torchvision's Faster R-CNN without its resizing of images, which the feed does.
+class RegionSettings(NamedTuple):
+    """Sizes of the stages of Faster R-CNN.
 
-    Heads: ``objectness`` [N, A] (a logit) and ``rpn_deltas`` [N, A, 4]; ``proposals``, a list of [p, 4] in px, those
-    that the box head saw; of them in that order ``class_logits`` [P, K + 1], the background first, and ``box_deltas``
-    [P, K + 1, 4]. Losses: ``objectness``, ``rpn_box``, ``class``, ``box``.
+    Attributes:
+        hidden: width of the box head's two layers.
+        proposals: proposals that the first stage passes on per image in evaluation; twice as many in training.
+        sampled: proposals per image that the box head trains on.
+    """
+
+    hidden: int = 1024
+    proposals: int = 1000
+    sampled: int = 512
+
+
+class FasterRCNN(faster_rcnn.FasterRCNN):  # type: ignore[misc]
+    """torchvision's Faster R-CNN without its image resizing, which the feed does.
+
+    Heads: ``objectness`` [N, A] (logits) and ``rpn_deltas`` [N, A, 4]; ``proposals``, a list of [p, 4] in px, the input
+    of the box head; and in the order of the proposals ``class_logits`` [P, K + 1], background first, and
+    ``box_deltas`` [P, K + 1, 4]. Losses: ``objectness``, ``rpn_box``, ``class``, ``box``.
 
     Args:
-        backbone: from images to five levels of features; has ``out_channels``.
+        backbone: maps images to five levels of features; has ``out_channels``.
         classes: K.
         grid: its anchors.
-        hidden: width of the box head's two layers.
-        proposals: how many of each image the first stage hands on in evaluation; twice as many in training.
-        sampled: how many of these the box head trains on.
-        max_detections: of one image, the best by score.
+        regions: sizes of its stages.
+        max_detections: highest-scoring detections kept per image.
 
     Attributes:
         classes: K.
@@ -46,22 +58,20 @@ class FasterRCNN(faster_rcnn.FasterRCNN):  # type: ignore[misc]
         classes: int,
         grid: AnchorGrid,
         *,
-        hidden: int = 1024,
-        proposals: int = 1000,
-        sampled: int = 512,
+        regions: RegionSettings,
         max_detections: int = 100,
     ):
         super().__init__(
             backbone,
             rpn_anchor_generator=grid.generator(),
-            rpn_pre_nms_top_n_train=2 * proposals,
-            rpn_post_nms_top_n_train=2 * proposals,
-            rpn_pre_nms_top_n_test=proposals,
-            rpn_post_nms_top_n_test=proposals,
+            rpn_pre_nms_top_n_train=2 * regions.proposals,
+            rpn_post_nms_top_n_train=2 * regions.proposals,
+            rpn_pre_nms_top_n_test=regions.proposals,
+            rpn_post_nms_top_n_test=regions.proposals,
             box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=_REGION_CELLS, sampling_ratio=2),
-            box_head=faster_rcnn.TwoMLPHead(backbone.out_channels * _REGION_CELLS**2, hidden),
-            box_predictor=faster_rcnn.FastRCNNPredictor(hidden, classes + 1),
-            box_batch_size_per_image=sampled,
+            box_head=faster_rcnn.TwoMLPHead(backbone.out_channels * _REGION_CELLS**2, regions.hidden),
+            box_predictor=faster_rcnn.FastRCNNPredictor(regions.hidden, classes + 1),
+            box_batch_size_per_image=regions.sampled,
             box_detections_per_img=max_detections,
         )
         del self.transform
@@ -75,17 +85,17 @@ class FasterRCNN(faster_rcnn.FasterRCNN):  # type: ignore[misc]
         proposals: Sequence[Tensor] | None = None,
         detect: bool = True,
     ) -> DetectorOutput:
-        """Losses where there are targets, else detections unless `detect` is False; the heads always.
+        """Compute the head outputs, and losses (with targets) or detections (without).
 
         Args:
             images: [N, 3, H, W], normalised and padded at right and bottom; H and W are multiples of 32.
             sizes: (height, width) in px of each image within its padding.
-            targets: of each image; some of the proposals are sampled for training then, the targets among them.
-            proposals: of each image [p, 4], what the box head is to look at instead of the first stage's own: so a
-                teacher is asked about its student's. Not together with targets.
-            detect: whether detections are wanted where there are no targets.
+            targets: ground truth per image. The box head then trains on a sample of proposals and targets.
+            proposals: boxes [p, 4] per image that replace the first stage's own, so that a teacher evaluates its
+                student's proposals. Not together with targets.
+            detect: False skips detections.
         """
-        assert targets is None or proposals is None, "one trains on one's own proposals"
+        assert targets is None or proposals is None, "targets require the detector's own proposals"
         features = self.backbone(images)
         levels = list(features.values())
         objectness_maps, delta_maps = self.rpn.head(levels)
@@ -104,7 +114,7 @@ class FasterRCNN(faster_rcnn.FasterRCNN):  # type: ignore[misc]
                 losses |= self._rpn_losses(objectness, rpn_deltas, anchors, truths)
                 proposals, _, labels, wanted = self.roi_heads.select_training_samples(list(proposals), truths)
         proposals = list(proposals)
-        # The padded size, by which strides are exact: the largest image's own could be taken for another power of two.
+        # torchvision infers strides from this size: only the padded one gives them exactly.
         regions = self.roi_heads.box_roi_pool(features, proposals, [tuple(images.shape[-2:])] * len(sizes))
         class_logits, box_deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(regions))
         with _float32(images):
@@ -127,7 +137,7 @@ class FasterRCNN(faster_rcnn.FasterRCNN):  # type: ignore[misc]
     def _own_proposals(
         self, objectness: Tensor, deltas: Tensor, anchors: list[Tensor], lengths: list[int], sizes: Sizes
     ) -> list[Tensor]:
-        """The first stage's best, of each image [p, 4] in px; no gradient flows through them."""
+        """Return the first stage's best proposals, per image [p, 4] in px, without gradient."""
         boxes = self.rpn.box_coder.decode(deltas.detach(), anchors).view(len(sizes), -1, 4)
         proposals: list[Tensor] = self.rpn.filter_proposals(boxes, objectness, list(sizes), lengths)[0]
         return proposals
@@ -142,5 +152,5 @@ class FasterRCNN(faster_rcnn.FasterRCNN):  # type: ignore[misc]
 
 
 def _float32(images: Tensor) -> torch.autocast:
-    """Boxes are coded, compared and scored in full precision, whatever autocast the caller is in."""
+    """Disable autocast: boxes are encoded, matched and scored in full precision."""
     return torch.autocast(images.device.type, enabled=False)

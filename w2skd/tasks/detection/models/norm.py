@@ -1,15 +1,14 @@
-"""Batch normalisation that stays as it was loaded."""
+"""Frozen batch normalisation."""
 
 from torch import nn
 
 
 class FrozenBatchNorm(nn.BatchNorm2d):
-    """Normalises by running statistics, in train mode too, and learns nothing.
+    """Batch normalisation with fixed running statistics and no trainable parameters, in train mode, too.
 
-    A backbone from a classifier brings statistics of large batches; those of a few large images per device are worse,
-    so detectors keep the former (He et al. 2016, "Deep residual learning", appendix A). Unlike torchvision's class of
-    that purpose it has the state dict of the batch normalisation that it stands for, and under autocast keeps its
-    input's precision.
+    Classifier backbones have statistics of large batches, which are better than those of a few large images per device
+    (He et al. 2016, "Deep residual learning", appendix A). Unlike torchvision's `FrozenBatchNorm2d`, it has the state
+    dict of the layer that it replaces and keeps its input's precision under autocast.
     """
 
     def __init__(self, channels: int):

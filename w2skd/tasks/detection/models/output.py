@@ -1,6 +1,6 @@
-"""What every detector takes and gives.
+"""Inputs and outputs that all detectors share.
 
-Legend: N images, H x W px with their padding, K classes; k boxes of one image, d detections of one image.
+Shape letters: N images of H x W px with padding, K classes; k ground-truth boxes and d detections of one image.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Truth(Protocol):
-    """The objects of one image."""
+    """Ground truth of one image."""
 
     @property
     def boxes(self) -> Tensor:
@@ -24,7 +24,7 @@ class Truth(Protocol):
 
 
 class Detections(NamedTuple):
-    """What was found in one image, the highest score first.
+    """Detections of one image, by descending score.
 
     Attributes:
         boxes: float32 [d, 4], xyxy in px of the input image, clipped to it.
@@ -38,12 +38,12 @@ class Detections(NamedTuple):
 
 
 class DetectorOutput(NamedTuple):
-    """The answer of one forward.
+    """Output of one forward.
 
     Attributes:
-        losses: the task's parts by name, 0-d float32; empty without targets.
-        heads: what the heads said, in float32, by name; each family's docstring tells.
-        detections: of each image; empty with targets, or where nobody asked for them.
+        losses: parts of the task loss by name, 0-d float32; empty without targets.
+        heads: head outputs by name, float32; listed in the docstring of each detector class.
+        detections: per image; empty with targets or `detect=False`.
     """
 
     losses: dict[str, Tensor]

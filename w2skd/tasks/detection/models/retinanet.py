@@ -1,6 +1,6 @@
-"""RetinaNet (Lin et al. 2017, "Focal loss for dense object detection"), torchvision's, with one forward for all uses.
+"""torchvision's RetinaNet (Lin et al. 2017, "Focal loss for dense object detection"), one forward for losses and boxes.
 
-Legend: N images, A anchors of one image over all levels, K classes.
+Shape letters: N images, A anchors of one image over all levels, K classes.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from w2skd.tasks.detection.models.output import Detections, DetectorOutput, Size
 
 
 class RetinaNet(retinanet.RetinaNet):  # type: ignore[misc]
-    """Torchvision's RetinaNet without its resizing of images, which the feed does.
+    """torchvision's RetinaNet without its image resizing, which the feed does.
 
-    Heads: ``class_logits`` [N, A, K] (sigmoids; there is no class of background) and ``box_deltas`` [N, A, 4].
+    Heads: ``class_logits`` [N, A, K] (of sigmoids, without a background class) and ``box_deltas`` [N, A, 4].
     Losses: ``class`` (focal) and ``box`` (L1 of the deltas).
 
     Args:
-        backbone: from images to features; has ``out_channels``.
+        backbone: maps images to features; has ``out_channels``.
         classes: K.
         grid: its anchors.
-        head_depth: convolutions before the last one, in both heads.
-        head_norm: of these; None is none, as published.
-        max_detections: of one image, the best by score.
+        head_depth: convolutions before the last one in each head.
+        head_norm: their normalisation; None means none, as published.
+        max_detections: highest-scoring detections kept per image.
 
     Attributes:
         classes: K.
@@ -61,14 +61,14 @@ class RetinaNet(retinanet.RetinaNet):  # type: ignore[misc]
         proposals: None = None,
         detect: bool = True,
     ) -> DetectorOutput:
-        """Losses where there are targets, else detections unless `detect` is False; the heads always.
+        """Compute the head outputs, and losses (with targets) or detections (without).
 
         Args:
             images: [N, 3, H, W], normalised and padded at right and bottom; H and W are multiples of 32.
             sizes: (height, width) in px of each image within its padding.
-            targets: of each image.
-            proposals: none, since there is no second stage.
-            detect: whether detections are wanted where there are no targets.
+            targets: ground truth per image.
+            proposals: always None, as there is no second stage.
+            detect: False skips detections.
         """
         assert proposals is None, "a RetinaNet takes no proposals"
         levels = list(self.backbone(images).values())
