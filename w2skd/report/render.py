@@ -71,23 +71,23 @@ def as_json(report: Report) -> str:
 
 def as_terminal(report: Report) -> RenderableType:
     """Return the report for a terminal of at least 80 columns."""
-    parts: list[RenderableType] = [_line(report.name, "bold"), _line(_about(report), "dim")]
+    parts: list[RenderableType] = [Text(report.name, "bold"), Text(_about(report), "dim")]
     if report.scoring:
-        parts.append(_line(_scored(report), "dim"))
+        parts.append(Text(_scored(report), "dim"))
     if any(len(threshold.pairs) > 1 for threshold in report.thresholds):
-        parts.append(_line(_RATIOS, "dim"))
+        parts.append(Text(_RATIOS, "dim"))
     for threshold in report.thresholds:
-        parts += ["", _line(_title(threshold, report), "bold")]
+        parts += ["", Text(_title(threshold, report), "bold")]
         if threshold.pairs:
             parts.append(_table(_MEDIAN_HEAD, _median_rows(threshold, report)))
         if threshold.value is not None and (len(threshold.seeds) > 1 or not threshold.pairs):
             parts += [""] if threshold.pairs else []
             parts.append(_table(_seed_head(report.unit), _seed_rows(threshold, report.unit)))
-    parts += ["", _line("Runs", "bold"), _table(_RUN_HEAD, _run_rows(report))]
+    parts += ["", Text("Runs", "bold"), _table(_RUN_HEAD, _run_rows(report))]
     if report.warnings:
-        parts += ["", _line("Caveats", "bold yellow")]
+        parts += ["", Text("Caveats", "bold yellow")]
         parts += [_bullet(warning, "yellow") for warning in report.warnings]
-    parts += ["", _line("Result", "bold")]
+    parts += ["", Text("Result", "bold")]
     parts += [_bullet(f"{_title(threshold, report)}: {threshold.verdict}") for threshold in report.thresholds]
     return Group(*parts)
 
@@ -99,14 +99,14 @@ def as_markdown(report: Report) -> str:
 
 def summary_as_terminal(summary: CrossingSummary) -> RenderableType:
     """Return where a run crossed its thresholds, for the end of ``w2skd distill``."""
-    parts: list[RenderableType] = [_line(f"{summary.run}: {_scores(summary)}", "bold")]
+    parts: list[RenderableType] = [Text(f"{summary.run}: {_scores(summary)}", "bold")]
     if summary.arm == HELPED:
         teacher = units.level(summary.teacher_level, summary.metric)
         off = (
             _switched_off(summary.distillation_off, summary.metric, summary.unit) or f"on to the end, teacher {teacher}"
         )
-        parts.append(_line(f"distillation {off}"))
-    parts += [_line(f"not compared with {line}", "yellow") for line in summary.left_out]
+        parts.append(Text(f"distillation {off}"))
+    parts += [Text(f"not compared with {line}", "yellow") for line in summary.left_out]
     if summary.lines:
         other = "step" if summary.unit == "epoch" else "epoch"
         head = ("threshold", "reached", other, "time", REFERENCE, "speed-up")
@@ -336,10 +336,6 @@ def _summary_cells(line: SummaryLine, summary: CrossingSummary) -> Cells:
         seconds = line.baseline.seconds
         theirs = units.place(line.baseline, unit) + (f" ({units.duration(seconds)})" if seconds is not None else "")
     return (*cells, theirs, units.ratio(line.speedup))
-
-
-def _line(text: str, style: str = "") -> Text:
-    return Text(text, style=style)
 
 
 def _bullet(text: str, style: str = "") -> RenderableType:
