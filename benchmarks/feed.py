@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from w2skd.data.images import ImageSet, Normalization
+from w2skd.data.normalize import Normalizer
+from w2skd.data.order import BatchOrder
 from w2skd.data.resident import ResidentFeed
 
 BATCH_SIZE = 128
@@ -46,9 +48,8 @@ class PilImages(Dataset[tuple[Tensor, int]]):
 
 
 def resident(images: ImageSet, augment: list[str]) -> Callable[[], None]:
-    feed = ResidentFeed(
-        images, NORMALIZATION, batch_size=BATCH_SIZE, augment=augment, seed=0, device=torch.device("cpu")
-    )
+    order = BatchOrder(len(images), BATCH_SIZE)
+    feed = ResidentFeed(images, order, Normalizer(NORMALIZATION, torch.device("cpu"), False), augment)
     batches = feed.micro_batches(0)
 
     def epoch() -> None:

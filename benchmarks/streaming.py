@@ -22,9 +22,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from w2skd.data.image_stream import DeliverImages, ReadImages
 from w2skd.data.images import Normalization
+from w2skd.data.normalize import Normalizer
+from w2skd.data.order import BatchOrder
 from w2skd.data.streaming import StreamingFeed
 from w2skd.data.transforms import TrainTransform
+from w2skd.data.workers import Workers
 
 NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NORMALIZE = (v2.ToDtype(torch.float32, scale=True), v2.Normalize(NORMALIZATION.mean, NORMALIZATION.std))
@@ -84,15 +88,11 @@ def write_photos(folder: Path) -> None:
 def streaming(files: Files, options) -> Iterator[object]:
     kinds = ("random_resized_crop", "flip", *(["trivial_augment"] if options.trivial_augment else []))
     feed = StreamingFeed(
-        files,
-        torch.arange(len(files)) % 10,
-        NORMALIZATION,
-        batch_size=options.batch_size,
-        size_px=options.size,
-        transform=TrainTransform(kinds),
-        seed=0,
-        device=torch.device("cpu"),
-        workers=options.workers,
+        BatchOrder(len(files), options.batch_size),
+        ReadImages(files, TrainTransform(kinds)),
+        DeliverImages(torch.arange(len(files)) % 10, Normalizer(NORMALIZATION, torch.device("cpu"), False)),
+        Workers(options.workers),
+        options.size,
     )
     return feed.micro_batches(0)
 

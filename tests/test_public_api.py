@@ -8,7 +8,7 @@ import pytest
 
 import w2skd
 from w2skd.method.losses import distillation_kl
-from w2skd.method.schedule import DistillSchedule, Phase, SwitchedOff
+from w2skd.method.schedule import DistillSchedule, Phase, Switch, SwitchedOff
 from w2skd.method.teacher import FrozenTeacher, state_fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,6 +17,7 @@ EXPORTED = {
     "DistillSchedule": DistillSchedule,
     "FrozenTeacher": FrozenTeacher,
     "Phase": Phase,
+    "Switch": Switch,
     "SwitchedOff": SwitchedOff,
     "distillation_kl": distillation_kl,
     "state_fingerprint": state_fingerprint,

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from w2skd.method.losses import distillation_kl
-    from w2skd.method.schedule import DistillSchedule, Phase, SwitchedOff
+    from w2skd.method.schedule import DistillSchedule, Phase, Switch, SwitchedOff
     from w2skd.method.teacher import FrozenTeacher, state_fingerprint
 
 __all__ = [
     "DistillSchedule",
     "FrozenTeacher",
     "Phase",
+    "Switch",
     "SwitchedOff",
     "__version__",
     "distillation_kl",
@@ -28,6 +29,7 @@ _MODULES = {
     "distillation_kl": "w2skd.method.losses",
     "DistillSchedule": "w2skd.method.schedule",
     "Phase": "w2skd.method.schedule",
+    "Switch": "w2skd.method.schedule",
     "SwitchedOff": "w2skd.method.schedule",
     "FrozenTeacher": "w2skd.method.teacher",
     "state_fingerprint": "w2skd.method.teacher",

@@ -17,8 +17,8 @@ from w2skd.recipe.schema import Recipe
 from w2skd.records.rows import StepRow
 from w2skd.tasks.base import Role, Task
 from w2skd.tasks.catalog import recipe_types
-from w2skd.training.clock import Clock
-from w2skd.training.engine import Engine
+from w2skd.training.engine import Distillation, Engine
+from w2skd.training.process import Process
 
 CPU = torch.device("cpu")
 NEVER = 10**9
@@ -82,15 +82,13 @@ class SteppedEngine:
     """
 
     def __init__(self, task: Task[Any], recipe: Recipe, distill_steps: int = 0):
-        clock, teacher, schedule = Clock(), None, None
+        process, distillation = Process(CPU), None
         if distill_steps:
-            teacher = FrozenTeacher(build_teacher(task), device=CPU, clock=clock)
-            lengths = {"warmup_steps": 0, "hold_steps": distill_steps, "decay_steps": 0}
-            schedule = DistillSchedule(weight=1.0, **lengths, higher_is_better=True)
+            teacher = FrozenTeacher(build_teacher(task), device=CPU, clock=process.clock)
+            schedule = DistillSchedule(weight=1.0, warmup_steps=0, hold_steps=distill_steps, decay_steps=0)
+            distillation = Distillation(teacher, schedule)
         self.engine = Engine(
-            *(task, build_student(task)),
-            **{"train": recipe.train, "seed": 0, "device": CPU, "ranks": Ranks(), "clock": clock},
-            **{"teacher": teacher, "schedule": schedule},
+            task, build_student(task), train=recipe.train, seed=0, process=process, distillation=distillation
         )
         self._rows = self.engine.train()
 

@@ -1,4 +1,4 @@
-"""Which feed a data section gets, and that both say the same of the same images."""
+"""The choice of the feed, and the equality of both feeds on the same images."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from w2skd.data import feeds
 from w2skd.data.feeds import ImageFeeds
 from w2skd.data.sources import list_image_data, load_image_data
 from w2skd.platform.ranks import Ranks
+from w2skd.recipe.schema import TrainSection
 from w2skd.tasks.classification.recipe import ClassificationData
 
 CPU = torch.device("cpu")
@@ -20,9 +21,10 @@ def make(total_steps: int = 40, **keys: Any) -> ImageFeeds:
     section = ClassificationData.model_validate(
         {"source": "shapes", "train_examples": 40, "eval_examples": 21, "image_size": 16, "workers": 0, **keys}
     )
-    return ImageFeeds(
-        section, batch_size=8, seed=3, device=CPU, channels_last=False, run_steps=lambda steps_per_epoch: total_steps
+    train = TrainSection.model_validate(
+        {"steps": total_steps, "batch_size": 8, "optimizer": {"name": "sgd", "lr": 0.1}, "lr_schedule": {"name": "constant"}}
     )
+    return ImageFeeds(section, train, seed=3, device=CPU)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +53,8 @@ def test_what_does_not_fit_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_both_feeds_show_the_same_examples_in_the_same_order() -> None:
     resident, streaming = make(), make(feed="streaming", augment=[])
     for first, second, _ in zip(
-        resident.train_batches(2, rank=0, ranks=1, accumulate=1),
-        streaming.train_batches(2, rank=0, ranks=1, accumulate=1),
+        resident.train.micro_batches(2),
+        streaming.train.micro_batches(2),
         range(6),
         strict=False,
     ):
@@ -75,7 +77,7 @@ def test_without_augmentation_both_feeds_show_the_same_pixels() -> None:
 @pytest.mark.parametrize("feed", ["resident", "streaming"])
 def test_images_grow_with_a_progressive_section(feed: str) -> None:
     progressive = {"from_px": 8, "until": "0.5run", "multiple_px": 4}
-    batches = make(feed=feed, progressive=progressive).train_batches(0, rank=0, ranks=1, accumulate=1)
+    batches = make(feed=feed, progressive=progressive).train.micro_batches(0)
     sizes = [batch.images.shape[-1] for batch, _ in zip(batches, range(24), strict=False)]
     assert sizes == [8] * 10 + [12] * 10 + [16] * 4
     (evaluation,) = make(feed=feed, progressive=progressive).evaluation_batches(Ranks())

@@ -8,6 +8,7 @@ import torch
 from w2skd.data.counter import permutation
 from w2skd.data.order import BatchOrder, Slice
 from w2skd.errors import UsageError
+from w2skd.platform.ranks import Ranks
 
 
 def test_a_last_batch_is_filled_up_from_the_start_of_its_order():
@@ -32,12 +33,14 @@ def test_repeats_put_a_row_of_examples_into_a_batch_again_and_again():
 
 def test_slices_number_the_parts_of_a_batch():
     order = BatchOrder(examples=8, batch_size=4, repeats=1, seed=0)
-    slices = order.slices(1, rank=1, ranks=2, accumulate=2)
+    slices = order.slices(1, ranks=Ranks(1, 2), accumulate=2)
     assert list(islice(slices, 3)) == [Slice(0, 1, 1, 5, 6), Slice(0, 1, 3, 7, 8), Slice(1, 2, 1, 1, 2)]
 
 
 def test_batches_that_cannot_be_cut_are_refused_at_once():
     with pytest.raises(UsageError, match=r"batch_size: 4 .* 3 ranks x 2 .* multiple of 6"):
-        BatchOrder(8, 4, 1, 0).slices(0, rank=0, ranks=3, accumulate=2)
-    with pytest.raises(UsageError, match=r"batch_size: 4 .* 3 repeats .*data\.repeats.* multiple of 3"):
+        BatchOrder(8, 4, 1, 0).slices(0, ranks=Ranks(0, 3), accumulate=2)
+    with pytest.raises(
+        UsageError, match=r"batch_size: 4 is not a multiple of data\.repeats \(3\); set a multiple of 3"
+    ):
         BatchOrder(8, 4, 3, 0)

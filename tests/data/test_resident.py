@@ -10,6 +10,8 @@ from torch import Tensor
 from w2skd.data.batch import LabelledImages
 from w2skd.data.counter import permutation, randint
 from w2skd.data.images import ImageSet, Normalization
+from w2skd.data.normalize import Normalizer
+from w2skd.data.order import BatchOrder
 from w2skd.data.resident import AUGMENTATIONS, ResidentFeed, evaluation_batches
 from w2skd.errors import UsageError
 from w2skd.platform.ranks import Ranks
@@ -25,8 +27,9 @@ def image_set(count: int = 10, height: int = 16, width: int = 16) -> ImageSet:
 
 
 def feed(images: ImageSet, batch_size: int = 4, augment: tuple[str, ...] = AUGMENTATIONS, **options) -> ResidentFeed:
-    options = {"seed": 7, "device": CPU, **options}
-    return ResidentFeed(images, NORMALIZATION, batch_size=batch_size, augment=augment, **options)
+    order = BatchOrder(len(images), batch_size, options.pop("repeats", 1), options.pop("seed", 7))
+    normalize = Normalizer(NORMALIZATION, options.pop("device", CPU), options.pop("channels_last", False))
+    return ResidentFeed(images, order, normalize, augment, **options)
 
 
 def take(batches: Iterator[LabelledImages], count: int) -> list[LabelledImages]:
@@ -142,7 +145,7 @@ def test_two_ranks_see_what_one_process_accumulates():
     single = take(feed(images).micro_batches(0, accumulate=4), 16)
     for ranks, accumulate in ((2, 2), (4, 1)):
         by_rank = [
-            take(feed(images).micro_batches(0, rank=rank, ranks=ranks, accumulate=accumulate), 4 * accumulate)
+            take(feed(images).micro_batches(0, ranks=Ranks(rank, ranks), accumulate=accumulate), 4 * accumulate)
             for rank in range(ranks)
         ]
         together = [by_rank[rank][micro] for micro in range(4 * accumulate) for rank in range(ranks)]
@@ -161,7 +164,7 @@ def test_accumulation_cuts_the_same_batch():
 
 def test_a_batch_that_cannot_be_shared_is_refused_at_once():
     with pytest.raises(UsageError, match=r"batch_size: 4 .* 3 ranks x 2 .* multiple of 6"):
-        feed(image_set()).micro_batches(0, rank=0, ranks=3, accumulate=2)
+        feed(image_set()).micro_batches(0, ranks=Ranks(0, 3), accumulate=2)
 
 
 def test_draws_are_those_of_earlier_versions():
@@ -230,12 +233,8 @@ def test_a_batch_is_the_callers_own():
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_evaluation_covers_every_example_once(ranks: int, channels_last: bool):
     images = image_set(10)
-    options = {"device": CPU, "batch_size": 3, "channels_last": channels_last}
-    batches = [
-        batch
-        for rank in range(ranks)
-        for batch in evaluation_batches(images, NORMALIZATION, ranks=Ranks(rank, ranks), **options)
-    ]
+    normalize = Normalizer(NORMALIZATION, CPU, channels_last)
+    batches = [batch for rank in range(ranks) for batch in evaluation_batches(images, normalize, 3, Ranks(rank, ranks))]
     assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(10))
     assert all(1 <= len(batch) <= 3 for batch in batches)
     assert torch.equal(torch.cat([batch.labels for batch in batches]), images.labels)

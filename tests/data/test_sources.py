@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
+from w2skd.recipe.names import CLASSIFICATION_SOURCES
 
 from w2skd.data.sources import SOURCES, load_image_data
 from w2skd.errors import DataError
-from w2skd.recipe.names import CLASSIFICATION_SOURCES
 from w2skd.tasks.classification.recipe import ClassificationData
 
 

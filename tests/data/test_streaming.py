@@ -1,10 +1,11 @@
-"""The streaming feed: the same batches whatever the workers, the ranks and the place where a run goes on."""
+"""The streaming feed: the batches do not depend on the workers, the ranks or the step at which a run resumes."""
 
 import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,13 @@ from torch import Tensor
 
 from w2skd.data.batch import LabelledImages
 from w2skd.data.counter import permutation, seed_from
+from w2skd.data.image_stream import DeliverImages, ReadImages, mean_colour
 from w2skd.data.images import Normalization
-from w2skd.data.streaming import StreamingFeed, stream_evaluation
+from w2skd.data.normalize import Normalizer
+from w2skd.data.order import BatchOrder
+from w2skd.data.streaming import StreamingFeed, stream_once
 from w2skd.data.transforms import EvalTransform, TrainTransform
+from w2skd.data.workers import Workers
 from w2skd.errors import DataError, UsageError
 from w2skd.platform.ranks import Ranks
 
@@ -56,9 +61,16 @@ class Photos:
 
 
 def feed(photos: Photos | None = None, **options) -> StreamingFeed:
-    photos = photos or Photos()
-    options = {"batch_size": 4, "size_px": SIZE, "transform": ALL, "seed": 7, "device": CPU, "workers": 0, **options}
-    return StreamingFeed(photos, torch.arange(len(photos)) % 4, NORMALIZATION, **options)
+    photos, seed = photos or Photos(), options.pop("seed", 7)
+    order = BatchOrder(len(photos), options.pop("batch_size", 4), options.pop("repeats", 1), seed)
+    read = ReadImages(photos, options.pop("transform", ALL), BLANK, seed)
+    deliver, workers = delivery(photos, options), Workers(options.pop("workers", 0))
+    return StreamingFeed(order, read, deliver, workers, SIZE, **options)
+
+
+def delivery(photos: Photos, options: dict[str, Any]) -> DeliverImages:
+    normalize = Normalizer(NORMALIZATION, options.pop("device", CPU), options.pop("channels_last", False))
+    return DeliverImages(torch.arange(len(photos)) % 4, normalize)
 
 
 def take(batches: Iterator[LabelledImages], count: int) -> list[LabelledImages]:
@@ -137,15 +149,15 @@ def test_a_later_start_goes_on_with_the_same_batches(first_step: int):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_two_ranks_see_what_one_process_accumulates(workers: int):
     single = take(feed().micro_batches(0, accumulate=4), 16)
-    by_rank = [take(feed(workers=workers).micro_batches(0, rank=rank, ranks=2, accumulate=2), 8) for rank in range(2)]
+    by_rank = [take(feed(workers=workers).micro_batches(0, ranks=Ranks(rank, 2), accumulate=2), 8) for rank in range(2)]
     assert_same([by_rank[rank][micro] for micro in range(8) for rank in range(2)], single)
     assert [batch.slice for batch in single[:4]] == [0, 1, 2, 3]
 
 
 def test_batches_that_cannot_be_cut_are_refused_at_once():
     with pytest.raises(UsageError, match=r"batch_size: 4 .* multiple of 3"):
-        feed().micro_batches(0, rank=0, ranks=3)
-    with pytest.raises(UsageError, match=r"batch_size: 4 .* 3 repeats"):
+        feed().micro_batches(0, ranks=Ranks(0, 3))
+    with pytest.raises(UsageError, match=r"batch_size: 4 is not a multiple of data\.repeats \(3\)"):
         feed(repeats=3)
 
 
@@ -174,6 +186,7 @@ def test_augmentation_changes_from_epoch_to_epoch_and_with_the_seed():
 
 
 def test_blanked_parts_are_nearly_zero():
+    assert mean_colour(NORMALIZATION) == BLANK
     batch = next(feed(transform=TrainTransform(("cutout",))).micro_batches(0))
     near = (batch.images.abs() < 0.01).all(dim=1).flatten(1).float().mean(dim=1)
     assert (near >= 1 / 16).all()
@@ -215,11 +228,10 @@ def test_a_killed_worker_is_one_line():
 
 def stream(photos: Photos | None = None, **options) -> Iterator[LabelledImages]:
     photos = photos or Photos()
-    options = {
-        **{"resize_px": 18, "crop_px": SIZE, "interpolation": "bicubic"},
-        **{"device": CPU, "batch_size": 3, "workers": 0, **options},
-    }
-    return stream_evaluation(photos, torch.arange(len(photos)) % 4, NORMALIZATION, **options)
+    read, deliver = ReadImages(photos, EvalTransform(18, "bicubic")), delivery(photos, options)
+    shard, workers = options.pop("ranks", Ranks()).shard(len(photos)), Workers(options.pop("workers", 0))
+    assert not options
+    return stream_once(read, deliver, shard, batch_size=3, size_px=SIZE, workers=workers)
 
 
 @pytest.mark.parametrize("ranks", [1, 3, 12])

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from w2skd.data.workers import default_workers, in_workers
+from w2skd.data.workers import Workers
 from w2skd.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -73,7 +73,7 @@ class Numbers:
 
 
 def start(act: Act, workers: int, timeout_s: float = 60.0):
-    return in_workers(act, Numbers(), workers=workers, timeout_s=timeout_s)
+    return Workers(workers, timeout_s).map(act, Numbers())
 
 
 def numbers(results, count: int) -> list[int]:
@@ -100,21 +100,21 @@ def test_results_come_in_the_order_of_requests(workers: int):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_finite_row_ends(workers: int):
-    results = in_workers(Act(), [5, 6, 7], workers=workers, timeout_s=60)
+    results = Workers(workers).map(Act(), [5, 6, 7])
     assert [int(result[0]) for result in results] == [5, 6, 7]
     assert no_children()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_objects_of_tensors_cross_whole(workers: int):
-    made = list(in_workers(parts_of, [2, 0, 5], workers=workers, timeout_s=60))
+    made = list(Workers(workers).map(parts_of, [2, 0, 5]))
     assert [(part.some.tolist(), int(part.others[0]), part.others[1].shape, part.word) for part in made] == [
         ([3] * number, number, (0, 4), "plain") for number in (2, 0, 5)
     ]
 
 
 def test_what_is_made_here_is_pinned_by_its_own_method():
-    made = next(in_workers(parts_of, [1], workers=0, timeout_s=60, pin_memory=True))
+    made = next(Workers(0).map(parts_of, [1], pin_memory=True))
     assert made.word == "pinned"
 
 
@@ -209,7 +209,7 @@ def test_a_worker_that_hangs_is_reported_and_killed():
     results = start(Act("hang", 2), 2, timeout_s=0.3)
     pids = {int(next(results)[1]) for _ in range(2)}
     began = time.monotonic()
-    with pytest.raises(DataError, match=r"^data\.worker_timeout_s: no batch came for 0\.3 s; .*killed") as caught:
+    with pytest.raises(DataError, match=r"^data\.worker_timeout_s: no batch within 0\.3 s; .*killed") as caught:
         next(results)
     assert time.monotonic() - began < 10
     assert all(str(pid) in str(caught.value) for pid in pids)
@@ -294,4 +294,5 @@ def test_by_default_the_ranks_of_a_machine_share_its_cores(
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-    assert default_workers() == workers
+    assert Workers.of(None, 5.0) == Workers(workers, 5.0)
+    assert Workers.of(0, 5.0) == Workers(0, 5.0)

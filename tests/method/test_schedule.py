@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 
-from w2skd.method.schedule import DistillSchedule, Phase, SwitchedOff
+from w2skd.method.schedule import DistillSchedule, Phase, Switch, SwitchedOff
 from w2skd.recipe.duration import Duration
 from w2skd.recipe.schema import (
     ConstantSection,
@@ -22,8 +22,10 @@ from w2skd.training.learning_rate import lr_factor
 
 
 def schedule(**changes):
-    values = {"weight": 2.0, "warmup_steps": 4, "hold_steps": 3, "decay_steps": 5, "higher_is_better": True}
-    return DistillSchedule(**{**values, **changes})
+    of_switch = {key: changes.pop(key) for key in list(changes) if key in Switch.__dataclass_fields__}
+    values = {"weight": 2.0, "warmup_steps": 4, "hold_steps": 3, "decay_steps": 5}
+    switch = Switch(**{"teacher_value": None, "higher_is_better": True, **of_switch})
+    return DistillSchedule(**{**values, **changes}, switch=switch)
 
 
 def test_lambda_rises_holds_and_falls():
@@ -31,7 +33,7 @@ def test_lambda_rises_holds_and_falls():
     assert weights == pytest.approx([0, 0.5, 1, 1.5, 2, 2, 2, 2, 1.6, 1.2, 0.8, 0.4, 0, 0])
 
 
-def test_phases_change_at_the_steps_that_lambda_does():
+def test_phases_change_at_the_same_steps_as_lambda():
     phases = [schedule().phase_at(step) for step in range(13)]
     assert phases == [Phase.WARM_UP] * 4 + [Phase.HOLD] * 3 + [Phase.DECAY] * 5 + [Phase.OFF]
     assert schedule().end_step == 12
@@ -47,19 +49,19 @@ def test_phases_change_at_the_steps_that_lambda_does():
         ({"weight": 0.0}, [0, 0, 0, 0, 0]),
     ],
 )
-def test_parts_of_no_length_are_left_out(changes, expected):
+def test_phases_of_length_zero_are_skipped(changes, expected):
     one = schedule(**changes)
     assert [one.weight_at(step) for step in range(len(expected))] == pytest.approx(expected)
 
 
-def test_the_end_of_the_schedule_is_told_once():
+def test_the_end_of_the_schedule_is_reported_once():
     one = schedule(teacher_value=0.5)
     events = [one.finish_step(steps_done) for steps_done in range(1, 15)]
     assert events == [None] * 11 + [SwitchedOff(12, "ended", None, 0.5)] + [None] * 2
     assert one.switched_off == events[11]
 
 
-def test_a_loop_that_only_validates_learns_of_the_end():
+def test_observe_reports_the_end_to_a_loop_that_only_validates():
     one = schedule(teacher_value=0.5)
     assert one.observe(20, 0.9) == SwitchedOff(20, "ended", None, 0.5)
     assert one.observe(21, 0.9) is None
@@ -74,7 +76,7 @@ def test_patience_counts_validations_in_a_row():
     assert one.phase_at(9) is Phase.OFF
 
 
-def test_switched_off_is_for_good_and_told_once():
+def test_switching_off_is_permanent_and_reported_once():
     one = schedule(hold_steps=100, teacher_value=0.5, patience=1)
     assert one.observe(5, 0.6) is not None
     assert one.observe(6, 0.1) is None
@@ -115,7 +117,7 @@ def test_an_unknown_teacher_is_never_surpassed(teacher_value):
     assert one.weight_at(6) == 2.0
 
 
-def test_the_state_is_plain_and_a_resume_goes_on():
+def test_the_state_is_plain_and_resumes():
     first, second = (schedule(hold_steps=100, teacher_value=0.5, patience=2) for _ in range(2))
     first.observe(5, 0.6)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
@@ -140,9 +142,8 @@ def test_the_recipe_gives_its_spans_in_three_units():
         decay=Duration(0.25, "run"),
         switch=SwitchSection(margin=0.25, patience=3),
     )
-    one = DistillSchedule.from_section(
-        section, steps_per_epoch=10, total_steps=40, higher_is_better=False, teacher_value=2.0
-    )
+    switch = Switch(2.0, higher_is_better=False, **section.switch.model_dump())
+    one = DistillSchedule(weight=section.weight, **section.lengths(10, 40), switch=switch)
     assert (one.warmup_steps, one.hold_steps, one.decay_steps, one.weight) == (5, 7, 10, 3.0)
     assert [one.observe(step, 1.7) is not None for step in range(3)] == [False, False, True]
 
@@ -233,6 +234,12 @@ def test_shortest_runs_stay_within_bounds(name, warmup, total_steps):
     values = factors(section, total_steps)
     assert all(0 <= value <= 1 for value in values)
     assert max(values) == 1.0  # the peak is reached, also when the warm-up is nothing or all of the run
+
+
+def test_without_a_switch_only_the_schedule_ends_distillation():
+    one = DistillSchedule(weight=1.0, warmup_steps=0, hold_steps=3, decay_steps=0)
+    assert [one.observe(step, 1.0) for step in (1, 2)] == [None] * 2
+    assert one.observe(3, 1.0) == SwitchedOff(3, "ended", None, None)
 
 
 def test_the_schedule_needs_no_torch():

@@ -234,7 +234,7 @@ def test_weights_that_share_memory_can_be_saved(tmp_path: Path) -> None:
 
 def test_of_a_training_checkpoint_the_averaged_weights_count(tmp_path: Path) -> None:
     trained = model()
-    average = build_average(trained, EmaSection(decay=0.5))
+    average = build_average(trained, EmaSection(decay=0.5), 1, 1)
     assert average is not None
     average.update_parameters(trained)
     average.module.load_state_dict(model(seed=1).state_dict())

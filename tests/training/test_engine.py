@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from w2skd.errors import TrainingError
-from w2skd.method.schedule import DistillSchedule
+from w2skd.method.schedule import DistillSchedule, Switch
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks, process_group
 from w2skd.recipe.schema import TrainSection
 from w2skd.records.rows import EvalRow, EventRow, StepRow
 from w2skd.tasks.base import Evaluation, Losses, Metric, Remark, Role, Snapshot
 from w2skd.training.clock import Clock
-from w2skd.training.engine import Engine, SaveDue, evaluate, weigh
+from w2skd.training.engine import Distillation, Engine, SaveDue, evaluate, weigh
+from w2skd.training.process import Process
 
 CPU = torch.device("cpu")
 
@@ -106,8 +107,9 @@ def train_section(**changes: Any) -> TrainSection:
 
 
 def schedule(teacher_value: float | None = None, **changes: Any) -> DistillSchedule:
-    arguments = {"weight": 1.0, "warmup_steps": 0, "hold_steps": 10, "decay_steps": 4, "higher_is_better": True}
-    return DistillSchedule(**{**arguments, "teacher_value": teacher_value, **changes})
+    arguments = {"weight": 1.0, "warmup_steps": 0, "hold_steps": 10, "decay_steps": 4}
+    switch = Switch(teacher_value, higher_is_better=True, patience=changes.pop("patience", 2))
+    return DistillSchedule(**{**arguments, **changes}, switch=switch)
 
 
 def teacher(clock: Clock | None = None) -> FrozenTeacher:
@@ -117,17 +119,21 @@ def teacher(clock: Clock | None = None) -> FrozenTeacher:
     return FrozenTeacher(model, device=CPU, clock=clock)
 
 
-def engine(task: ToyTask, section: TrainSection | None = None, **arguments: Any) -> Engine:
+def engine(
+    task: ToyTask,
+    section: TrainSection | None = None,
+    distillation: Distillation | None = None,
+    student: nn.Module | None = None,
+    **process: Any,
+) -> Engine:
     torch.manual_seed(0)
     return Engine(
         task,
-        arguments.pop("student", None) or nn.Linear(1, 1),
+        student or nn.Linear(1, 1),
         train=section or train_section(),
         seed=1,
-        device=CPU,
-        ranks=arguments.pop("ranks", Ranks()),
-        clock=arguments.pop("clock", None) or Clock(),
-        **arguments,
+        process=Process(CPU, **process),
+        distillation=distillation,
     )
 
 
@@ -169,7 +175,7 @@ def test_lambda_is_applied_in_one_place_and_the_task_weight_never_jumps() -> Non
     losses = Losses({"a": torch.tensor(2.0), "b": torch.tensor(3.0)}, {"kl": torch.tensor(10.0)})
     assert weigh(losses, 0.25).item() == 7.5
     assert weigh(replace_distill(losses), 0.25).item() == 5.0
-    rows = list(engine(ToyTask(), train_section(log_every=1), teacher=teacher(), schedule=schedule()).train())
+    rows = list(engine(ToyTask(), train_section(log_every=1), distillation=Distillation(teacher(), schedule())).train())
     steps = [row for row in rows if isinstance(row, StepRow)]
     assert [row.lambda_ for row in steps] == [1.0] * 11 + [0.75, 0.5, 0.25] + [0.0] * 6
     for row in steps:
@@ -184,7 +190,11 @@ def replace_distill(losses: Losses) -> Losses:
 
 def test_the_teacher_is_asked_only_while_lambda_is_above_zero() -> None:
     task = ToyTask()
-    list(engine(task, teacher=teacher(), schedule=schedule(warmup_steps=2, hold_steps=3, decay_steps=2)).train())
+    list(
+        engine(
+            task, distillation=Distillation(teacher(), schedule(warmup_steps=2, hold_steps=3, decay_steps=2))
+        ).train()
+    )
     # Step 0 of a warm-up has weight 0; the decay's last step still has some.
     assert task.asked_with_teacher == [False] + [True] * 6 + [False] * 13
 
@@ -193,7 +203,7 @@ def test_the_switch_needs_two_validations_in_a_row_and_frees_the_teacher() -> No
     task = ToyTask(scores=[0.8, 0.6, 0.8, 0.9])
     held = teacher()
     watched = weakref.ref(held)
-    trained = engine(task, teacher=held, schedule=schedule(0.7, hold_steps=100))
+    trained = engine(task, distillation=Distillation(held, schedule(0.7, hold_steps=100)))
     del held
     events = []
     for row in trained.train():
@@ -209,12 +219,12 @@ def test_the_switch_needs_two_validations_in_a_row_and_frees_the_teacher() -> No
 
 def test_switched_off_it_costs_and_learns_what_a_baseline_does() -> None:
     task = ToyTask(scores=[0.8, 0.9, 0.9, 0.9])
-    list(engine(task, teacher=teacher(), schedule=schedule(0.7, hold_steps=100)).train())
+    list(engine(task, distillation=Distillation(teacher(), schedule(0.7, hold_steps=100))).train())
     assert task.asked_with_teacher == [True] * 10 + [False] * 10
 
 
 def test_a_weight_of_zero_trains_exactly_as_the_baseline() -> None:
-    plain, distilled = engine(ToyTask()), engine(ToyTask(), teacher=teacher(), schedule=schedule(weight=0.0))
+    plain, distilled = engine(ToyTask()), engine(ToyTask(), distillation=Distillation(teacher(), schedule(weight=0.0)))
     list(plain.train()), list(distilled.train())
     for ours, theirs in zip(plain.student.parameters(), distilled.student.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -223,7 +233,7 @@ def test_a_weight_of_zero_trains_exactly_as_the_baseline() -> None:
 def test_the_teacher_stays_out_of_the_state_and_unchanged() -> None:
     held = teacher()
     before = held.fingerprint()
-    trained = engine(ToyTask(), teacher=held, schedule=schedule())
+    trained = engine(ToyTask(), distillation=Distillation(held, schedule()))
     list(trained.train())
     assert held.fingerprint() == before
     assert set(trained.state_dict()["model"]) == {"weight", "bias"}
@@ -259,10 +269,8 @@ def test_a_resume_at_any_step_ends_bit_for_bit_the_same(
     section = train_section(optimizer=optimizer, ema=ema, precision=precision)
 
     def fresh(stop_at: int | None = None) -> Engine:
-        made = engine(
-            ToyTask(scores=None), section, teacher=teacher(), schedule=schedule(-0.5, patience=1, hold_steps=8)
-        )
-        made.should_stop = lambda: made.step == stop_at
+        distillation = Distillation(teacher(), schedule(-0.5, patience=1, hold_steps=8))
+        made = engine(ToyTask(scores=None), section, distillation, should_stop=lambda: made.step == stop_at)
         return made
 
     undisturbed = fresh()
@@ -392,7 +400,9 @@ def test_teacher_switch_validation_and_what_comes_after_share_one_compiled_graph
     changes = {"accumulate": 2, "ema": {"decay": 0.9}}
     held = teacher()
     watched = weakref.ref(held)
-    trained = engine(task, train_section(compile=True, **changes), teacher=held, schedule=schedule(0.7, hold_steps=100))
+    trained = engine(
+        task, train_section(compile=True, **changes), distillation=Distillation(held, schedule(0.7, hold_steps=100))
+    )
     del held
     list(trained.train())
     assert task.asked_with_teacher == [True] * 30 + [False] * 10
@@ -401,8 +411,7 @@ def test_teacher_switch_validation_and_what_comes_after_share_one_compiled_graph
     eager = engine(
         ToyTask(scores=task.scores, accumulate=2),
         train_section(**changes),
-        teacher=teacher(),
-        schedule=schedule(0.7, hold_steps=100),
+        Distillation(teacher(), schedule(0.7, hold_steps=100)),
     )
     list(eager.train())
     assert len(graphs) == 1
@@ -449,7 +458,7 @@ def test_a_step_never_waits_for_the_device(
     optimizer: dict[str, Any], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     section = train_section(optimizer=optimizer, precision=precision, clip_grad_norm=1.0, accumulate=2)
-    trained = engine(ToyTask(accumulate=2, poison=(2,)), section, teacher=teacher(), schedule=schedule())
+    trained = engine(ToyTask(accumulate=2, poison=(2,)), section, distillation=Distillation(teacher(), schedule()))
     batches = trained.task.train_batches(0)
     for name in ("tolist", "cpu", "numpy"):
         monkeypatch.setattr(Tensor, name, lambda *_, **__: pytest.fail("a step waits for its device"))

@@ -117,7 +117,7 @@ def test_a_model_without_exemptions_of_its_own_goes_by_dimensions() -> None:
 
 def test_the_average_follows_weights_and_running_statistics() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    average = build_average(model, EmaSection(decay=0.75))
+    average = build_average(model, EmaSection(decay=0.75), 1, 1)
     assert average is not None
     expected = {}
     for number in range(4):
@@ -137,7 +137,7 @@ def test_the_average_follows_weights_and_running_statistics() -> None:
 
 def averaged_after(section: EmaSection, values: list[float], **lengths: int) -> float:
     model = nn.Linear(1, 1, bias=False)
-    average = build_average(model, section, **lengths)
+    average = build_average(model, section, **{"steps_per_epoch": 1, "total_steps": 1, **lengths})
     assert average is not None
     for value in values:
         nn.init.constant_(model.weight, value)
@@ -192,7 +192,7 @@ def test_an_average_with_a_ramp_goes_on_where_it_was() -> None:
     section = EmaSection(half_life=Duration(50, "step"), ramp_up=0.3)
     weights = torch.randn(30, 2, 2, generator=torch.Generator().manual_seed(2))
     model = nn.Linear(2, 2)
-    whole, first, second = (build_average(model, section) for _ in range(3))
+    whole, first, second = (build_average(model, section, 1, 1) for _ in range(3))
     assert whole is not None
     assert first is not None
     assert second is not None
@@ -212,7 +212,7 @@ def test_an_average_with_a_ramp_goes_on_where_it_was() -> None:
 @pytest.mark.parametrize("section", [EmaSection(decay=0.9), EmaSection(half_life=Duration(9, "step"), ramp_up=0.1)])
 def test_an_update_asks_nothing_of_the_device(section: EmaSection) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).to("meta")  # whose tensors have no numbers to give
-    average = build_average(model, section)
+    average = build_average(model, section, 1, 1)
     assert average is not None
     for _ in range(3):
         average.update_parameters(model)
@@ -222,13 +222,13 @@ def test_an_update_asks_nothing_of_the_device(section: EmaSection) -> None:
 
 
 def test_no_section_no_average() -> None:
-    assert build_average(nn.Linear(1, 1), None) is None
+    assert build_average(nn.Linear(1, 1), None, 1, 1) is None
 
 
 def test_the_average_is_torchs_own_for_weights_and_running_statistics() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    ours = build_average(model, EmaSection(decay=0.9))
+    ours = build_average(model, EmaSection(decay=0.9), 1, 1)
     theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for _ in range(4):
         model(torch.randn(8, 3))

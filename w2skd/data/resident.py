@@ -1,9 +1,10 @@
-"""All images on the training device, as uint8: batches are gathered, augmented and normalised there, in a few kernels.
+"""Training images kept on the device as uint8, augmented and normalised there in a few kernels.
 
-Nothing is drawn from a generator. The order of an epoch is a function of (seed, epoch), an example's augmentation one
-of (seed, epoch, example, repeat), so that batches depend neither on the number of ranks nor on where a run was resumed.
+No random generator is used. The order of an epoch is a function of (seed, epoch), the augmentation of an example a
+function of (seed, epoch, example, repeat). The batches therefore do not depend on the number of ranks or on the step
+at which a run resumes.
 
-Shapes: n examples of a micro-batch, N of the set, M of an epoch's batches; H rows and W columns of px.
+Shapes: n examples of a micro-batch, N of the set, M positions in an epoch's batches; H rows and W columns of px.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from w2skd.data.batch import LabelledImages
 from w2skd.data.counter import randint
-from w2skd.data.images import ImageSet, Normalization
+from w2skd.data.images import ImageSet
 from w2skd.data.normalize import Normalizer
 from w2skd.data.order import BatchOrder, Slice
 from w2skd.platform.ranks import Ranks
@@ -25,66 +26,50 @@ AUGMENTATIONS = ("crop", "flip", "cutout")
 
 
 class ResidentFeed:
-    """Endless training batches, in `BatchOrder`, out of a set that lives on the device (4 bytes a pixel).
+    """Endless training batches in `BatchOrder` from a set that is kept on the device (4 bytes per pixel).
 
     Args:
-        images: at least one.
-        normalization: of pixels scaled to [0, 1].
-        batch_size: examples per optimizer step, over all ranks and micro-batches.
-        augment: any of `AUGMENTATIONS`. ``crop`` shifts by up to an eighth of the side (1 px at least) and fills up by
-            reflection, ``flip`` mirrors every second example from left to right, ``cutout`` sets a square of half the
-            side, centred anywhere, to the mean colour. They act in this order, whatever the order given.
-        seed: of order and augmentation.
-        device: where the set is kept and batches are made.
-        repeats: how often an example is in its batch, augmented anew each time.
-        size_at: global step to the shorter side in px, to which images that are larger are brought (bilinear,
-            antialiased) when all else is done; None leaves them as they are.
-        channels_last: memory format of the batches; their values are the same.
-
-    Raises:
-        UsageError: the batch is no multiple of the repeats.
+        images: the training set.
+        order: order of the examples; its seed is the seed of the augmentation, too.
+        normalize: normalisation on the training device.
+        augment: any of `AUGMENTATIONS`. ``crop`` shifts by up to an eighth of the side (at least 1 px) with reflection
+            padding, ``flip`` mirrors horizontally with probability 0.5, ``cutout`` sets a square of half the side with
+            a random centre to the mean colour. They are applied in this order.
+        size_at: global step to the shorter side in px. Larger images are resized to it after augmentation (bilinear,
+            antialiased); None disables resizing.
     """
 
     def __init__(
         self,
         images: ImageSet,
-        normalization: Normalization,
-        *,
-        batch_size: int,
+        order: BatchOrder,
+        normalize: Normalizer,
         augment: Sequence[str],
-        seed: int,
-        device: torch.device,
-        repeats: int = 1,
         size_at: Callable[[int], int] | None = None,
-        channels_last: bool = False,
     ):
         assert set(augment) <= set(AUGMENTATIONS), f"augment {augment}"
-        self._order = BatchOrder(len(images), batch_size, repeats, seed)
-        self.steps_per_epoch = self._order.steps_per_epoch
-        self._size_at = size_at
-        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.steps_per_epoch = order.steps_per_epoch
+        self._order = order
+        self._normalize = normalize
+        self._device = normalize.device
         self._augment = frozenset(augment)
-        self._seed = seed
-        self._device = device
+        self._size_at = size_at
         self._height, self._width = images.images.shape[2:]
-        self._labels = images.labels.to(device)
-        self._pixels = _pack(images.images, device)
-        # Half as many bytes in the index make the gather faster; a set too large for that is still possible.
+        self._labels = images.labels.to(self._device)
+        self._pixels = _pack(images.images, self._device)
+        # An int32 index halves the memory traffic of the gather, but cannot address larger sets.
         self._index_dtype = torch.int32 if self._pixels.numel() < 2**31 else torch.int64
-        self._normalize = Normalizer(normalization, device, channels_last)
 
-    def micro_batches(
-        self, first_step: int, *, rank: int = 0, ranks: int = 1, accumulate: int = 1
-    ) -> Iterator[LabelledImages]:
+    def micro_batches(self, first_step: int, ranks: Ranks = Ranks(), accumulate: int = 1) -> Iterator[LabelledImages]:
         """Yield this rank's micro-batches without end, as `BatchOrder.slices` cuts them.
 
         Raises:
             UsageError: the batch cannot be cut into equal slices.
         """
-        return self._micro_batches(self._order.slices(first_step, rank=rank, ranks=ranks, accumulate=accumulate))
+        return self._micro_batches(self._order.slices(first_step, ranks, accumulate))
 
     def example(self) -> LabelledImages:
-        """Return a batch of the first example, not augmented."""
+        """Return a batch of the first example, without augmentation."""
         ids = torch.zeros(1, dtype=torch.int64, device=self._device)
         return LabelledImages(self._augmented(_Draws(ids)), self._labels[ids], ids, 0)
 
@@ -98,12 +83,12 @@ class ResidentFeed:
             yield LabelledImages(images, self._labels[own.ids], own.ids, part.step, part.number)
 
     def _draw_epoch(self, epoch: int) -> "_Draws":
-        """Order and augmentation of a whole epoch at once: a few kernels an epoch instead of some at every step."""
+        """Draw the order and augmentation of a whole epoch at once: a few kernels per epoch, not per step."""
         ids = self._order.ids(epoch, self._device)
         repeat = self._order.repeat_numbers(self._device) if self._order.repeats > 1 else 0
 
         def draw(high: int, kind: _Draw) -> Tensor:
-            return randint(high, self._seed, epoch, ids, kind.value + _DRAWS_PER_REPEAT * repeat)
+            return randint(high, self._order.seed, epoch, ids, kind.value + _DRAWS_PER_REPEAT * repeat)
 
         pad = max(1, min(self._height, self._width) // 8)
         crop = flip = cutout = None
@@ -128,10 +113,10 @@ class ResidentFeed:
             return images
         size = (round(self._height * side / shorter), round(self._width * side / shorter))
         smaller = functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-        return smaller.contiguous(memory_format=self._memory_format)
+        return smaller.contiguous(memory_format=self._normalize.memory_format)
 
     def _gather(self, draws: "_Draws") -> Tensor:
-        """Crop and flip as one gather of whole pixels; uint8 [n, 3, H, W], strided like [n, H, W, 4]."""
+        """Crop and flip by one gather of whole pixels: uint8 [n, 3, H, W], strided like [n, H, W, 4]."""
         rows = torch.arange(self._height, device=self._device)[None]
         columns = torch.arange(self._width, device=self._device)[None]
         if draws.flip is not None:
@@ -145,7 +130,7 @@ class ResidentFeed:
         return pixels.view(*index.shape, 4)[..., :3].permute(0, 3, 1, 2)
 
     def _outside_cutout(self, centres: Tensor) -> Tensor:
-        """1 outside the squares, 0 inside, for centres int64 [2, n]; float32 [n, 1, H, W]."""
+        """Return 1 outside the squares and 0 inside: float32 [n, 1, H, W] for centres int64 [2, n]."""
         side = min(self._height, self._width) // 2
         rows = torch.arange(self._height, device=self._device) - (centres[0, :, None] - side // 2)
         columns = torch.arange(self._width, device=self._device) - (centres[1, :, None] - side // 2)
@@ -154,38 +139,25 @@ class ResidentFeed:
 
 
 def evaluation_batches(
-    images: ImageSet,
-    normalization: Normalization,
-    *,
-    device: torch.device,
-    batch_size: int,
-    ranks: Ranks = Ranks(),
-    channels_last: bool = False,
+    images: ImageSet, normalize: Normalizer, batch_size: int, ranks: Ranks = Ranks()
 ) -> Iterator[LabelledImages]:
     """Iterate over this rank's shard of an evaluation set, in order, without augmentation.
 
     Args:
-        images: kept where they are; moved batch by batch if that is not `device`.
-        normalization: of pixels scaled to [0, 1].
-        device: where batches are made.
-        batch_size: examples per batch of this rank; the last batch may have fewer.
+        images: the set; batches move to the device one at a time.
+        normalize: normalisation on the device.
+        batch_size: examples per batch of this rank; the last batch may be smaller.
         ranks: the ranks that share the set.
-        channels_last: memory format of the batches.
     """
-    normalize = Normalizer(normalization, device, channels_last)
     shard = ranks.shard(len(images))
     for start in range(shard.start, shard.stop, batch_size):
-        part = slice(start, min(start + batch_size, shard.stop))
-        yield LabelledImages(
-            images=normalize(images.images[part].to(device)),
-            labels=images.labels[part].to(device),
-            ids=torch.arange(part.start, part.stop, device=device),
-            step=0,
-        )
+        ids = torch.arange(start, min(start + batch_size, shard.stop))
+        part = images.select(ids).to(normalize.device)
+        yield LabelledImages(normalize(part.images), part.labels, ids.to(normalize.device), step=0)
 
 
 class _Draw(IntEnum):
-    """What a random number is for: the last counter of its hash. Numbers are never reused for something else."""
+    """Purpose of a random number: the last counter of its hash. A number is never reused for another purpose."""
 
     CROP_ROW = 0
     CROP_COLUMN = 1
@@ -195,17 +167,17 @@ class _Draw(IntEnum):
 
 
 _DRAWS_PER_REPEAT = 64
-"""Room for the kinds of draws: repeat r of an example counts on from r times this."""
+"""Counters reserved per repeat of an example: repeat r starts at r times this."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Draws:
-    """Examples and how each is augmented; None where an augmentation is off.
+    """Examples and their augmentation; None if an augmentation is disabled.
 
     Attributes:
         ids: int64 [M].
-        crop: int64 [2, M], rows and columns of px by which the window is shifted.
-        flip: bool [M].
+        crop: int64 [2, M], shift of the window in rows and columns of px.
+        flip: bool [M], whether to mirror.
         cutout: int64 [2, M], row and column of the square's centre.
     """
 
@@ -224,12 +196,12 @@ class _Draws:
 
 
 def _pack(images: Tensor, device: torch.device) -> Tensor:
-    """Put every pixel into one int32, so that a gather moves whole pixels: uint8 [N, 3, H, W] to int32 [N*H*W]."""
+    """Pack each pixel into one int32 so that a gather moves whole pixels: uint8 [N, 3, H, W] to int32 [N*H*W]."""
     packed = torch.zeros(len(images), *images.shape[2:], 4, dtype=torch.uint8, device=device)
     packed[..., :3] = images.to(device).permute(0, 2, 3, 1)
     return packed.view(torch.int32).view(-1)
 
 
 def _reflect(positions: Tensor, size: int) -> Tensor:
-    """Mirror positions that lie less than `size` outside at the edge pixels, which are not repeated."""
+    """Reflect positions that are less than `size` outside the image; edge pixels are not repeated."""
     return size - 1 - (size - 1 - positions.abs()).abs()

@@ -1,13 +1,13 @@
-"""From one image in its own size to the pixels that a batch holds, by torchvision's v2 transforms.
+"""Image augmentation with torchvision's v2 transforms.
 
-All but the last two augmentations work on PIL images, so that they do what torchvision's reference training does.
-They draw from torch's global generator: whoever calls them seeds it.
+All but the last two augmentations work on PIL images, as in torchvision's reference training. They draw from torch's
+global generator, which the caller seeds.
 
-Shapes: S side in px of what comes out.
+Shapes: S side of the output in px.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -28,19 +28,19 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Augmentations, which act in the order of `TRAIN_KINDS`, whatever the order given.
+    """Augmentations for training, applied in the order of `TRAIN_KINDS`.
 
     Attributes:
-        kinds: any of `TRAIN_KINDS`. ``random_resized_crop`` (Szegedy et al. 2015) takes a part of random area and of an
-            aspect ratio between 3/4 and 4/3; without it the shorter side is brought to S and the centre is taken.
-            ``crop`` shifts by up to S/8 (1 px at least) and fills up by reflection, ``flip`` mirrors every second
-            image from left to right, ``trivial_augment`` is TrivialAugmentWide (Müller & Hutter 2021), ``cutout``
-            (DeVries & Taylor 2017) blanks a square of side S/2 centred anywhere, ``random_erasing`` (Zhong et al. 2020)
-            a rectangle of 2 to 33% of the area.
-        crop_scale: least and greatest share of the area for ``random_resized_crop``.
-        interpolation: ``bilinear`` or ``bicubic`` for sizes, both antialiased, and in ``trivial_augment``; or
-            ``nearest``.
-        erasing_probability: of ``random_erasing``.
+        kinds: any of `TRAIN_KINDS`. ``random_resized_crop`` (Szegedy et al. 2015) crops a random area with an
+            aspect ratio between 3/4 and 4/3; without it the shorter side is resized to S and the centre is cropped.
+            ``crop`` shifts by up to S/8 (at least 1 px) with reflection padding, ``flip`` mirrors horizontally with
+            probability 0.5, ``trivial_augment`` is TrivialAugmentWide (Müller & Hutter 2021), ``cutout``
+            (DeVries & Taylor 2017) erases a square of side S/2 with a random centre, ``random_erasing`` (Zhong et al.
+            2020) a rectangle of 2 to 33% of the area.
+        crop_scale: minimum and maximum share of the area for ``random_resized_crop``.
+        interpolation: ``bilinear`` or ``bicubic`` (both antialiased) or ``nearest``, for resizing and
+            ``trivial_augment``.
+        erasing_probability: probability of ``random_erasing``.
     """
 
     kinds: tuple[str, ...]
@@ -54,35 +54,45 @@ class TrainTransform:
         assert 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, f"crop_scale {self.crop_scale}"
         assert 0 <= self.erasing_probability <= 1, f"erasing_probability {self.erasing_probability}"
 
+    @property
+    def plain(self) -> "TrainTransform":
+        """The same transform without augmentation."""
+        return replace(self, kinds=())
+
     def pipeline(self, size_px: int, blank: Colour) -> Pipeline:
         """Return the augmentations for squares of `size_px`.
 
         Args:
             size_px: S.
-            blank: what ``cutout`` and ``random_erasing`` leave behind.
+            blank: fill colour of ``cutout`` and ``random_erasing``.
         """
         return _train_pipeline(self, size_px, blank)
 
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Shorter side to `resize_px`, then the centre: what torchvision's presets of pretrained weights do.
+    """Resize and centre crop, as in the presets of torchvision's pretrained weights.
 
     Attributes:
-        resize_px: shorter side, at least as much as S unless the image's edges are to be black.
-        interpolation: ``bilinear`` or ``bicubic``, both antialiased; or ``nearest``.
+        resize_px: length of the shorter side after resizing; below S, the crop pads with black.
+        interpolation: ``bilinear`` or ``bicubic`` (both antialiased) or ``nearest``.
     """
 
     resize_px: int
     interpolation: str = "bilinear"
 
+    @property
+    def plain(self) -> "EvalTransform":
+        """This transform, which has no augmentation."""
+        return self
+
     def pipeline(self, size_px: int, blank: Colour = (0, 0, 0)) -> Pipeline:
-        """Return what brings an image to a square of `size_px`; nothing in it is drawn and nothing left blank."""
+        """Return the deterministic transform to squares of `size_px`; `blank` is ignored."""
         return _Pipeline(_centre(self.resize_px, size_px, self.interpolation), [])
 
 
 class _Pipeline:
-    """Transforms of the PIL image, then of the pixels in their place in the batch."""
+    """Transforms of the PIL image, then of its pixels within the batch."""
 
     def __init__(
         self,
@@ -104,7 +114,7 @@ class _Pipeline:
 
 @lru_cache(maxsize=16)
 def _train_pipeline(transform: TrainTransform, size_px: int, blank: Colour) -> Pipeline:
-    """Kept, since a worker asks again for every batch and building one takes as long as a small image."""
+    """Build the pipeline; cached, because building one takes as long as transforming a small image."""
     interpolation = v2.InterpolationMode(transform.interpolation)
     on_image: list[Callable[[Image.Image], Image.Image]] = []
     if "random_resized_crop" in transform.kinds:

@@ -1,8 +1,8 @@
-"""Work done ahead of time in processes of their own, whose failures become one line in the process that waits for them.
+"""Data workers: processes that prepare batches ahead of time and report their failures as one-line errors.
 
-The processes are those of torch's `DataLoader`, which is asked for whole batches only. What it leaves open is added:
-an error that the work foresaw crosses as it is; a process that was killed is missed within a second, one that hangs
-within a time-out; signals to a whole process group leave them alone, since the main process decides when to end.
+The processes come from torch's `DataLoader`, which fetches whole batches only. This module adds what it lacks: a
+`DataError` crosses to the main process unchanged; a killed worker is noticed within a second, a hanging worker within
+a timeout; and signals to the process group do not reach the workers, because the main process decides when to stop.
 """
 
 import atexit
@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from threading import Timer, current_thread, main_thread
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -23,112 +24,116 @@ from w2skd.errors import DataError
 
 
 class Pinnable(Protocol):
-    """What work makes: a tensor, or an object of tensors. Picklable; its tensors then cross in shared memory."""
+    """A tensor, or an object of tensors. Picklable; its tensors reach the main process through shared memory."""
 
     def pin_memory(self) -> Self:
-        """A copy in page-locked memory, as CUDA copies it fastest."""
+        """Return a copy in page-locked memory, which CUDA copies fastest."""
         ...
 
 
 Request = TypeVar("Request")
 Made = TypeVar("Made", bound=Pinnable)
 
-_MOST_WORKERS = 8
+_MAX_WORKERS = 8
 
 _PREFETCH = 2
-"""Batches that a worker has ready or in the making, so that one slow example is not waited for."""
+"""Batches that a worker prepares ahead, so that one slow example does not stall training."""
 
-_LOOK_EVERY_S = 0.5
-"""So often the workers are looked after while a batch is awaited."""
+_CHECK_EVERY_S = 0.5
+"""Interval at which the workers are checked while a batch is awaited."""
 
 _GRACE_S = 1.0
-"""So long a worker may take to end, then it is killed."""
+"""Time that a worker may take to end before it is killed."""
 
-_LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_MAIN_PROCESS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-_REASONS = {
+_CAUSES = {
     signal.SIGKILL: "most likely the system ran out of memory; set fewer data.workers",
-    signal.SIGBUS: "most likely shared memory (/dev/shm) is full; set fewer data.workers, or give it more room",
+    signal.SIGBUS: "most likely shared memory (/dev/shm) is full; set fewer data.workers or enlarge it",
 }
 
 
-def default_workers() -> int:
-    """One process a core, shared among this machine's ranks; at least 1 and at most 8 a rank."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+@dataclass(frozen=True)
+class Workers:
+    """The data workers of one rank.
 
-
-def in_workers(
-    work: Callable[[Request], Made | DataError],
-    requests: Iterable[Request],
-    *,
-    workers: int,
-    timeout_s: float,
-    pin_memory: bool = False,
-) -> Generator[Made, None, None]:
-    """Yield what `work` makes of every request, in their order. Closing the generator ends the workers.
-
-    Args:
-        work: picklable; errors that it foresees are returned, not raised.
-        requests: picklable each; taken some batches ahead, also without end. Must start afresh at every `iter`.
-        workers: processes; 0 works here, when a result is asked for.
-        timeout_s: how long one result may be awaited.
-        pin_memory: hand out what is made in page-locked memory.
-
-    Raises:
-        DataError: the work returned one, a worker was killed or hangs, or none can be started.
+    Attributes:
+        count: processes; 0 works in the main process.
+        timeout_s: maximum time to wait for one result.
     """
-    results = _in_processes(work, requests, workers, timeout_s, pin_memory) if workers else _here(work, requests)
-    with closing(results):
-        for result in results:
-            if isinstance(result, DataError):
-                raise result
-            yield result.pin_memory() if pin_memory and not workers else result
+
+    count: int
+    timeout_s: float = 300.0
+
+    @classmethod
+    def of(cls, count: int | None, timeout_s: float) -> Self:
+        """Return the workers of a recipe's ``data`` section.
+
+        Args:
+            count: ``data.workers``; None divides the machine's cores among its ranks, 1 to 8 workers per rank.
+            timeout_s: ``data.worker_timeout_s``.
+        """
+        if count is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            count = max(1, min(_MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        return cls(count, timeout_s)
+
+    def at_most(self, count: int) -> "Workers":
+        """Return no more than `count` workers."""
+        return replace(self, count=min(self.count, count))
+
+    def map(
+        self, work: Callable[[Request], Made | DataError], requests: Iterable[Request], *, pin_memory: bool = False
+    ) -> Generator[Made, None, None]:
+        """Yield the result of `work` for each request, in order. Closing the generator ends the workers.
+
+        Args:
+            work: picklable function; it returns a `DataError` instead of raising it.
+            requests: picklable; consumed some batches ahead; may be endless. Each `iter` must start at the first.
+            pin_memory: return results in page-locked memory.
+
+        Raises:
+            DataError: `work` returned one, a worker was killed or hangs, or workers cannot be started.
+        """
+        results = self._in_processes(work, requests, pin_memory) if self.count else (work(each) for each in requests)
+        with closing(results):
+            for result in results:
+                if isinstance(result, DataError):
+                    raise result
+                yield result.pin_memory() if pin_memory and not self.count else result
+
+    def _in_processes(
+        self, work: Callable[[Request], Made | DataError], requests: Iterable[Request], pin_memory: bool
+    ) -> Generator[Made | DataError, None, None]:
+        loader = DataLoader(
+            _Work(work),
+            batch_size=None,
+            sampler=requests,
+            collate_fn=_unchanged,
+            num_workers=self.count,
+            prefetch_factor=_PREFETCH,
+            timeout=min(_CHECK_EVERY_S, self.timeout_s),
+            worker_init_fn=_begin,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # by default it would draw from the global one
+        )
+        pool: _Pool[Made] = _Pool(loader, self.timeout_s)
+        try:
+            while (result := pool.next()) is not None:
+                yield result
+        finally:
+            pool.end()
 
 
-def _here(
-    work: Callable[[Request], Made | DataError], requests: Iterable[Request]
-) -> Generator[Made | DataError, None, None]:
-    for request in requests:
-        yield work(request)
-
-
-def _in_processes(
-    work: Callable[[Request], Made | DataError],
-    requests: Iterable[Request],
-    workers: int,
-    timeout_s: float,
-    pin_memory: bool,
-) -> Generator[Made | DataError, None, None]:
-    loader = DataLoader(
-        _Work(work),
-        batch_size=None,
-        sampler=requests,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        prefetch_factor=_PREFETCH,
-        timeout=min(_LOOK_EVERY_S, timeout_s),
-        worker_init_fn=_begin,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # else it moves the global one
-    )
-    crew: _Crew[Made] = _Crew(loader, timeout_s)
-    try:
-        while (result := crew.take()) is not None:
-            yield result
-    finally:
-        crew.end()
-
-
-class _Crew(Generic[Made]):
-    """The workers of one loader.
+class _Pool(Generic[Made]):
+    """The processes of one loader.
 
     Args:
-        loader: whose workers are started here.
-        timeout_s: how long `take` may wait.
+        loader: the loader whose workers to start.
+        timeout_s: maximum time that `next` waits.
 
     Raises:
-        DataError: the system has no room for them.
+        DataError: the workers cannot be started.
     """
 
     def __init__(self, loader: "DataLoader[Any]", timeout_s: float):
@@ -144,13 +149,13 @@ class _Crew(Generic[Made]):
             started = set(multiprocessing.active_children()) - others
             self._processes = sorted(started, key=lambda process: process.pid or 0)
             if results is None:
-                self.kill()  # before the loader, as its last remains vanish, waits for them
+                self.kill()  # first, because the loader waits for them when it is collected
         self._results = results
-        # Python waits at its exit for children, whom it asks to end by a signal that these do not hear.
+        # At exit Python sends its children SIGTERM, which these ignore, and waits for them.
         atexit.register(self.kill)
 
-    def take(self) -> Made | DataError | None:
-        """Wait for the next result; None behind the last."""
+    def next(self) -> Made | DataError | None:
+        """Wait for the next result; None after the last."""
         until = time.monotonic() + self._timeout_s
         while True:
             try:
@@ -158,24 +163,24 @@ class _Crew(Generic[Made]):
             except (RuntimeError, OSError, EOFError) as error:
                 if not str(error).startswith("DataLoader timed out") and not self._lost():
                     raise
-            # Here and not above, where the error would keep alive all that it has passed through.
+            # Outside the except block, whose error would keep its whole traceback alive.
             if died := [process for process in self._processes if process.exitcode is not None]:
-                raise DataError(f"data.workers: {_how_it_ended(died[0])}")
+                raise DataError(f"data.workers: {_exit_reason(died[0])}")
             if time.monotonic() >= until:
                 self.kill()
                 raise DataError(
-                    f"data.worker_timeout_s: no batch came for {self._timeout_s:g} s; the data workers (pid "
-                    f"{', '.join(str(process.pid) for process in self._processes)}) were killed; raise it if the "
-                    "storage is only slow, else see whether the files can be read"
+                    f"data.worker_timeout_s: no batch within {self._timeout_s:g} s; killed the data workers (pid "
+                    f"{', '.join(str(process.pid) for process in self._processes)}). Increase the timeout if the "
+                    "storage is slow; otherwise check that the files can be read"
                 )
 
     def end(self) -> None:
-        """Ask the workers to end and see to it that they do."""
+        """Ask the workers to end; kill them if they have not ended after a second."""
         killer = None
         if any(process.is_alive() for process in self._processes):
             killer = Timer(_GRACE_S, self.kill)
             killer.start()
-        del self._results  # the last reference as a rule: they are asked here, and awaited
+        del self._results  # usually the last reference: asks the workers to end and waits for them
         for process in self._processes:
             process.join()
         if killer is not None:
@@ -183,54 +188,54 @@ class _Crew(Generic[Made]):
         atexit.unregister(self.kill)
 
     def kill(self) -> None:
-        """Leave no worker alive. Nobody is awaited."""
+        """Kill all workers without waiting for them."""
         for process in self._processes:
             process.kill()
 
     def _lost(self) -> bool:
-        """Whether a worker has ended; one whose connection broke may need a moment for it."""
-        if not wait([process.sentinel for process in self._processes], _LOOK_EVERY_S):
+        """Return whether a worker has ended, after a short wait, since its connection breaks before it ends."""
+        if not wait([process.sentinel for process in self._processes], _CHECK_EVERY_S):
             return False
         for process in self._processes:
-            process.join(_LOOK_EVERY_S / len(self._processes))  # its exit code comes a little later than its end
+            process.join(_CHECK_EVERY_S / len(self._processes))  # the exit code arrives a little after the end
         return True
 
 
 def _start(loader: "DataLoader[Any]") -> "Iterator[Any]":
-    """Start the workers, with nothing of it left in the main process's ways with signals."""
+    """Start the workers and leave the signal handlers of the main process unchanged."""
     if current_thread() is not main_thread():
         return iter(loader)
     handler = signal.getsignal(signal.SIGCHLD)
-    # Workers inherit the mask, so that no signal finds one that does not yet ignore it.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
+    # Workers inherit the mask, which protects them until they ignore the signals.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _MAIN_PROCESS_SIGNALS)
     try:
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        # The loader's own handler would raise wherever the main process happens to be when a worker dies.
+        # The loader's own handler would raise at an arbitrary place of the main process when a worker dies.
         if handler is not None:
             signal.signal(signal.SIGCHLD, handler)
 
 
 def _begin(worker: int) -> None:
-    """In a worker, before anything else. The loader has set it to one thread and watches over its parent."""
-    for number in _LEFT_TO_THE_PARENT:
+    """Initialise a worker. The loader has already set it to one thread."""
+    for number in _MAIN_PROCESS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_THE_PARENT)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _MAIN_PROCESS_SIGNALS)
 
 
-def _how_it_ended(process: multiprocessing.process.BaseProcess) -> str:
+def _exit_reason(process: multiprocessing.process.BaseProcess) -> str:
     code = process.exitcode
     assert code is not None
     if code >= 0:
-        return f"a data worker (pid {process.pid}) ended with exit code {code}; data.workers: 0 shows why"
+        return f"a data worker (pid {process.pid}) ended with exit code {code}; set data.workers: 0 to see why"
     number = signal.Signals(-code)
-    reason = _REASONS.get(number, "data.workers: 0 shows where")
-    return f"a data worker (pid {process.pid}) was killed by {number.name}; {reason}"
+    cause = _CAUSES.get(number, "set data.workers: 0 to see where")
+    return f"a data worker (pid {process.pid}) was killed by {number.name}; {cause}"
 
 
 class _Work(Dataset[Made | DataError]):
-    """What the loader takes for a data set, with requests for indices."""
+    """A map-style data set whose indices are requests."""
 
     def __init__(self, work: Callable[[Any], Made | DataError]):
         self._work = work
@@ -239,5 +244,5 @@ class _Work(Dataset[Made | DataError]):
         return self._work(request)
 
 
-def _as_it_is(result: Any) -> Any:
+def _unchanged(result: Any) -> Any:
     return result

@@ -243,6 +243,11 @@ class DistillSection(Section):
     decay: Duration = Duration(0.2, "run")
     switch: SwitchSection = SwitchSection()
 
+    def lengths(self, steps_per_epoch: int, total_steps: int) -> dict[str, int]:
+        """Return ``warmup_steps``, ``hold_steps`` and ``decay_steps``."""
+        spans = {"warmup_steps": self.warmup, "hold_steps": self.hold, "decay_steps": self.decay}
+        return {name: span.steps(steps_per_epoch, total_steps) for name, span in spans.items()}
+
 
 class SoftenedDistillSection(DistillSection):
     """Distillation of distributions over classes that a temperature softens (Hinton et al. 2015).
@@ -259,7 +264,7 @@ class SoftenedDistillSection(DistillSection):
         """Return the temperature of a 0-based step, interpolated linearly over warm-up, hold and decay."""
         if self.final_temperature is None:
             return self.temperature
-        end_step = sum(span.steps(steps_per_epoch, total_steps) for span in (self.warmup, self.hold, self.decay))
+        end_step = sum(self.lengths(steps_per_epoch, total_steps).values())
         progress = min(1.0, step / end_step) if end_step else 1.0
         return self.temperature + (self.final_temperature - self.temperature) * progress
 

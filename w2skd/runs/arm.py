@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from w2skd.errors import CheckpointError, Interrupted, OutputError, Stopped, TrainingError, UserError
-from w2skd.method.schedule import DistillSchedule
+from w2skd.method.schedule import DistillSchedule, Switch
 from w2skd.method.teacher import FrozenTeacher, state_fingerprint
 from w2skd.models.measure import count_parameters
 from w2skd.platform.device import describe_environment, open_device
@@ -32,7 +32,8 @@ from w2skd.tasks.base import Evaluation, Remark, Snapshot
 from w2skd.tasks.catalog import recipe_types
 from w2skd.training.checkpoint import load_last_checkpoint, rewind_to, save_checkpoint
 from w2skd.training.clock import Clock
-from w2skd.training.engine import Engine, SaveDue, evaluate
+from w2skd.training.engine import Distillation, Engine, SaveDue, evaluate
+from w2skd.training.process import Process
 from w2skd.weights.load import save_model
 
 
@@ -159,17 +160,14 @@ class _Training:
         if self.teacher_facts is None:
             return
         setup, section = self.setup, self.setup.recipe.distill
-        lengths = (setup.task.steps_per_epoch, setup.total_steps)
-        self.schedule = DistillSchedule(
-            weight=section.weight,
-            warmup_steps=section.warmup.steps(*lengths),
-            hold_steps=section.hold.steps(*lengths),
-            decay_steps=section.decay.steps(*lengths),
-            higher_is_better=setup.task.metric.higher_is_better,
+        switch = Switch(
             teacher_value=self.teacher_facts["metrics"][setup.task.metric.name],
+            higher_is_better=setup.task.metric.higher_is_better,
             margin=section.switch.margin,
             patience=section.switch.patience,
         )
+        lengths = section.lengths(setup.task.steps_per_epoch, setup.total_steps)
+        self.schedule = DistillSchedule(weight=section.weight, **lengths, switch=switch)
         if self.schedule.end_step > setup.total_steps:
             self.view.note(
                 f"warm-up, hold and decay take {self.schedule.end_step:,} steps, but the run has "
@@ -178,7 +176,9 @@ class _Training:
 
     def train(self) -> None:
         """Drain the engine: record and show its rows, and save when it asks."""
-        teacher, self.teacher = self.teacher, None
+        distillation = None
+        if self.teacher is not None and self.schedule is not None:
+            distillation, self.teacher = Distillation(self.teacher, self.schedule), None
         if self.setup.train.compile and self.ranks.is_main:
             self.view.note("compiling the student at the first step of each image size; this can take minutes")
         self.engine = engine = Engine(
@@ -186,14 +186,10 @@ class _Training:
             self.setup.model,
             train=self.setup.train,
             seed=self.setup.recipe.seed,
-            device=self.setup.device,
-            ranks=self.ranks,
-            clock=self.clock,
-            teacher=teacher,
-            schedule=self.schedule,
-            should_stop=self.stop,
+            process=Process(self.setup.device, self.ranks, self.clock, self.stop),
+            distillation=distillation,
         )
-        del teacher
+        del distillation
         if self.start.checkpoint is not None:
             engine.load_state_dict(self.start.checkpoint["engine"])
         shown = set[str]()

@@ -54,15 +54,15 @@ class ExponentialAverage(AveragedModel):
 
 
 def build_average(
-    model: nn.Module, section: EmaSection | None, *, steps_per_epoch: int = 1, total_steps: int = 1
+    model: nn.Module, section: EmaSection | None, steps_per_epoch: int, total_steps: int
 ) -> AveragedModel | None:
-    """An exponential moving average of a model's weights and running statistics, or None without a section.
+    """Return an exponential moving average of a model's weights and running statistics, or None without a section.
 
     Args:
-        model: that is averaged.
-        section: the recipe's words.
-        steps_per_epoch: optimizer steps per pass over the training set, for a half-life in epochs.
-        total_steps: length of the run, for a half-life that is a share of it.
+        model: the model to average.
+        section: the recipe's ``ema`` section.
+        steps_per_epoch: optimizer steps per epoch; converts a half-life in epochs.
+        total_steps: length of the run in optimizer steps; converts a half-life given as a share of the run.
     """
     if section is None:
         return None

@@ -118,7 +118,7 @@ def test_baseline_and_accelerated_arm_draw_the_same_batches() -> None:
 
 
 def test_a_batch_that_ranks_cannot_share_is_rejected() -> None:
-    with pytest.raises(UsageError, match="8 examples cannot be shared equally among 3 ranks"):
+    with pytest.raises(UsageError, match="8 examples cannot be divided equally among 3 ranks"):
         make_task(Ranks(0, 3)).train_batches(0)
 
 

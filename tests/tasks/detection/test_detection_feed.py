@@ -1,10 +1,11 @@
-"""The feed for detection: the same batches whatever the workers, the ranks and the place where a run goes on."""
+"""The detection feed: the batches do not depend on the workers, the ranks or the step at which a run resumes."""
 
 import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from w2skd.data.counter import permutation
 from w2skd.data.images import Normalization
+from w2skd.data.order import BatchOrder
+from w2skd.data.streaming import StreamingFeed, stream_once
+from w2skd.data.workers import Workers
 from w2skd.errors import DataError, UsageError
 from w2skd.platform.ranks import Ranks
 from w2skd.tasks.detection.batch import ImagesWithBoxes
-from w2skd.tasks.detection.feed import DetectionFeed, detection_evaluation_batches
+from w2skd.tasks.detection.feed import DeliverBoxes, ReadBoxes
 from w2skd.tasks.detection.listing import BoxTable, CocoListing
 from w2skd.tasks.detection.transforms import DetectionTransform
 
@@ -69,14 +73,27 @@ def listing(photos: Photos | None = None) -> CocoListing:
     return CocoListing("photos", examples, torch.arange(COUNT), sizes, table, ("a", "b", "c"), (1, 2, 3), (), dict)
 
 
-def feed(photos: Photos | None = None, **options) -> DetectionFeed:
-    options = {"batch_size": 4, "transform": DRAWN, "seed": 7, "device": CPU, "workers": 0, **options}
-    return DetectionFeed(listing(photos), NORMALIZATION, **options)
+def feed(photos: Photos | None = None, **options) -> StreamingFeed:
+    seed, workers = options.pop("seed", 7), Workers(options.pop("workers", 0))
+    order = BatchOrder(COUNT, options.pop("batch_size", 4), seed=seed)
+    return StreamingFeed(order, reader(photos, options, seed), delivery(options), workers)
+
+
+def reader(photos: Photos | None, options: dict[str, Any], seed: int = 0) -> ReadBoxes:
+    found = listing(photos)
+    return ReadBoxes(found.examples, found.table, options.pop("transform", DRAWN), seed)
+
+
+def delivery(options: dict[str, Any]) -> DeliverBoxes:
+    delivery = DeliverBoxes(NORMALIZATION, options.pop("device", CPU), options.pop("channels_last", False))
+    assert not options
+    return delivery
 
 
 def evaluation(photos: Photos | None = None, **options) -> Iterator[ImagesWithBoxes]:
-    options = {"transform": DRAWN, "device": CPU, "batch_size": 3, "workers": 0, **options}
-    return detection_evaluation_batches(listing(photos), NORMALIZATION, **options)
+    shard, workers = options.pop("ranks", Ranks()).shard(COUNT), Workers(options.pop("workers", 0))
+    read = reader(photos, options).plain
+    return stream_once(read, delivery(options), shard, batch_size=3, workers=workers)
 
 
 def take(batches: Iterator[ImagesWithBoxes], count: int) -> list[ImagesWithBoxes]:
@@ -166,13 +183,13 @@ def test_a_later_start_goes_on_with_the_same_batches(first_step: int) -> None:
 
 def test_two_ranks_see_what_one_process_accumulates() -> None:
     single = take(feed().micro_batches(0, accumulate=4), 16)
-    by_rank = [take(feed().micro_batches(0, rank=rank, ranks=2, accumulate=2), 8) for rank in range(2)]
+    by_rank = [take(feed().micro_batches(0, ranks=Ranks(rank, 2), accumulate=2), 8) for rank in range(2)]
     assert_same([by_rank[rank][micro] for micro in range(8) for rank in range(2)], single)
 
 
 def test_batches_that_cannot_be_cut_are_refused_at_once() -> None:
     with pytest.raises(UsageError, match=r"batch_size: 4 .* multiple of 3"):
-        feed().micro_batches(0, rank=0, ranks=3)
+        feed().micro_batches(0, ranks=Ranks(0, 3))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -11,6 +11,7 @@ from tiny_boxes import FAMILIES, RECIPE, coco_files
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
+from w2skd.data.streaming import stream_once
 from w2skd.errors import CheckpointError, RecipeError, UsageError
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
@@ -18,7 +19,6 @@ from w2skd.recipe.evaluation import Metric
 from w2skd.recipe.load import dump_recipe, with_overrides
 from w2skd.tasks.base import Role
 from w2skd.tasks.detection import coco_scores as coco
-from w2skd.tasks.detection.feed import detection_evaluation_batches
 from w2skd.tasks.detection.losses import dense_distillation, proposal_distillation
 from w2skd.tasks.detection.models.bodies import BODIES
 from w2skd.tasks.detection.models.output import Detections, DetectorOutput
@@ -154,7 +154,7 @@ def test_baseline_and_accelerated_arm_draw_the_same_batches() -> None:
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
-    with pytest.raises(UsageError, match="4 examples cannot be shared equally among 3 ranks"):
+    with pytest.raises(UsageError, match="4 examples cannot be divided equally among 3 ranks"):
         make_task(ranks=Ranks(0, 3)).train_batches(0)
 
 
@@ -215,9 +215,7 @@ class Knowing(nn.Module):
         super().__init__()
         listing = task._listing.evaluation
         self.known = {}
-        for batch in detection_evaluation_batches(
-            listing, task._listing.normalization, transform=task._transform, device=CPU, batch_size=4, workers=0
-        ):
+        for batch in stream_once(task._read(listing).plain, task._deliver, range(len(listing)), batch_size=4):
             for image, place in zip(batch.images, batch.ids.tolist(), strict=True):
                 boxes = listing.boxes(place).boxes.clone()
                 boxes[-1] += 4

@@ -32,15 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_scoring(recipe: DiffusionRecipe) -> SampleScoring:
-    train = recipe.train
-    feeds = ImageFeeds(
-        recipe.data,
-        batch_size=train.batch_size,
-        seed=0,
-        device=CPU,
-        channels_last=False,
-        run_steps=train.total_steps,
-    )
+    feeds = ImageFeeds(recipe.data, recipe.train, seed=0, device=CPU)
     return SampleScoring(recipe, feeds, device=CPU, ranks=Ranks())
 
 

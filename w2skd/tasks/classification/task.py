@@ -54,14 +54,7 @@ class ClassificationTask:
         self._seed = seed
         self._device = device
         self._ranks = ranks
-        self._feeds = ImageFeeds(
-            recipe.data,
-            batch_size=train.batch_size,
-            seed=seed,
-            device=device,
-            channels_last=train.channels_last,
-            run_steps=train.total_steps,
-        )
+        self._feeds = ImageFeeds(recipe.data, train, seed=seed, device=device)
 
     open_weights = staticmethod(open_weights)
 
@@ -157,9 +150,7 @@ class ClassificationTask:
     def train_batches(self, first_step: int) -> Iterator[LabelledImages]:
         """Yield this rank's augmented micro-batches."""
         data = self._recipe.data
-        batches = self._feeds.train_batches(
-            first_step, rank=self._ranks.rank, ranks=self._ranks.world, accumulate=self._train.accumulate
-        )
+        batches = self._feeds.train.micro_batches(first_step, self._ranks, self._train.accumulate)
         if data.mixup == 0 and data.cutmix == 0:
             return batches
         return mix_batches(batches, mixup=data.mixup, cutmix=data.cutmix, seed=self._seed)

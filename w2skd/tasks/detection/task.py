@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from w2skd.data.normalize import to_bytes
-from w2skd.data.workers import default_workers
+from w2skd.data.order import BatchOrder
+from w2skd.data.streaming import StreamingFeed, stream_once
+from w2skd.data.workers import Workers
 from w2skd.errors import CheckpointError
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
@@ -18,7 +20,8 @@ from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
 from w2skd.tasks.detection.batch import ImagesWithBoxes
 from w2skd.tasks.detection.box_pictures import BoxedImage, draw_boxes
 from w2skd.tasks.detection.coco_scores import CocoScorer, choose_backend
-from w2skd.tasks.detection.feed import DetectionFeed, detection_evaluation_batches
+from w2skd.tasks.detection.feed import DeliverBoxes, PaddedImages, ReadBoxes
+from w2skd.tasks.detection.listing import CocoListing
 from w2skd.tasks.detection.losses import dense_distillation, proposal_distillation
 from w2skd.tasks.detection.models.catalog import (
     Detector,
@@ -67,7 +70,9 @@ class DetectionTask:
         self._ranks = ranks
         choose_backend(recipe.eval.backend)
         self._listing = list_detection_data(recipe.data)
+        self._deliver = DeliverBoxes(self._listing.normalization, device, train.channels_last)
         data = recipe.data
+        self._workers = Workers.of(data.workers, data.worker_timeout_s)
         self._transform = DetectionTransform(
             data.min_size,
             data.max_size,
@@ -171,9 +176,7 @@ class DetectionTask:
 
     def train_batches(self, first_step: int) -> Iterator[ImagesWithBoxes]:
         """Iterate over the augmented micro-batches of this rank."""
-        return self._feed.micro_batches(
-            first_step, rank=self._ranks.rank, ranks=self._ranks.world, accumulate=self._train.accumulate
-        )
+        return self._feed.micro_batches(first_step, self._ranks, self._train.accumulate)
 
     def losses(self, student: nn.Module, teacher: FrozenTeacher | None, batch: ImagesWithBoxes) -> Losses:
         """Compute the architecture's own losses and, with a teacher, distillation losses on the same pixels."""
@@ -188,16 +191,9 @@ class DetectionTask:
         """Compute COCO's twelve metrics on the evaluation set, and a table of categories."""
         listing = self._listing.evaluation
         scorer = CocoScorer(self._ground_truth, listing.category_ids, listing.image_ids)
-        for batch in detection_evaluation_batches(
-            listing,
-            self._listing.normalization,
-            transform=self._transform,
-            device=self._device,
-            batch_size=_EVALUATION_BATCH,
-            workers=self._workers,
-            ranks=self._ranks,
-            timeout_s=self._recipe.data.worker_timeout_s,
-            channels_last=self._train.channels_last,
+        shard = self._ranks.shard(len(listing))
+        for batch in stream_once(
+            self._read(listing).plain, self._deliver, shard, batch_size=_EVALUATION_BATCH, workers=self._workers
         ):
             found: list[Detections] = model(batch.images, batch.sizes).detections
             scorer.add(batch.ids, found, batch.scales)
@@ -216,16 +212,12 @@ class DetectionTask:
         """Draw the first evaluation images with predicted and ground-truth boxes."""
         listing = self._listing.evaluation
         chosen = listing.select(torch.arange(min(count, len(listing))))
-        normalization = self._listing.normalization
         paths = []
-        batches = detection_evaluation_batches(
-            chosen, normalization, transform=self._transform, device=self._device, batch_size=1, workers=0
-        )
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(stream_once(self._read(chosen).plain, self._deliver, range(len(chosen)))):
             with torch.inference_mode():
                 (found,) = model(batch.images, batch.sizes).detections
             height, width = batch.sizes[0]
-            image = to_bytes(batch.images[0, :, :height, :width], normalization)
+            image = to_bytes(batch.images[0, :, :height, :width], self._listing.normalization)
             truth, name = batch.targets[0], chosen.examples.name(index)
             path = folder / f"{index + 1:03d}_{Path(name).stem}.png"  # names may repeat across folders
             boxed = BoxedImage(image, found, (truth.boxes, truth.labels), name)
@@ -253,22 +245,13 @@ class DetectionTask:
         return {name: weights[name] * value for name, value in parts.items() if weights[name] > 0}
 
     @cached_property
-    def _feed(self) -> DetectionFeed:
-        return DetectionFeed(
-            self._listing.train,
-            self._listing.normalization,
-            batch_size=self._train.batch_size,
-            transform=self._transform,
-            seed=self._seed,
-            device=self._device,
-            workers=self._workers,
-            timeout_s=self._recipe.data.worker_timeout_s,
-            channels_last=self._train.channels_last,
-        )
+    def _feed(self) -> StreamingFeed[PaddedImages, ImagesWithBoxes]:
+        listing = self._listing.train
+        order = BatchOrder(len(listing), self._train.batch_size, seed=self._seed)
+        return StreamingFeed(order, self._read(listing), self._deliver, self._workers)
 
-    @property
-    def _workers(self) -> int:
-        return default_workers() if self._recipe.data.workers is None else self._recipe.data.workers
+    def _read(self, listing: CocoListing) -> ReadBoxes:
+        return ReadBoxes(listing.examples, listing.table, self._transform, self._seed)
 
     @cached_property
     def _ground_truth(self) -> dict[str, Any]:

@@ -66,14 +66,7 @@ class DiffusionTask:
         self._train = train
         self._device = device
         self._ranks = ranks
-        self._feeds = ImageFeeds(
-            recipe.data,
-            batch_size=train.batch_size,
-            seed=seed,
-            device=device,
-            channels_last=train.channels_last,
-            run_steps=train.total_steps,
-        )
+        self._feeds = ImageFeeds(recipe.data, train, seed=seed, device=device)
         self._schedule = NoiseSchedule(recipe.diffusion, device)
         self._scoring = SampleScoring(recipe, self._feeds, device=device, ranks=ranks)
 
@@ -120,7 +113,7 @@ class DiffusionTask:
 
     def preview(self) -> Preview:
         """Return the first training batch, without noise."""
-        batch = next(self._feeds.train_batches(0, **self._share))
+        batch = next(self._feeds.train.micro_batches(0, self._ranks, self._train.accumulate))
         captions = tuple(self._feeds.train_listing.classes[label] for label in batch.labels.tolist())
         return Preview(to_bytes(batch.images, self._feeds.normalization), captions)
 
@@ -176,7 +169,7 @@ class DiffusionTask:
 
     def train_batches(self, first_step: int) -> Iterator[ImagesToNoise]:
         """Iterate over this rank's augmented micro-batches."""
-        return map(self._to_noise, self._feeds.train_batches(first_step, **self._share))
+        return map(self._to_noise, self._feeds.train.micro_batches(first_step, self._ranks, self._train.accumulate))
 
     def losses(self, student: nn.Module, teacher: FrozenTeacher | None, batch: ImagesToNoise) -> Losses:
         """Squared error of the prediction and, with a teacher, its squared distance from the teacher's prediction."""
@@ -240,10 +233,6 @@ class DiffusionTask:
 
     def _to_noise(self, batch: LabelledImages) -> ImagesToNoise:
         return ImagesToNoise(batch.images, batch.labels if self.classes else None, batch.ids)
-
-    @property
-    def _share(self) -> dict[str, int]:
-        return {"rank": self._ranks.rank, "ranks": self._ranks.world, "accumulate": self._train.accumulate}
 
 
 def _difference(actual: Any, expected: Any) -> tuple[str, str]:

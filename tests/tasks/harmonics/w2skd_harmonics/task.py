@@ -2,8 +2,7 @@
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from w2skd.data.counter import normal, uniform
-from w2skd.data.order import BatchOrder, Slice
-from w2skd.data.workers import in_workers
+from w2skd.data.order import BatchOrder
+from w2skd.data.streaming import Request, StreamingFeed
+from w2skd.data.workers import Workers
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
 from w2skd.recipe.schema import TrainSection
@@ -48,14 +48,19 @@ class Points:
 
 @dataclass(frozen=True)
 class Curve:
-    """A sum of sines, with noise on its training points; picklable, since it travels to data workers."""
+    """A sum of sines, with noise on its training points. Data workers run it, so it is picklable."""
 
     harmonics: int
     noise: float
 
-    def __call__(self, ids: list[int]) -> Points:
-        """Return the training points of these ids, each a function of its id."""
-        numbers = torch.tensor(ids)
+    @property
+    def plain(self) -> "Curve":
+        """This curve: its training points have no augmentation."""
+        return self
+
+    def __call__(self, request: Request) -> Points:
+        """Return the requested training points, each a function of its id."""
+        numbers = torch.tensor(list(request.ids))
         x = uniform(1, numbers)[:, None]
         return Points(x, self.clean(x) + self.noise * normal(2, numbers)[:, None], numbers)
 
@@ -64,16 +69,15 @@ class Curve:
         return torch.stack([torch.sin(2 * torch.pi * k * x) / k for k in range(1, self.harmonics + 1)]).sum(0)
 
 
-class Requests:
-    """Ids of each micro-batch, without end; starts again with every iteration."""
+@dataclass(frozen=True)
+class DeliverPoints:
+    """Moves micro-batches to the device."""
 
-    def __init__(self, order: BatchOrder, slices: Callable[[], Iterator[Slice]]):
-        self._order = order
-        self._slices = slices
+    device: torch.device
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for part in self._slices():
-            yield self._order.ids(part.epoch)[part.start : part.end].tolist()
+    def __call__(self, made: Points, ids: Tensor, step: int = 0, number: int = 0) -> Points:
+        """Return the batch of the points `ids`."""
+        return Points(made.x.to(self.device), made.y.to(self.device), ids)
 
 
 class HarmonicsTask:
@@ -90,12 +94,15 @@ class HarmonicsTask:
         self._device = device
         self._ranks = ranks
         self._curve = Curve(recipe.data.harmonics, recipe.noise)
-        self._order = BatchOrder(recipe.data.train_examples, train.batch_size, 1, seed)
+        data = recipe.data
+        order = BatchOrder(data.train_examples, train.batch_size, seed=seed)
+        workers = Workers(data.workers, data.worker_timeout_s)
+        self._feed = StreamingFeed(order, self._curve, DeliverPoints(device), workers)
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps per pass over the training points."""
-        return self._order.steps_per_epoch
+        return self._feed.steps_per_epoch
 
     def describe_data(self) -> dict[str, Any]:
         """Return the identity and the size of the data."""
@@ -123,7 +130,7 @@ class HarmonicsTask:
 
     def example_batch(self) -> Points:
         """Return the first point."""
-        return self._to_device(self._curve([0]))
+        return self._feed.example()
 
     def preview(self) -> Preview:
         """Return grey squares as bright as y."""
@@ -134,19 +141,7 @@ class HarmonicsTask:
 
     def train_batches(self, first_step: int) -> Iterator[Points]:
         """Yield this rank's micro-batches."""
-        data = self._recipe.data
-
-        def slices() -> Iterator[Slice]:
-            return self._order.slices(
-                first_step, rank=self._ranks.rank, ranks=self._ranks.world, accumulate=self._train.accumulate
-            )
-
-        made = in_workers(
-            self._curve, Requests(self._order, slices), workers=data.workers, timeout_s=data.worker_timeout_s
-        )
-        with closing(made):
-            for batch in made:
-                yield self._to_device(batch)
+        return self._feed.micro_batches(first_step, self._ranks, self._train.accumulate)
 
     def losses(self, student: nn.Module, teacher: FrozenTeacher | None, batch: Points) -> Losses:
         """Return the squared error, and with a teacher the squared distance from its curve."""
@@ -165,9 +160,6 @@ class HarmonicsTask:
         metrics = {"rmse": errors.square().mean().sqrt().item(), "max_error": errors.max().item()}
         files = {"curve": partial(_write_curve, found)} if with_predictions else {}
         return Evaluation(metrics, account=(f"scored at {len(found)} points",), files=files)
-
-    def _to_device(self, batch: Points) -> Points:
-        return Points(batch.x.to(self._device), batch.y.to(self._device), batch.ids.to(self._device))
 
 
 def _write_curve(found: Tensor, path: Path) -> None:
