@@ -68,7 +68,7 @@ def microseconds(action: Callable[[], object]) -> float:
 
 def parts(engine: Engine) -> dict[str, float]:
     """Time what only the engine does, in microseconds per step."""
-    clock, window, guard = Clock(), Window(), FiniteGuard([engine.student], 10)
+    clock, window, guard = Clock(), Window(), FiniteGuard([engine.student], 10, engine.loss_scale)
     optimizer = build_optimizer(engine.student, engine.train_section)
     for parameter in engine.student.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -1,14 +1,14 @@
-"""Every way in which w2skd says no to its user, and the exit code that goes with it.
+"""The errors that w2skd reports to its user, and their exit codes.
 
-    UserError                 1    one clear line, no traceback
+    UserError                 1    reported without a traceback
     ├── DataError             1    the examples are missing, damaged or contradictory
     ├── CheckpointError       1    a checkpoint is missing, damaged, unsafe or of another model
-    ├── TrainingError         1    the run cannot go on, for instance on a non-finite loss
-    ├── OutputError           1    the results cannot be written: read-only folder, full disk
-    ├── UsageError            2    the command asks for something that cannot be done
+    ├── TrainingError         1    the run cannot continue, for example on a non-finite loss
+    ├── OutputError           1    results cannot be written: read-only folder, full disk
+    ├── UsageError            2    the command asks for something impossible
     │   ├── RecipeError       2    a recipe is missing, unreadable or wrong
-    │   ├── RunDirError       2    a run directory holds another run, or is in use
-    │   └── DeviceError       2    the device is not there
+    │   ├── RunDirError       2    a run directory contains another run, or is in use
+    │   └── DeviceError       2    the device does not exist
     ├── TargetNotReached      3    a required target was not reached
     ├── Stopped              75    a signal asked to stop; a checkpoint was written (EX_TEMPFAIL)
     └── Interrupted         130    Ctrl-C
@@ -22,7 +22,7 @@ from typing import ClassVar
 
 
 class UserError(Exception):
-    """Base of all errors that a user can mend. The message is what the user reads."""
+    """Base of all errors that a user can fix. The message is written for the user."""
 
     exit_code: ClassVar[int] = 1
 
@@ -36,7 +36,7 @@ class CheckpointError(UserError):
 
 
 class TrainingError(UserError):
-    """The run cannot go on."""
+    """The run cannot continue."""
 
 
 class OutputError(UserError):
@@ -44,21 +44,21 @@ class OutputError(UserError):
 
 
 class UsageError(UserError):
-    """The command asks for something that cannot be done."""
+    """The command asks for something impossible."""
 
     exit_code = 2
 
 
 class RecipeError(UsageError):
-    """A recipe is missing, unreadable or wrong. The message lists all problems, one a line."""
+    """A recipe is missing, unreadable or wrong. The message lists all problems, one per line."""
 
 
 class RunDirError(UsageError):
-    """A run directory holds another run, or another process is using it."""
+    """A run directory contains another run, or is in use by another process."""
 
 
 class DeviceError(UsageError):
-    """The requested device is not there."""
+    """The requested device does not exist."""
 
 
 class TargetNotReached(UserError):
@@ -68,13 +68,13 @@ class TargetNotReached(UserError):
 
 
 class Stopped(UserError):
-    """A signal asked to stop and a checkpoint was written: the same command goes on from there."""
+    """A signal stopped the run after it wrote a checkpoint. The same command resumes it."""
 
     exit_code = 75
 
 
 class Interrupted(UserError):
-    """Ctrl-C."""
+    """Ctrl-C stopped the command."""
 
     exit_code = 130
 

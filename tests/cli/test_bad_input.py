@@ -23,10 +23,10 @@ from w2skd.recipe.load import shipped_recipes
 
 def test_a_recipe_that_is_not_there_is_told_with_near_names() -> None:
     line = refused("distill", "-r", "dmeo", code=2)
-    assert line == "recipe dmeo: no such file, and no shipped recipe of that name (did you mean 'demo'?)"
+    assert line == "recipe dmeo: no such file or shipped recipe (did you mean 'demo'?)"
     line = refused("compare", "-r", "xyzzy", code=2)
-    assert line.startswith("recipe xyzzy: no such file, and no shipped recipe of that name; shipped are: ")
-    assert line.endswith(", and NAME_smoke of each")
+    assert line.startswith("recipe xyzzy: no such file or shipped recipe; shipped recipes: ")
+    assert line.endswith(", each also as NAME_smoke")
     assert all(name.removesuffix("_smoke") in line for name in shipped_recipes())
 
 
@@ -42,7 +42,7 @@ def test_a_recipes_file_without_its_ending_is_told(tmp_path: Path) -> None:
         ("", "empty"),
         ("# only a comment\n", "empty"),
         ("name: [tiny\n", "not valid YAML, line 2, column 1: "),
-        ("- name\n", "not a recipe, but a list; expected keys with values"),
+        ("- name\n", "a recipe must be a mapping of keys to values, not a list"),
         (RECIPE.replace("name: tiny", "nmae: tiny"), ("name: missing", "nmae: unknown key (did you mean 'name'?)")),
         (RECIPE.replace("momentum", "mometum"), "train.optimizer.mometum: unknown key (did you mean 'momentum'?)"),
         (
@@ -76,14 +76,14 @@ def test_all_problems_are_told_together(tmp_path: Path) -> None:
     (message,) = w2skd("distill", "-r", path).problems
     assert message.splitlines()[0] == f"recipe {path}: 2 problems"
     assert "train.optimizer.lr: should be greater than 0, not -1.0" in message
-    assert "distill.hold: 8 has no unit" in message
+    assert "distill.hold: 8 is not a duration" in message
 
 
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [
-        ("train.steps", "--set train.steps: write it as section.key=value"),
-        ("=3", "--set =3: write it as section.key=value"),
+        ("train.steps", "--set train.steps: expected section.key=value"),
+        ("=3", "--set =3: expected section.key=value"),
         ("train.stepz=3", "train.stepz: unknown key (did you mean 'steps'?)"),
         ("name.x=3", "--set name.x=3: name is a value, not a section"),
         ("train.steps=[3", "--set train.steps=[3: not valid YAML"),
@@ -225,8 +225,8 @@ def test_images_in_folders_are_learned_from(recipe: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda root: shutil.rmtree(root), ("data.root", "no folder")),
-        (lambda root: [shutil.rmtree(root / "train" / name) for name in ("cat", "dog")], ("train", "no folders in it")),
+        (lambda root: shutil.rmtree(root), ("data.root", "no such folder")),
+        (lambda root: [shutil.rmtree(root / "train" / name) for name in ("cat", "dog")], ("train", "no folders")),
         (lambda root: [path.unlink() for path in (root / "train/cat").iterdir()], ("train/cat", "has no images")),
         (lambda root: (root / "train/dog/3.png").write_bytes(b"no image"), ("train/dog/3.png", "not an image")),
         (lambda root: os.rename(root / "test/dog", root / "test/wolf"), ("wolf", "dog", "differ")),

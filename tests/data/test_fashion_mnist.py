@@ -1,4 +1,4 @@
-"""Fashion-MNIST's files: packed or not, in torchvision's folder or flat, whole or damaged."""
+"""Fashion-MNIST's files: gzipped or not, in torchvision's folder or flat, intact or damaged."""
 
 import gzip
 from pathlib import Path
@@ -62,10 +62,10 @@ def test_absent_files_say_where_they_were_looked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (lambda content: content[:-5], "cut off or damaged, 23,515 bytes where its header tells 23,520"),
+        (lambda content: content[:-5], "truncated or damaged: 23,515 bytes, but its header states 23,520"),
         (lambda content: b"\0\0" + content[2:4] + content[4:], None),
-        (lambda content: b"<html>" + content, "not a file of bytes in 3 dimensions"),
-        (lambda content: b"", "not a file of bytes in 3 dimensions"),
+        (lambda content: b"<html>" + content, "not an IDX file of bytes with 3 dimensions"),
+        (lambda content: b"", "not an IDX file of bytes with 3 dimensions"),
     ],
 )
 def test_damaged_files_are_named(spoil, problem: str | None, tmp_path: Path) -> None:
@@ -93,5 +93,5 @@ def test_images_and_labels_must_belong_together(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has 30 images, .* 10 labels"):
         read_part(tmp_path / "train-images-idx3-ubyte", tmp_path / "t10k-labels-idx1-ubyte")
     (tmp_path / "labels").write_bytes(idx(torch.full((30,), 11, dtype=torch.uint8)))
-    with pytest.raises(DataError, match="label 11, where 0 to 9 are expected"):
+    with pytest.raises(DataError, match="label 11; expected 0 to 9"):
         read_part(tmp_path / "train-images-idx3-ubyte", tmp_path / "labels")

@@ -22,7 +22,12 @@ def make(total_steps: int = 40, **keys: Any) -> ImageFeeds:
         {"source": "shapes", "train_examples": 40, "eval_examples": 21, "image_size": 16, "workers": 0, **keys}
     )
     train = TrainSection.model_validate(
-        {"steps": total_steps, "batch_size": 8, "optimizer": {"name": "sgd", "lr": 0.1}, "lr_schedule": {"name": "constant"}}
+        {
+            "steps": total_steps,
+            "batch_size": 8,
+            "optimizer": {"name": "sgd", "lr": 0.1},
+            "lr_schedule": {"name": "constant"},
+        }
     )
     return ImageFeeds(section, train, seed=3, device=CPU)
 

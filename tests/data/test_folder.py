@@ -82,33 +82,33 @@ def test_an_image_that_has_neither_size_is_refused(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = save(gradient(8, 12), tmp_path / "a.png", exif=exif)
-    with pytest.raises(DataError, match=r"a\.png: has 12 x 8 px .* of an image of 12 x 9 px$"):
+    with pytest.raises(DataError, match=r"a\.png: is 12 x 8 px .* state 12 x 9 px$"):
         open_image(path, (12, 9))
 
 
 def test_a_missing_root_is_named(tmp_path: Path):
-    with pytest.raises(DataError, match=r"data\.root: there is no folder .*nowhere"):
+    with pytest.raises(DataError, match=r"data\.root: no such folder: .*nowhere"):
         list_class_folders(tmp_path / "nowhere", "train", "data.train_folder")
 
 
 def test_a_missing_part_lists_what_is_there(tmp_path: Path):
     (tmp_path / "train").mkdir()
     (tmp_path / "val").mkdir()
-    with pytest.raises(DataError, match=r"data\.eval_folder: there is no folder 'test' in .*: train, val$"):
+    with pytest.raises(DataError, match=r"data\.eval_folder: no folder 'test' in .*: train, val$"):
         list_class_folders(tmp_path, "test", "data.eval_folder")
 
 
 def test_an_empty_part_is_refused(tmp_path: Path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train/loose.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"train: no folders in it"):
+    with pytest.raises(DataError, match=r"train: contains no folders"):
         list_class_folders(tmp_path, "train", "data.train_folder")
 
 
 def test_a_class_without_images_is_refused(tmp_path: Path):
     save(gradient(8, 8), tmp_path / "train/a/1.png")
     (tmp_path / "train/b").mkdir()
-    with pytest.raises(DataError, match=r"class 'b' has no images: it is empty"):
+    with pytest.raises(DataError, match=r"class 'b' has no images: the folder is empty"):
         list_class_folders(tmp_path, "train", "data.train_folder")
     (tmp_path / "train/b/notes.txt").write_text("")
     with pytest.raises(DataError, match=r"class 'b' has no images: none of its 1 entries .*\.jpg, \.jpeg"):
@@ -255,7 +255,7 @@ def test_the_first_bad_image_is_reported_whatever_the_threads_do(tmp_path: Path)
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path):
-    with pytest.raises(DataError, match=r"bomb\.png: refused, its header claims more than [\d,]+ pixels"):
+    with pytest.raises(DataError, match=r"bomb\.png: its header claims more than [\d,]+ pixels"):
         read_images([png_with_header_only(tmp_path / "bomb.png", 60_000, 60_000)], 8)
 
 
@@ -292,10 +292,10 @@ def test_an_unreadable_file_or_folder_is_named(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(DataError, match=r"secret\.png: Permission denied"):
             read_images([path], 8)
     monkeypatch.setattr(Path, "iterdir", denied)
-    with pytest.raises(DataError, match=r"train: cannot be listed: Permission denied"):
+    with pytest.raises(DataError, match=r"train: cannot list the folder: Permission denied"):
         list_class_folders(tmp_path, "train", "data.train_folder")
 
 
 def test_more_pixels_than_memory_are_refused_before_anything_is_read():
-    with pytest.raises(DataError, match=r"1,000,000 images of 4096 x 4096 px take \d+ GiB.*data\.train_examples"):
+    with pytest.raises(DataError, match=r"1,000,000 images of 4096 x 4096 px need \d+ GiB.*data\.train_examples"):
         read_images([Path("nowhere.png")] * 1_000_000, 4096)

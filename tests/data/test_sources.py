@@ -5,6 +5,7 @@ import pickle
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 from urllib.error import URLError
 
 import numpy as np
@@ -12,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
-from w2skd.recipe.names import CLASSIFICATION_SOURCES
 
 from w2skd.data.sources import SOURCES, load_image_data
 from w2skd.errors import DataError
+from w2skd.recipe.data import ImageDataSection
 from w2skd.tasks.classification.recipe import ClassificationData
 
 
@@ -62,7 +63,7 @@ def image_folder(root: Path, parts: dict[str, dict[str, int]]) -> Path:
 
 
 def test_the_schema_and_the_catalog_name_the_same_sources():
-    assert set(SOURCES) == set(CLASSIFICATION_SOURCES)
+    assert set(SOURCES) == set(get_args(ImageDataSection.model_fields["source"].annotation))
 
 
 def test_cifar10(cifar10: Path):
@@ -144,7 +145,7 @@ def test_a_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
         raise URLError("no route to host")
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
-    with pytest.raises(DataError, match=r"cannot fetch https://.*no route to host.* by hand$"):
+    with pytest.raises(DataError, match=r"cannot download https://.*no route to host.* yourself$"):
         load("cifar10", tmp_path / "new", download=True)
 
 
@@ -221,9 +222,9 @@ def test_the_hold_out_does_not_depend_on_the_training_subset(cifar10: Path):
 
 
 def test_too_few_examples_name_the_set(cifar10: Path):
-    with pytest.raises(DataError, match=r"cifar10's training set: 101 examples were asked for.*only 100"):
+    with pytest.raises(DataError, match=r"the training set of cifar10: 101 examples requested.*only 100"):
         load("cifar10", cifar10, train_examples=101)
-    with pytest.raises(DataError, match=r"cifar10's test set: 21 examples"):
+    with pytest.raises(DataError, match=r"the test set of cifar10: 21 examples"):
         load("cifar10", cifar10, eval_examples=21)
 
 

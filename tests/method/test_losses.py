@@ -27,11 +27,11 @@ def test_equals_the_float64_reference(temperature):
     assert loss.item() == pytest.approx(reference(student, teacher, temperature).item(), rel=1e-5)
 
 
-def test_a_value_worked_out_by_hand():
+def test_a_value_computed_by_hand():
     # KL((3/4, 1/4) || (1/2, 1/2)) = 3/4 ln 3/2 + 1/4 ln 1/2 = 0.130812
     teacher = torch.tensor([[3.0, 1.0]]).log()
     assert distillation_kl(torch.zeros(1, 2), teacher, 1.0).item() == pytest.approx(0.130812, abs=1e-6)
-    # The other way round it were 1/2 ln 2/3 + 1/2 ln 2 = 0.143841: the order of the arguments shows.
+    # Swapped arguments would give 1/2 ln 2/3 + 1/2 ln 2 = 0.143841.
     assert distillation_kl(teacher, torch.zeros(1, 2), 1.0).item() == pytest.approx(0.143841, abs=1e-6)
 
 
@@ -62,7 +62,7 @@ def test_no_gradient_reaches_the_teacher():
     assert student.grad.abs().sum() > 0
 
 
-def test_equal_logits_cost_nothing_and_a_constant_shift_does_not_matter():
+def test_equal_logits_give_zero_and_a_constant_shift_does_not_matter():
     student, teacher = logits(8).float(), logits(9).float()
     assert distillation_kl(student, student + 5.0, 2.0).item() == pytest.approx(0, abs=1e-6)
     plain = distillation_kl(student, teacher, 2.0).item()
@@ -92,12 +92,12 @@ def test_bf16_logits_under_autocast_are_computed_in_float32():
 
 
 @pytest.mark.parametrize(("student", "teacher"), [((4, 5), (4, 6)), ((4, 5), (1, 5)), ((5,), (5,)), ((2, 4, 5),) * 2])
-def test_shapes_that_do_not_fit_are_refused(student, teacher):
+def test_wrong_shapes_are_refused(student, teacher):
     with pytest.raises(ValueError, match="share one shape"):
         distillation_kl(torch.zeros(student), torch.zeros(teacher), 2.0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
-def test_temperatures_that_mean_nothing_are_refused(temperature):
+def test_invalid_temperatures_are_refused(temperature):
     with pytest.raises(ValueError, match="temperature"):
         distillation_kl(torch.zeros(2, 3), torch.zeros(2, 3), temperature)

@@ -89,7 +89,7 @@ def test_switching_off_is_permanent_and_reported_once():
 @pytest.mark.parametrize(
     ("higher_is_better", "value", "off"),
     [
-        (True, 0.625, False),  # exactly the margin is not more than it (all numbers are exact in binary)
+        (True, 0.625, False),  # exactly the margin is not enough (all numbers are exact in binary)
         (True, 0.626, True),
         (True, 0.374, False),
         (False, 0.375, False),
@@ -99,12 +99,12 @@ def test_switching_off_is_permanent_and_reported_once():
         (False, math.nan, False),
     ],
 )
-def test_better_means_strictly_by_more_than_the_margin_in_the_metrics_direction(higher_is_better, value, off):
+def test_the_student_must_be_better_by_more_than_the_margin(higher_is_better, value, off):
     one = schedule(higher_is_better=higher_is_better, teacher_value=0.5, margin=0.125, patience=1)
     assert (one.observe(5, value) is not None) == off
 
 
-def test_nan_breaks_the_row():
+def test_nan_resets_the_patience():
     one = schedule(hold_steps=100, teacher_value=0.5, patience=2)
     assert [one.observe(step, value) for step, value in enumerate([0.6, math.nan, 0.6])] == [None] * 3
     assert one.observe(4, 0.6) is not None
@@ -134,7 +134,7 @@ def test_impossible_arguments_are_refused(changes):
         schedule(**changes)
 
 
-def test_the_recipe_gives_its_spans_in_three_units():
+def test_a_recipe_has_lengths_in_three_units():
     section = DistillSection(
         weight=3.0,
         warmup=Duration(0.5, "ep"),
@@ -148,7 +148,7 @@ def test_the_recipe_gives_its_spans_in_three_units():
     assert [one.observe(step, 1.7) is not None for step in range(3)] == [False, False, True]
 
 
-def test_the_temperature_goes_linearly_to_the_end_of_the_decay():
+def test_the_temperature_is_linear_until_the_end_of_the_decay():
     spans = {"warmup": Duration(2, "step"), "hold": Duration(2, "step"), "decay": Duration(4, "step")}
     section = SoftenedDistillSection(temperature=4.0, final_temperature=2.0, **spans)
     assert [section.temperature_at(step, 10, 100) for step in (0, 4, 8, 50)] == [4.0, 3.0, 2.0, 2.0]
@@ -196,7 +196,7 @@ def test_one_cycle_equals_torch(initial_ratio, final_ratio):
         return OneCycleLR(
             optimizer,
             max_lr=1.0,
-            total_steps=51,  # one more than are taken: torch refuses to go past its end
+            total_steps=51,  # one more than used: torch raises past the end
             pct_start=15 / 51,
             anneal_strategy="cos",
             cycle_momentum=False,
@@ -233,7 +233,7 @@ def test_shortest_runs_stay_within_bounds(name, warmup, total_steps):
     section = {"cosine": CosineSection, "one_cycle": OneCycleSection}[name](name=name, warmup=Duration.parse(warmup))
     values = factors(section, total_steps)
     assert all(0 <= value <= 1 for value in values)
-    assert max(values) == 1.0  # the peak is reached, also when the warm-up is nothing or all of the run
+    assert max(values) == 1.0  # reached even if the warm-up is empty or the whole run
 
 
 def test_without_a_switch_only_the_schedule_ends_distillation():

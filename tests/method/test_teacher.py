@@ -36,18 +36,18 @@ class ManyOutputs(nn.Module):
         return {"pair": Pair(x + 1, x * 2), "list": [x * scale for scale in scales], "tuple": (x, None, "text")}
 
 
-def test_calls_leave_the_state_as_it_was_and_repeat():
+def test_calls_repeat_and_do_not_change_the_state():
     model = network().train()
     before = state_fingerprint(model)
     teacher = FrozenTeacher(model, device=CPU)
     first, second = teacher(images()), teacher(images())
     assert torch.equal(first, second)  # dropout would make them differ
-    assert teacher.fingerprint() == before  # BatchNorm would have counted
+    assert state_fingerprint(teacher.model) == before  # BatchNorm would have updated its buffers
     assert not any(module.training for module in teacher.model.modules())
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
 
 
-def test_the_answer_is_the_eval_modes_answer():
+def test_the_output_is_that_of_eval_mode():
     expected = network().eval()(images()).detach()
     assert torch.equal(FrozenTeacher(network(), device=CPU)(images()), expected)
 
@@ -62,7 +62,7 @@ def test_the_answer_is_the_eval_modes_answer():
         lambda s, t: (s * t).sum(),  # saves the teacher's tensor itself
     ],
 )
-def test_answers_can_be_saved_for_a_backward(loss, precision):
+def test_outputs_can_be_saved_for_a_backward(loss, precision):
     student = network(2)
     answer = FrozenTeacher(network(), device=CPU, precision=precision)(images())
     assert not answer.is_inference()
@@ -95,8 +95,8 @@ def test_the_teachers_autocast_is_its_own(student_precision, teacher_precision):
     assert grad.abs().sum() > 0
 
 
-def test_one_module_may_be_first_teacher_then_student_in_one_autocast():
-    # A cast weight that was cached in inference mode would break the backward of whoever uses it next.
+def test_a_module_can_be_teacher_then_student_in_one_autocast():
+    # A cast weight cached in inference mode would break the backward pass of its next user.
     layer = nn.Linear(4, 3)
     teacher = FrozenTeacher(layer, device=CPU, precision="bf16")
     with torch.autocast("cpu", torch.bfloat16):
@@ -106,7 +106,7 @@ def test_one_module_may_be_first_teacher_then_student_in_one_autocast():
     assert layer.weight.grad is not None
 
 
-def test_structures_keep_their_form_and_share_no_memory_with_the_input():
+def test_nested_outputs_keep_their_structure_and_share_no_memory_with_the_input():
     x = torch.arange(3.0)
     answer = FrozenTeacher(ManyOutputs(), device=CPU)(x, [2, 3])
     assert isinstance(answer["pair"], Pair)
@@ -117,7 +117,7 @@ def test_structures_keep_their_form_and_share_no_memory_with_the_input():
     assert not any(part.is_inference() for part in (*answer["pair"], *answer["list"], answer["tuple"][0]))
 
 
-def test_channels_last_changes_the_format_and_not_the_answer():
+def test_channels_last_changes_the_format_and_not_the_output():
     plain = FrozenTeacher(network(), device=CPU)
     last = FrozenTeacher(network(), device=CPU, channels_last=True)
     assert last.model[0].weight.is_contiguous(memory_format=torch.channels_last)
@@ -125,36 +125,36 @@ def test_channels_last_changes_the_format_and_not_the_answer():
     last.model[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     torch.testing.assert_close(last(images()), plain(images()))
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
-    assert last.fingerprint() == plain.fingerprint()
+    assert state_fingerprint(last.model) == state_fingerprint(plain.model)
 
 
 @pytest.mark.parametrize("mode", [True, False])
 def test_train_is_refused(mode):
     teacher = FrozenTeacher(network(), device=CPU)
-    with pytest.raises(RuntimeError, match="frozen"):
+    with pytest.raises(RuntimeError, match="no train mode"):
         teacher.train(mode)
     assert teacher.eval() is teacher
 
 
-def test_train_mode_behind_its_back_is_noticed():
+def test_a_module_set_to_train_mode_is_noticed():
     teacher = FrozenTeacher(network(), device=CPU)
     teacher.model[1].train()
     with pytest.raises(AssertionError, match="train mode"):
         teacher(images())
 
 
-def test_it_is_no_part_of_a_module_that_holds_it():
+def test_it_is_not_part_of_a_module_that_has_it_as_attribute():
     holder = nn.Linear(2, 2)
     holder.teacher = FrozenTeacher(network(), device=CPU)
     assert set(holder.state_dict()) == {"weight", "bias"}
     assert len(list(holder.parameters())) == 2
 
 
-def test_it_is_gone_with_its_only_reference():
+def test_it_is_freed_with_its_only_reference():
     teacher = FrozenTeacher(network(), device=CPU, clock=Clock())
     answer = teacher(images())
     gone = [weakref.ref(teacher), weakref.ref(teacher.model), weakref.ref(teacher.model[0].weight)]
-    gc.disable()  # it must not take the garbage collector
+    gc.disable()  # must not depend on the garbage collector
     try:
         del teacher
         assert [reference() for reference in gone] == [None] * 3
@@ -163,7 +163,7 @@ def test_it_is_gone_with_its_only_reference():
     assert answer.isfinite().all()
 
 
-def test_the_clock_learns_of_its_time():
+def test_the_clock_counts_its_time():
     ticks = iter(range(100))
     clock = Clock(now=lambda: float(next(ticks)))
     teacher = FrozenTeacher(network(), device=CPU, clock=clock)
@@ -190,7 +190,7 @@ def test_cuda_events_move_time_from_train_to_teacher():
     assert 0.0 < after["train"] + after["teacher"] - before["train"] < 1.0
 
 
-def test_the_fingerprint_sees_values_names_dtypes_and_shapes():
+def test_the_fingerprint_covers_values_names_dtypes_and_shapes():
     def with_buffer(name, tensor):
         module = nn.Module()
         module.register_buffer(name, tensor)
@@ -213,7 +213,7 @@ def test_the_fingerprint_sees_values_names_dtypes_and_shapes():
 
 
 class FakeEvent:
-    """A CUDA event on a clock of its own, one millisecond a record."""
+    """A CUDA event on a fake clock that advances by one millisecond per record."""
 
     now_ms = 0.0
 
@@ -232,7 +232,7 @@ class FakeEvent:
 
 
 def test_time_between_events_is_taken_from_the_segment_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bookkeeping of a GPU's teacher, with its events replaced so that it runs anywhere."""
+    """The bookkeeping of CUDA events, with fake events so that it runs without a GPU."""
     clock = Clock(now=lambda: 0.0)
     teacher = FrozenTeacher(nn.Linear(2, 2), device="cpu", clock=clock)
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
@@ -241,7 +241,7 @@ def test_time_between_events_is_taken_from_the_segment_of_the_call(monkeypatch: 
     for segment in ("compile", "train", "train"):
         with clock.segment(segment):
             teacher(torch.ones(1, 2))
-    teacher(torch.ones(1, 2))  # outside all segments nothing was counted, so there is nothing to move
+    teacher(torch.ones(1, 2))  # outside of all segments: no time to move
     assert clock.read()["teacher"] == 0
     teacher.settle()
     seconds = clock.read()

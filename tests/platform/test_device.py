@@ -26,25 +26,27 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("name", ["auto", "cpu"])
-def test_without_a_gpu_it_is_the_cpu(name: str) -> None:
+def test_without_a_gpu_the_device_is_the_cpu(name: str) -> None:
     assert open_device(name, Ranks()) == CPU
 
 
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("name", ["cuda", "cuda:7"])
-def test_a_gpu_that_is_not_there_is_refused(name: str) -> None:
-    with pytest.raises(DeviceError, match=rf"^--device {name}: there is no GPU here$"):
+def test_a_missing_gpu_is_refused(name: str) -> None:
+    with pytest.raises(DeviceError, match=rf"^--device {name}: this machine has no GPU$"):
         open_device(name, Ranks())
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cpu cpu", "meta", "mps", "cuda:-1"])
-def test_a_device_that_does_not_exist_is_refused(name: str) -> None:
+def test_an_unknown_device_is_refused(name: str) -> None:
     with pytest.raises(DeviceError, match=rf"^--device {name}: unknown; use auto, cpu, cuda or cuda:N$"):
         open_device(name, Ranks())
 
 
 def test_one_gpu_for_several_ranks_is_refused() -> None:
-    with pytest.raises(DeviceError, match=r"^--device cuda:0: all 4 ranks would share it; use cuda, one GPU a rank$"):
+    with pytest.raises(
+        DeviceError, match=r"^--device cuda:0: all 4 ranks would share it; use cuda for one GPU per rank$"
+    ):
         open_device("cuda:0", Ranks(rank=1, world=4, local_rank=1))
 
 
@@ -62,15 +64,15 @@ def test_each_rank_takes_its_own_gpu(name: str, local_rank: int, index: int, two
     assert two_gpus == [index]
 
 
-def test_a_gpu_too_many_is_told_with_those_that_are_there(two_gpus: list[int]) -> None:
-    with pytest.raises(DeviceError, match=r"^--device cuda:2: there are GPUs 0 to 1 only here$"):
+def test_a_gpu_index_out_of_range_is_refused_with_the_valid_range(two_gpus: list[int]) -> None:
+    with pytest.raises(DeviceError, match=r"^--device cuda:2: this machine has only GPUs 0 to 1$"):
         open_device("cuda:2", Ranks())
-    with pytest.raises(DeviceError, match="0 to 1 only"):
+    with pytest.raises(DeviceError, match="only GPUs 0 to 1"):
         open_device("auto", Ranks(rank=2, world=3, local_rank=2))
     assert two_gpus == []
 
 
-def test_the_environment_says_what_a_result_depends_on() -> None:
+def test_the_environment_lists_what_a_result_depends_on() -> None:
     facts = describe_environment(CPU, Ranks(world=3))
     assert json.loads(json.dumps(facts)) == facts
     assert facts["torch"] == torch.__version__

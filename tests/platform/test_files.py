@@ -16,7 +16,7 @@ def write_half(path: Path, error: BaseException) -> None:
         raise error
 
 
-def test_content_is_replaced_whole(tmp_path: Path) -> None:
+def test_content_is_replaced_completely(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old and long")
     write_atomically(path, b"new")
@@ -25,7 +25,7 @@ def test_content_is_replaced_whole(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
-def test_until_the_block_ends_everybody_sees_the_old_content(tmp_path: Path) -> None:
+def test_readers_see_the_old_content_until_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
     with atomic_file(path) as file:
@@ -35,7 +35,7 @@ def test_until_the_block_ends_everybody_sees_the_old_content(tmp_path: Path) -> 
     assert path.read_bytes() == b"new"
 
 
-def test_content_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_flushed_to_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     for name in ("fsync", "replace"):
         original = getattr(os, name)
@@ -54,7 +54,7 @@ def test_a_failing_block_leaves_the_old_content_and_nothing_else(tmp_path: Path,
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_full_disk_is_told_and_leaves_the_old_content(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
     with largest_file(1000), pytest.raises(OutputError, match=rf"^cannot write {path}: File too large$"):
@@ -63,21 +63,21 @@ def test_a_full_disk_is_told_and_leaves_the_old_content(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"cannot write .*nowhere/file: No such file"):
         write_atomically(tmp_path / "nowhere" / "file", b"")
 
 
-def test_only_what_the_system_says_becomes_an_output_error(tmp_path: Path) -> None:
+def test_only_errors_of_the_system_become_output_errors(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"^cannot write here: No space left on device$"), writing(Path("here")):
         raise OSError(28, "No space left on device")
     with pytest.raises(ValueError, match=r"^mine$"), writing(tmp_path):
         raise ValueError("mine")
 
 
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process cleans nothing up
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process does not clean up
         with pytest.raises(KeyboardInterrupt):
             write_half(tmp_path / "file", KeyboardInterrupt())
     kept = {"file", ".lock", ".DS_Store", "x.part"}
@@ -88,7 +88,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     assert set(os.listdir(tmp_path)) == kept
 
 
-def test_json_is_readable_by_people_and_programs(tmp_path: Path) -> None:
+def test_json_is_indented_and_valid(tmp_path: Path) -> None:
     values = {"name": "Größe", "list": [1, 2.5, None]}
     write_json(tmp_path / "file.json", values)
     text = (tmp_path / "file.json").read_text(encoding="utf-8")

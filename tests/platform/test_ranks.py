@@ -1,4 +1,4 @@
-"""Two ranks against one process, end to end: the same training, one set of files, and no rank left waiting."""
+"""Two ranks against a single process, end to end: same training, one set of files, no rank that hangs."""
 
 import json
 import os
@@ -39,7 +39,7 @@ EVALUATION_EXAMPLES = 33
 
 
 class WithDropout(nn.Module):
-    """A student with random draws of its own."""
+    """A student with dropout."""
 
     def __init__(self, classes: int):
         super().__init__()
@@ -56,7 +56,7 @@ def _student_with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recipe(teacher: Path | None = None, **train: Any) -> Recipe:
-    """Three steps an epoch. By its loss, the teacher of `save_teacher` is far worse than any student."""
+    """Return a recipe with three steps per epoch. The teacher of `save_teacher` has a far higher loss."""
     return validate_recipe(
         {
             "name": "ranks",
@@ -82,7 +82,7 @@ def recipe(teacher: Path | None = None, **train: Any) -> Recipe:
 
 
 def save_teacher(path: Path) -> Path:
-    """A teacher that is sure of class 0, whatever it sees."""
+    """Save a teacher that always predicts class 0 with high confidence."""
     model = catalog.build_classifier("small_cnn_weak", 10)
     nn.init.zeros_(model.head.weight)
     model.head.bias.data.copy_(torch.tensor([6.0] + [0.0] * 9))
@@ -95,7 +95,7 @@ def options(out: Path, **changes: Any) -> RunOptions:
 
 
 def arm_on(ranks: Ranks, recipe: Recipe, arm: Arm, out: Path, notes: Path | None = None, stop_at: int = -1) -> Path:
-    """Train one arm as this rank, which notes what it sees; at step `stop_at` the last rank gets a SIGTERM."""
+    """Train one arm as this rank and note the ids of its batches. At step `stop_at` the last rank gets a SIGTERM."""
     catalog.CLASSIFIERS["small_cnn_strong"] = WithDropout
     losses = ClassificationTask.losses
 
@@ -115,7 +115,7 @@ def arm_on(ranks: Ranks, recipe: Recipe, arm: Arm, out: Path, notes: Path | None
 
 
 def seen_ids(notes: Path) -> dict[int, list[int]]:
-    """Step -> the examples of its whole batch: micro-batches in the order of their slices, each rank by rank."""
+    """Return the ids of each step's batch: micro-batches in order, and ranks in order within each."""
     lines = [json.loads(line) for line in notes.read_text().splitlines()]
     by_rank: dict[int, dict[int, list[list[int]]]] = {}
     for step, rank, ids in lines:
@@ -139,7 +139,7 @@ def files(path: Path) -> list[str]:
 
 
 def train_and_score(ranks: Ranks, teacher: Path, out: Path) -> Any:
-    """The accelerated arm, two micro-batches a rank and step, and the score of what it made."""
+    """Train the distilled arm with two micro-batches per rank and step, and score its model."""
     with process_group(ranks, torch.device("cpu")):
         path = arm_on(ranks, recipe(teacher, accumulate=2), "w2s", out, out / "notes")
         return score(path, ranks)
@@ -156,7 +156,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
-    """The accelerated run of one process, which accumulates four micro-batches."""
+    """The distilled run of a single process with four micro-batches per step."""
     out = tmp_path_factory.mktemp("one")
     before = catalog.CLASSIFIERS["small_cnn_strong"]
     try:
@@ -167,7 +167,7 @@ def one(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> tuple[Path, list[Any]]:
-    """The same run of two ranks with two micro-batches each, and what each found when it scored the model."""
+    """The same run with two ranks and two micro-batches each, and the evaluation of each rank."""
     out = tmp_path_factory.mktemp("two")
     evaluations = values(run_ranks(train_and_score, teacher, out))
     return run_path(out, "w2s", 0), evaluations
@@ -178,7 +178,7 @@ def two(two_ranks: tuple[Path, list[Any]]) -> Path:
     return two_ranks[0]
 
 
-def test_two_ranks_learn_what_one_process_learns(one: Path, two: Path) -> None:
+def test_two_ranks_learn_the_same_as_one_process(one: Path, two: Path) -> None:
     ours, theirs = rows(two, StepRow), rows(one, StepRow)
     assert [row.step for row in ours] == list(range(1, STEPS + 1))
     assert len({row.loss for row in ours}) == STEPS
@@ -199,7 +199,7 @@ def test_the_same_batches_in_the_same_order(one: Path, two: Path) -> None:
     assert [len(ids) for ids in ours.values()] == [32] * STEPS
 
 
-def test_the_switch_comes_at_the_same_step(one: Path, two: Path) -> None:
+def test_the_switch_happens_at_the_same_step(one: Path, two: Path) -> None:
     for path in (one, two):
         events = [row for row in rows(path, EventRow) if row.name == "distillation_off"]
         assert [(row.step, row.details["reason"]) for row in events] == [(6, "surpassed")]
@@ -226,7 +226,7 @@ def test_every_example_is_scored_once(two_ranks: tuple[Path, list[Any]]) -> None
 
 
 def large(**train: Any) -> Recipe:
-    """A baseline as on large data: streamed, mixed, repeated and growing."""
+    """Return a baseline recipe with streaming, mixing, repeated augmentation and progressive sizes."""
     values = recipe(steps=3, **train).model_dump(mode="json")
     values["data"] |= {
         **{"feed": "streaming", "workers": 0, "mixup": 0.4, "cutmix": 1.0, "repeats": 2, "eval_resize": 18},
@@ -249,7 +249,7 @@ def predict(path: Path, ranks: Ranks, file: Path) -> str:
 
 
 def test_streams_are_shared_by_ranks(tmp_path: Path) -> None:
-    """Training is that of one process, and predictions come in the order of the set."""
+    """Training equals that of one process, and predictions have the order of the evaluation set."""
     by_rank = values(run_ranks(train_and_predict, tmp_path / "two"))
     two = run_path(tmp_path / "two", "baseline", 0)
     one = arm_on(Ranks(), large(accumulate=2), "baseline", tmp_path / "one")
@@ -263,14 +263,14 @@ def test_streams_are_shared_by_ranks(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A baseline of two ranks that nobody stopped."""
+    """A baseline of two ranks without interruption."""
     out = tmp_path_factory.mktemp("undisturbed")
     return values(run_ranks(arm_on, recipe(log_every=3), "baseline", out, out / "notes"))[0]
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Outcome]]:
-    """The same, whose rank 1 got a SIGTERM in step 5."""
+    """The same baseline, where rank 1 got a SIGTERM in step 5."""
     out = tmp_path_factory.mktemp("stopped")
     return out, run_ranks(arm_on, recipe(log_every=3), "baseline", out, out / "notes", 4)
 
@@ -285,7 +285,7 @@ def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(stopped: tuple[Path, 
     assert "SIGTERM" in status["reason"]
 
 
-def test_two_ranks_go_on_bit_for_bit(undisturbed: Path, stopped: tuple[Path, list[Outcome]], tmp_path: Path) -> None:
+def test_two_ranks_resume_bit_for_bit(undisturbed: Path, stopped: tuple[Path, list[Outcome]], tmp_path: Path) -> None:
     shutil.copytree(stopped[0], tmp_path, dirs_exist_ok=True)
     path = values(run_ranks(arm_on, recipe(log_every=3), "baseline", tmp_path, tmp_path / "notes"))[0]
     weights, expected = load_weights(path).state, load_weights(undisturbed).state
@@ -296,7 +296,7 @@ def test_two_ranks_go_on_bit_for_bit(undisturbed: Path, stopped: tuple[Path, lis
     assert [(row.step, row.name) for row in rows(path, EventRow)] == [(6, "resumed"), (12, "finished")]
 
 
-def test_one_rank_goes_on_with_the_same_data(
+def test_one_rank_resumes_with_the_same_data(
     undisturbed: Path, stopped: tuple[Path, list[Outcome]], tmp_path: Path
 ) -> None:
     shutil.copytree(stopped[0], tmp_path, dirs_exist_ok=True)
@@ -308,7 +308,7 @@ def test_one_rank_goes_on_with_the_same_data(
 
 
 def break_rows(ranks: Ranks, out: Path, kind: type[Exception]) -> None:
-    """Train until rank 0's disk is full at the row of step 4."""
+    """Train until rank 0 fails to write the row of step 4."""
     append = RunDir.append
 
     def full(self: RunDir, row: Row) -> None:
@@ -349,12 +349,12 @@ def missing() -> None:
     raise DataError("no images on this machine")
 
 
-def test_what_only_rank_1_lacks_is_told_by_all(tmp_path: Path) -> None:
+def test_data_missing_on_one_rank_is_reported_by_all(tmp_path: Path) -> None:
     outcomes = run_ranks(miss_data_on_rank_1, tmp_path, timeout_s=30)
     assert [(type(each.error), str(each.error)) for each in outcomes] == [(DataError, "no images on this machine")] * 2
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+def test_a_batch_that_does_not_divide_among_ranks_is_refused(tmp_path: Path) -> None:
     outcomes = run_ranks(arm_on, recipe(batch_size=33), "baseline", tmp_path, timeout_s=30)
     for outcome in outcomes:
         assert isinstance(outcome.error, UsageError)
@@ -378,7 +378,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY
 
 
 @pytest.mark.slow
-def test_under_torchrun_an_error_is_told_once(tmp_path: Path) -> None:
+def test_under_torchrun_an_error_is_printed_once(tmp_path: Path) -> None:
     command = torchrun("distill", "-r", "cifar10_cpu", "--baseline", "-o", "out", "--set", "data.root=nowhere")
     ended = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
@@ -387,7 +387,7 @@ def test_under_torchrun_an_error_is_told_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_under_torchrun_a_sigterm_stops_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_under_torchrun_a_sigterm_stops_and_the_same_command_resumes(tmp_path: Path) -> None:
     lengths = ("data.train_examples=64", "data.eval_examples=33", "data.image_size=16")
     often = ("train.batch_size=8", "train.steps=200", "train.log_every=4", "train.validate_every=100step")
     changes = [word for change in (*lengths, *often) for word in ("--set", change)]
@@ -402,20 +402,20 @@ def test_under_torchrun_a_sigterm_stops_and_the_same_command_goes_on(tmp_path: P
             assert time.monotonic() < deadline
             time.sleep(0.02)
         launched.send_signal(signal.SIGTERM)
-        output, told = launched.communicate(timeout=30)
+        output, printed = launched.communicate(timeout=30)
     finally:
         launched.kill()
     assert launched.returncode != 0
     assert output == ""
-    assert told.count("w2skd: stopped by SIGTERM at step") == 1, told
+    assert printed.count("w2skd: stopped by SIGTERM at step") == 1, printed
     status = read_run(path).status
     assert status["state"] == "stopped"
     assert 0 < status["step"] < 200
     launched = start(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    output, told = launched.communicate(timeout=60)
-    assert launched.returncode == 0, told
+    output, printed = launched.communicate(timeout=60)
+    assert launched.returncode == 0, printed
     assert json.loads(output)
     assert read_run(path).status["state"] == "finished"
     assert [row.step for row in rows(path, StepRow)] == list(range(4, 201, 4))
     assert [(row.step, row.name) for row in rows(path, EventRow)] == [(status["step"], "resumed"), (200, "finished")]
-    assert "Warning" not in told, told
+    assert "Warning" not in printed, printed

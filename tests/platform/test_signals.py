@@ -11,7 +11,7 @@ NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_signal_is_remembered_and_the_old_handler_comes_back(number: signal.Signals) -> None:
+def test_a_signal_is_remembered_and_the_old_handler_restored(number: signal.Signals) -> None:
     before = {each: signal.getsignal(each) for each in NUMBERS}
     with stop_on_signals() as stop:
         assert not stop()
@@ -21,7 +21,7 @@ def test_a_signal_is_remembered_and_the_old_handler_comes_back(number: signal.Si
     assert {each: signal.getsignal(each) for each in NUMBERS} == before
 
 
-def test_the_old_handlers_come_back_after_an_error_too() -> None:
+def test_the_old_handlers_are_restored_after_an_error() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ValueError, match="mine"), stop_on_signals():
         raise ValueError("mine")
@@ -36,7 +36,7 @@ def test_ctrl_c_after_a_signal_does_not_wait(first: signal.Signals) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_scheduler_that_repeats_itself_is_borne() -> None:
+def test_a_repeated_signal_of_a_scheduler_is_ignored() -> None:
     with stop_on_signals() as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -44,7 +44,7 @@ def test_a_scheduler_that_repeats_itself_is_borne() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_schedulers_signal_asks_to_be_started_again(number: signal.Signals) -> None:
+def test_a_schedulers_signal_exits_with_the_code_for_requeueing(number: signal.Signals) -> None:
     stop = StopRequest()
     stop.receive(number, None)
     error = stop.error("at step 3 of 9")

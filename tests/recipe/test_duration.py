@@ -16,20 +16,20 @@ from w2skd.recipe.duration import Duration
         ("0ep", Duration(0, "ep")),
     ],
 )
-def test_durations_are_read_as_people_write_them(text: str, expected: Duration) -> None:
+def test_a_duration_is_parsed(text: str, expected: Duration) -> None:
     assert Duration.parse(text) == expected
 
 
 @pytest.mark.parametrize(
     "text", ["", "5", "ep", "-1ep", "5epochs", "1e3step", "5 minutes", "nanep", "infrun", ".5ep", "5ep 3step"]
 )
-def test_others_are_refused_with_what_to_write(text: str) -> None:
+def test_other_texts_are_refused_with_examples(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration: write epochs as 5ep"):
         Duration.parse(text)
 
 
-def test_steps_are_whole() -> None:
-    with pytest.raises(ValueError, match=r"'0.5step': steps are whole"):
+def test_the_number_of_steps_is_an_integer() -> None:
+    with pytest.raises(ValueError, match=r"'0.5step': the number of steps must be an integer"):
         Duration.parse("0.5step")
 
 
@@ -43,7 +43,7 @@ def test_a_share_is_at_most_the_run() -> None:
     [
         ("2ep", 200),
         ("0.5ep", 50),
-        ("0.125ep", 13),  # 12.5 goes up
+        ("0.125ep", 13),  # 12.5 rounds up
         ("0.124ep", 12),
         ("7step", 7),
         ("0.25run", 300),

@@ -1,4 +1,4 @@
-"""From files and overrides to recipes."""
+"""Loading recipes from files and overrides."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from w2skd.errors import RecipeError
 from w2skd.recipe.load import find_recipe, shipped_recipes, with_overrides
 from w2skd.recipe.schema import AdamWSection, SgdSection
 
-NOWHERE = "no such file, and no shipped recipe of that name"
+NOWHERE = "no such file or shipped recipe"
 
 
-def test_overrides_are_laid_on_in_order(recipe_file: Write) -> None:
+def test_overrides_are_applied_in_order(recipe_file: Write) -> None:
     recipe = load_recipe(recipe_file(), ["seed=3", "seed=4", "train.optimizer.lr=1e-3", "train.ema.decay=0.9"])
     assert recipe.seed == 4
     assert recipe.train.optimizer.lr == 1e-3
@@ -40,10 +40,10 @@ def test_an_equals_sign_in_the_value_is_part_of_it(recipe_file: Write) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seed", "--set seed: write it as section.key=value"),
-        ("=3", "--set =3: write it as section.key=value"),
-        ("train..epochs=3", "--set train..epochs=3: write it as section.key=value"),
-        (".seed=3", "--set .seed=3: write it as section.key=value"),
+        ("seed", "--set seed: expected section.key=value"),
+        ("=3", "--set =3: expected section.key=value"),
+        ("train..epochs=3", "--set train..epochs=3: expected section.key=value"),
+        (".seed=3", "--set .seed=3: expected section.key=value"),
         ("train.epochs.most=3", "--set train.epochs.most=3: train.epochs is a value, not a section"),
         ("data.augment=[crop", "--set data.augment=[crop: not valid YAML, line 1, column 6: "),
     ],
@@ -71,7 +71,7 @@ def test_a_shipped_recipe_is_found_from_any_folder(name: str, tmp_path: Path, mo
     assert load_recipe(name).name == "demo"
 
 
-def test_a_file_goes_before_a_shipped_recipe(
+def test_a_file_takes_precedence_over_a_shipped_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe_file: Write
 ) -> None:
     Path(recipe_file()).rename(tmp_path / "demo.yaml")
@@ -81,7 +81,7 @@ def test_a_file_goes_before_a_shipped_recipe(
     assert find_recipe("demo") == shipped_recipes()["demo"]
 
 
-def test_a_file_may_have_any_ending(tmp_path: Path, recipe_file: Write) -> None:
+def test_a_file_can_have_any_suffix(tmp_path: Path, recipe_file: Write) -> None:
     path = Path(recipe_file()).rename(tmp_path / "mine")
     assert load_recipe(str(path)).name == "tiny"
 
@@ -93,11 +93,11 @@ def test_a_file_may_have_any_ending(tmp_path: Path, recipe_file: Write) -> None:
         ("recipes/demoo.yaml", f"recipe recipes/demoo.yaml: {NOWHERE} (did you mean 'demo'?)"),
         ("cifar10_resnet65.yaml", f"recipe cifar10_resnet65.yaml: {NOWHERE} (did you mean 'cifar10_resnet56'?)"),
         ("", "recipe : "),
-        ("qqqq", f"recipe qqqq: {NOWHERE}; shipped are: bccd_cpu, "),
-        (".", "recipe .: a folder, not a file"),
+        ("qqqq", f"recipe qqqq: {NOWHERE}; shipped recipes: bccd_cpu, "),
+        (".", "recipe .: is a folder, not a file"),
     ],
 )
-def test_a_recipe_that_is_not_there_is_told_with_near_names(
+def test_a_missing_recipe_is_reported_with_a_similar_name(
     name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

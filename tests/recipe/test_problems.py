@@ -1,4 +1,4 @@
-"""Each problem of a recipe in one line: where it is, what is wrong, what is near."""
+"""Problems of a recipe, one line each: path, problem, nearest valid key."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import yaml
 from told import Write, problems
 
 WRITE_DURATIONS = "write epochs as 5ep, steps as 2000step, a share as 0.25run"
-EITHER = "train: give either epochs or steps"
+EITHER = "train: set either epochs or steps"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_missing_section_is_named(recipe_file: Write, key: str) -> None:
         ("teacher.train=5", "teacher.train: should be a section with keys of its own, not 5"),
         ("data.augment=crop", "data.augment: should be a list, not 'crop'"),
         ("report.thresholds=0.5", "report.thresholds: should be a list, not 0.5"),
-        ("train.validate_every=5", f"train.validate_every: 5 has no unit: {WRITE_DURATIONS}"),
+        ("train.validate_every=5", f"train.validate_every: 5 is not a duration: {WRITE_DURATIONS}"),
     ],
 )
 def test_a_wrong_type_is_refused(recipe_file: Write, override: str, problem: str) -> None:
@@ -110,9 +110,9 @@ def test_a_value_out_of_range_is_refused(recipe_file: Write, override: str, star
         ),
         ("train.epochs=null", EITHER),
         ("train.accumulate=3", "train: accumulate: 3 does not divide batch_size: 8"),
-        ("train.optimizer.momentum=0", "train.optimizer: nesterov: true needs a momentum above 0"),
-        ("train.validate_every=0ep", "train: validate_every: 0ep would never come round"),
-        ("train.checkpoint_every=0step", "train: checkpoint_every: 0step would never come round"),
+        ("train.optimizer.momentum=0", "train.optimizer: nesterov: true requires a momentum above 0"),
+        ("train.validate_every=0ep", "train: validate_every: 0ep is not a valid interval; use at least 1step"),
+        ("train.checkpoint_every=0step", "train: checkpoint_every: 0step is not a valid interval; use at least 1step"),
         (
             "data.source=image_folder",
             "data: source: image_folder needs image_size, the side in px to which its images are brought",
@@ -133,7 +133,7 @@ def test_a_value_out_of_range_is_refused(recipe_file: Write, override: str, star
         ),
         ("data.download=true", "data: download: true is for cifar10, cifar100, fashion_mnist, not for shapes"),
         ("data.augment=[flip, flip]", "data: augment: each kind once"),
-        ("report.thresholds=[90]", "report: thresholds: 90 is out of reach, top1 goes from 0 to 1"),
+        ("report.thresholds=[90]", "report: thresholds: 90 is out of range; top1 lies between 0 and 1"),
     ],
 )
 def test_a_contradiction_is_refused(recipe_file: Write, override: str, problem: str) -> None:
@@ -158,12 +158,12 @@ def test_a_contradiction_is_refused(recipe_file: Write, override: str, problem: 
         ("train.lr_schedule.name=step", "train.lr_schedule.name: should be one of 'cosine', 'one_cycle'"),
     ],
 )
-def test_an_unknown_word_is_refused_with_those_known(recipe_file: Write, override: str, start: str) -> None:
+def test_an_unknown_word_is_refused_with_the_known_ones(recipe_file: Write, override: str, start: str) -> None:
     (problem,) = problems(recipe_file, override)
     assert problem.startswith(start)
 
 
-def test_all_problems_are_told_at_once(recipe_file: Write) -> None:
+def test_all_problems_are_reported_together(recipe_file: Write) -> None:
     overrides = [
         "name=a/b",
         "data.sorce=shapes",
@@ -197,7 +197,7 @@ def test_a_long_value_is_cut(recipe_file: Write) -> None:
         ("{epoch: 3}", ["teacher.train.epoch: unknown key (did you mean 'epochs'?)"]),
         ("{batch_size: '8'}", ["teacher.train.batch_size: should be a valid integer, not '8'"]),
         ("{accumulate: 3}", ["teacher.train: accumulate: 3 does not divide batch_size: 8"]),
-        ("{epochs: 3, steps: 4}", ["teacher.train: give either epochs or steps"]),
+        ("{epochs: 3, steps: 4}", ["teacher.train: set either epochs or steps"]),
         ("{optimizer: {momentum: 2}}", ["teacher.train.optimizer.momentum: should be less than 1, not 2"]),
         ("{optimizer: {name: adamw}}", ["teacher.train.optimizer.lr: missing"]),
         ("{optimizer: {name: adamw, lr: 0.1, nesterov: true}}", ["teacher.train.optimizer.nesterov: unknown key"]),
@@ -217,12 +217,12 @@ def test_problems_of_the_teachers_training_have_its_path(
     assert sorted(problems(recipe_file, f"teacher.train={teacher_train}")) == expected
 
 
-def test_they_are_told_together_with_others(recipe_file: Write) -> None:
+def test_they_are_reported_together_with_others(recipe_file: Write) -> None:
     assert problems(recipe_file, "teacher.train={epoch: 3}", "data.sorce=x") == [
         "data.sorce: unknown key (did you mean 'source'?)",
         "teacher.train.epoch: unknown key (did you mean 'epochs'?)",
     ]
 
 
-def test_a_mistake_in_train_is_not_told_twice(recipe_file: Write) -> None:
+def test_a_mistake_in_train_is_reported_once(recipe_file: Write) -> None:
     assert len(problems(recipe_file, "teacher.train={epochs: 3}", "train.epoch=3")) == 1

@@ -43,18 +43,18 @@ def test_overlay(base: dict[str, Any], over: dict[str, Any], expected: dict[str,
     assert repr(base) == kept
 
 
-def test_the_teacher_trains_like_the_student_but_for_its_own_keys(recipe_file: Write) -> None:
+def test_the_teacher_trains_like_the_student_except_for_its_own_keys(recipe_file: Write) -> None:
     recipe = load_recipe(recipe_file(), ["teacher.train={steps: 30, optimizer: {lr: 0.05}}"])
-    assert recipe.teacher_train() == TrainSection(
+    assert recipe.train_of("teacher") == TrainSection(
         steps=30,
         batch_size=8,
         optimizer=SgdSection(name="sgd", lr=0.05, nesterov=True),
         lr_schedule=recipe.train.lr_schedule,
     )
-    assert load_recipe(recipe_file()).teacher_train() == recipe.train
+    assert load_recipe(recipe_file()).train_of("teacher") == recipe.train
 
 
-def test_an_average_is_told_by_its_decay_or_its_half_life() -> None:
+def test_an_average_has_a_decay_or_a_half_life() -> None:
     assert EmaSection(decay=0.9) == EmaSection.model_validate({"decay": 0.9, "half_life": None, "ramp_up": None})
     section = EmaSection.model_validate({"half_life": "500step", "ramp_up": 0.05})
     assert section == EmaSection(half_life=Duration(500, "step"), ramp_up=0.05)
@@ -64,24 +64,24 @@ def test_an_average_is_told_by_its_decay_or_its_half_life() -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({}, "give either decay or half_life"),
-        ({"decay": 0.9, "half_life": "5ep"}, "give either decay or half_life"),
-        ({"ramp_up": 0.05}, "give either decay or half_life"),
-        ({"decay": 0.9, "ramp_up": 0.05}, "ramp_up: limits a half_life, not a decay"),
-        ({"half_life": "0step"}, "half_life: 0step would average nothing; leave ema out"),
+        ({}, "set either decay or half_life"),
+        ({"decay": 0.9, "half_life": "5ep"}, "set either decay or half_life"),
+        ({"ramp_up": 0.05}, "set either decay or half_life"),
+        ({"decay": 0.9, "ramp_up": 0.05}, "ramp_up: requires half_life instead of decay"),
+        ({"half_life": "0step"}, "half_life: 0step averages nothing; use ema: null"),
         ({"half_life": "5ep", "ramp_up": 0.0}, "greater than 0"),
         ({"half_life": 500}, "write epochs as 5ep"),
         ({"decay": 1.0}, "less than 1"),
     ],
 )
-def test_an_average_that_cannot_be_is_refused(values: dict[str, Any], problem: str) -> None:
+def test_an_impossible_average_is_refused(values: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         EmaSection.model_validate(values)
 
 
 def test_another_optimizer_for_the_teacher_drops_the_options_of_the_old_one(recipe_file: Write) -> None:
     recipe = load_recipe(recipe_file(), ["teacher.train={optimizer: {name: adamw, lr: 0.01}}"])
-    assert recipe.teacher_train().optimizer == AdamWSection(name="adamw", lr=0.01)
+    assert recipe.train_of("teacher").optimizer == AdamWSection(name="adamw", lr=0.01)
     assert recipe.train.optimizer == SgdSection(name="sgd", lr=0.1, nesterov=True)
 
 
@@ -92,7 +92,7 @@ def test_lists_become_tuples(recipe_file: Write) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_what_a_recipe_does_not_name_stays_as_it_was_before_it_could(name: str) -> None:
+def test_defaults_keep_the_behaviour_of_older_recipes(name: str) -> None:
     section = TrainSection.model_validate(
         {"steps": 1, "batch_size": 8, "optimizer": {"name": name, "lr": 0.1}, "lr_schedule": {"name": "constant"}}
     )
@@ -119,17 +119,18 @@ def test_length_in_steps(length: dict[str, Any], steps: int) -> None:
         ({"interpolation": "bilinear", "source": "cifar10", "image_size": None}, []),
     ],
 )
-def test_what_only_a_streaming_feed_can_do_is_known(keys: dict[str, Any], reasons: list[str]) -> None:
+def test_options_that_require_a_streaming_feed_are_listed(keys: dict[str, Any], reasons: list[str]) -> None:
     data = ClassificationData.model_validate({"source": "image_folder", "image_size": 64, **keys})
     assert data.needs_streaming == reasons
 
 
-def test_images_may_be_prepared_with_black_edges_as_a_library_does(recipe_file: Write) -> None:
-    """Which a recipe may not ask for: there it is a mistake."""
+def test_preprocessing_of_a_library_may_crop_more_than_the_resized_image(recipe_file: Write) -> None:
+    """The crop then has black borders; in a recipe this is an error."""
     recipe = load_recipe(recipe_file(), ["teacher.image_size=24"])
     assert isinstance(recipe, ClassificationRecipe)
-    wanted = {"resize_px": 389, "crop_px": 448, "interpolation": "bicubic"}
-    prepared = recipe.prepared_as(wanted, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    preprocessing = {"resize_px": 389, "crop_px": 448, "interpolation": "bicubic"}
+    details = {"preprocessing": preprocessing, "normalization": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
+    prepared, _ = recipe.prepared_as(details)
     data = prepared.data
     assert (data.eval_resize, data.image_size, data.interpolation, data.feed) == (389, 448, "bicubic", "streaming")
     assert data.normalization == NormalizationSection(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))

@@ -1,4 +1,4 @@
-"""Every file in ``recipes/``."""
+"""Checks of every file in ``recipes/``."""
 
 import re
 import tarfile
@@ -26,7 +26,7 @@ SAME_IN_EVERY_SMOKE = (
     *("train.optimizer.name", "train.optimizer.decay_norms_and_biases", "train.precision", "train.compile"),
     "report.metric",
 )
-"""What decides through which code an experiment passes, rather than how long that takes."""
+"""Keys that decide which code an experiment runs, and not how long it takes."""
 
 SAME_IN_SMOKE = {
     "classification": (
@@ -34,14 +34,14 @@ SAME_IN_SMOKE = {
         *(f"data.{key}" for key in ("crop_scale", "erasing_probability", "mixup", "cutmix", "repeats")),
         *("teacher.normalization", "loss.label_smoothing", "distill.temperature", "distill.final_temperature"),
     ),
-    # Not the backbones' weights, nor what hangs on them: a smoke recipe does without network.
+    # Without the backbones' weights and keys that depend on them: smoke recipes need no network.
     "detection": (
         *(f"data.{key}" for key in ("train_images", "train_annotations", "eval_images", "eval_annotations")),
         *(f"distill.{key}_weight" for key in ("class", "box", "objectness", "rpn_box")),
         *("distill.temperature", "distill.final_temperature"),
         "eval.backend",
     ),
-    # Not the run in whose features images are compared: each has its own.
+    # Without the run that provides image features: each recipe has its own.
     "diffusion": (
         *(f"data.{key}" for key in ("train_folder", "eval_folder", "feed")),
         *(f"diffusion.{key}" for key in ("timesteps", "beta_schedule", "prediction", "class_conditional")),
@@ -49,52 +49,52 @@ SAME_IN_SMOKE = {
         *("loss.timestep_weighting", "distill.timestep_weighting"),
     ),
 }
-"""Task -> the same of that task."""
+"""Task -> such keys of the task."""
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 each_full = pytest.mark.parametrize("file", FULL, ids=lambda file: file.stem)
 
 
 def each_of(task: str) -> pytest.MarkDecorator:
-    """Every file of a task."""
+    """Return the recipe files of a task."""
     files = [file for file in FILES if load_recipe(file.stem).task == task]
     return pytest.mark.parametrize("file", files, ids=lambda file: file.stem)
 
 
 def plain(name: str) -> dict[str, Any]:
-    """A recipe as dotted keys."""
+    """Return a recipe as dotted keys."""
     return flatten(load_recipe(name).model_dump(mode="json"))
 
 
 def classification(name: str) -> ClassificationRecipe:
-    """A recipe that is one of image classification."""
+    """Load a recipe of the classification task."""
     recipe = load_recipe(name)
     assert isinstance(recipe, ClassificationRecipe)
     return recipe
 
 
 def detection(name: str) -> DetectionRecipe:
-    """A recipe that is one of object detection."""
+    """Load a recipe of the detection task."""
     recipe = load_recipe(name)
     assert isinstance(recipe, DetectionRecipe)
     return recipe
 
 
 def header(file: Path) -> str:
-    """The comment that a file begins with, without its marks."""
+    """Return the leading comment of a file, without its comment signs."""
     lines = file.read_text(encoding="utf-8").splitlines()
     comment = lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
     return "\n".join(line.removeprefix("#").strip() for line in comment)
 
 
-def test_the_files_are_those_that_are_shipped() -> None:
+def test_all_files_are_shipped() -> None:
     assert shipped_recipes() == {file.stem: file for file in FILES}
     assert {"demo", "cifar10_resnet56", "cifar10_cpu"} <= set(shipped_recipes())
     assert [path for path in RECIPES.iterdir() if path not in FILES] == []
 
 
 @each_file
-def test_it_loads_and_has_the_name_of_its_file(file: Path) -> None:
+def test_it_loads_and_is_named_like_its_file(file: Path) -> None:
     assert load_recipe(file.stem).name == file.stem
 
 
@@ -108,7 +108,7 @@ def test_it_survives_a_dump(file: Path) -> None:
 
 
 @each_file
-def test_its_header_says_what_a_user_needs(file: Path) -> None:
+def test_its_header_has_command_hardware_and_result(file: Path) -> None:
     text = header(file)
     for entry in ("command", "hardware", "expected"):
         assert re.search(rf"^{entry}\s+\S", text, re.MULTILINE), entry
@@ -118,22 +118,22 @@ def test_its_header_says_what_a_user_needs(file: Path) -> None:
 
 
 @each_file
-def test_its_first_line_is_a_whole_sentence_since_the_list_of_recipes_shows_no_more(file: Path) -> None:
+def test_the_first_line_shown_in_the_list_of_recipes_is_a_sentence(file: Path) -> None:
     first, second = file.read_text(encoding="utf-8").splitlines()[:2]
     assert first.endswith(".")
     assert second == "#"
 
 
 @each_full
-def test_its_header_says_where_its_hyper_parameters_come_from(file: Path) -> None:
+def test_its_header_has_the_source_of_its_hyperparameters(file: Path) -> None:
     text = header(file)
-    if f"docs/results/{file.stem}" not in text:  # not tuned here, so published elsewhere
+    if f"docs/results/{file.stem}" not in text:  # not tuned in this repository, so from a publication
         assert re.search(r"^source\s+\S", text, re.MULTILINE)
         assert re.search(r"Changed[:,]|everything but", text)
 
 
 @each_file
-def test_its_data_is_told_where_it_must_be_brought(file: Path) -> None:
+def test_its_header_names_the_folder_of_data_that_must_be_provided(file: Path) -> None:
     if load_recipe(file.stem).model_dump(mode="json")["data"]["source"] != "shapes":
         assert re.search(r"^data\s+\S", header(file), re.MULTILINE)
         assert "data.root=DIR" in header(file)
@@ -142,21 +142,20 @@ def test_its_data_is_told_where_it_must_be_brought(file: Path) -> None:
 @each_file
 def test_the_teacher_is_another_model_than_the_student_or_is_trained_for_less_time(file: Path) -> None:
     recipe = load_recipe(str(file))
-    steps = [train.total_steps(STEPS_PER_EPOCH) for train in (recipe.teacher_train(), recipe.train)]
+    steps = [train.total_steps(STEPS_PER_EPOCH) for train in (recipe.train_of("teacher"), recipe.train)]
     assert recipe.teacher.model != recipe.student.model or steps[0] < steps[1]
 
 
 @each_file
-def test_the_teachers_level_is_a_threshold(file: Path) -> None:
+def test_the_teachers_score_is_a_threshold(file: Path) -> None:
     assert "teacher" in [threshold.name for threshold in load_recipe(file.stem).report.thresholds]
 
 
 @each_file
-def test_distillation_acts_early_and_its_end_is_seen(file: Path) -> None:
+def test_distillation_ends_early(file: Path) -> None:
     recipe = load_recipe(file.stem)
     total = recipe.train.total_steps(STEPS_PER_EPOCH)
-    spans = (recipe.distill.warmup, recipe.distill.hold, recipe.distill.decay)
-    end = sum(span.steps(STEPS_PER_EPOCH, total) for span in spans)
+    end = sum(recipe.distill.lengths(STEPS_PER_EPOCH, total).values())
     assert 0 < end < total
     if file in FULL:
         assert end <= 0.7 * total
@@ -165,12 +164,12 @@ def test_distillation_acts_early_and_its_end_is_seen(file: Path) -> None:
 @each_of("classification")
 def test_a_batch_consists_of_whole_groups_of_repeats(file: Path) -> None:
     recipe = classification(file.stem)
-    for train in (recipe.train, recipe.teacher_train()):
+    for train in (recipe.train, recipe.train_of("teacher")):
         assert train.batch_size % recipe.data.repeats == 0
 
 
 @each_full
-def test_its_smoke_recipe_passes_through_the_same_code(file: Path) -> None:
+def test_its_smoke_recipe_runs_the_same_code(file: Path) -> None:
     full, smoke = plain(file.stem), plain(f"{file.stem}_smoke")
     same = (*SAME_IN_EVERY_SMOKE, *SAME_IN_SMOKE[full["task"]])
     assert {key: smoke.get(key) for key in same} == {key: full.get(key) for key in same}
@@ -195,7 +194,7 @@ def test_its_smoke_recipe_is_tiny(file: Path) -> None:
     steps_per_epoch = -(-data["train_examples"] // smoke.train.batch_size)
     assert smoke.train.total_steps(steps_per_epoch) <= 20
     if smoke.teacher.checkpoint is None:
-        assert smoke.teacher_train().total_steps(steps_per_epoch) <= 20
+        assert smoke.train_of("teacher").total_steps(steps_per_epoch) <= 20
 
 
 @each_full

@@ -18,7 +18,7 @@ from w2skd.recipe.threshold import Threshold
         ("1.05*baseline", Threshold("1.05*baseline", "baseline", 1.05)),
     ],
 )
-def test_thresholds_are_read_as_people_write_them(value: float | str, expected: Threshold) -> None:
+def test_a_threshold_is_parsed(value: float | str, expected: Threshold) -> None:
     assert Threshold.parse(value) == expected
 
 
@@ -26,19 +26,19 @@ def test_thresholds_are_read_as_people_write_them(value: float | str, expected: 
     "value",
     ["0.9", "baseline", "teacher*0.9", "0.9*student", "-1*baseline", "90%", "", "*teacher", True, None, [0.9], {}],
 )
-def test_others_are_refused_with_what_to_write(value: object) -> None:
+def test_other_values_are_refused_with_examples(value: object) -> None:
     with pytest.raises(ValueError, match=r"is not a threshold: write a number, teacher, 0\.98"):
-        Threshold.parse(value)  # type: ignore[arg-type] (what a recipe's file may hold)
+        Threshold.parse(value)  # type: ignore[arg-type] (recipes can contain any type)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_number_without_place_is_refused(value: float) -> None:
+def test_a_non_finite_number_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="is not a threshold"):
         Threshold.parse(value)
 
 
 @pytest.mark.parametrize("value", [0.9, 0.123456789, 60, "teacher", "0.98*baseline"])
-def test_a_name_means_the_threshold_that_has_it(value: float | str) -> None:
+def test_a_name_parses_to_its_threshold(value: float | str) -> None:
     threshold = Threshold.parse(value)
     again = Threshold.parse(float(threshold.name) if threshold.of == "number" else threshold.name)
     assert again == threshold

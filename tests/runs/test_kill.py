@@ -122,7 +122,7 @@ def test_a_polite_stop_leaves_a_checkpoint_of_its_step(
     run = out / "w2s" / "seed0"
     assert nursery.run(Blow(TAKE_STEP, 14, number=number), said, *command(undisturbed, out)) == code
     what = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
-    reason = f"{what} at step 14 of 30; a checkpoint was written, the same command goes on from there"
+    reason = f"{what} at step 14 of 30; a checkpoint was written, resume with the same command"
     assert said.read_text().splitlines()[-1] == f"w2skd: {reason}"
     left = status(run)
     assert (left["state"], left["step"], left["reason"]) == ("stopped", 14, reason)

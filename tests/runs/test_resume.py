@@ -383,14 +383,14 @@ def test_who_stops_is_told_which_command_goes_on(recipe: Path, copied: Path) -> 
     run = run_in(copied)
     stopped_at(14, *common, "--overwrite")
     assert status(run)["reason"].endswith(
-        "checkpoint was written, the same command without --overwrite goes on from there"
+        "checkpoint was written, resume with the same command without --overwrite"
     )
     stopped_at(20, *common, "--resume", run / "checkpoints" / "previous.pt")
     assert status(run)["reason"].endswith(
-        "checkpoint was written, the same command without --resume goes on from there"
+        "checkpoint was written, resume with the same command without --resume"
     )
     stopped_at(25, *common)
-    assert status(run)["reason"].endswith("checkpoint was written, the same command goes on from there")
+    assert status(run)["reason"].endswith("checkpoint was written, resume with the same command")
 
 
 def test_overwrite_discards(recipe: Path, copied: Path, experiment: Path) -> None:

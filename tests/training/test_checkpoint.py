@@ -35,7 +35,7 @@ def steps_in(folder: Path) -> dict[str, int]:
 
 
 class Arms:
-    """A pickle of this creates a file when it is loaded without care."""
+    """Creates a file when its pickle is loaded unsafely."""
 
     def __init__(self, mark: Path):
         self.mark = mark
@@ -52,12 +52,12 @@ def test_the_last_two_and_the_best_are_kept(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == {"best": 5, "last": 5, "previous": 4}
 
 
-def test_the_best_takes_no_space_of_its_own_until_it_must(tmp_path: Path) -> None:
+def test_the_best_is_a_hard_link_until_the_last_changes(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, state(1), best=True)
     assert (tmp_path / "best.pt").samefile(tmp_path / "last.pt")
 
 
-def test_where_files_cannot_be_linked_the_best_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_is_a_copy_if_files_cannot_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
@@ -67,7 +67,7 @@ def test_where_files_cannot_be_linked_the_best_is_a_copy(tmp_path: Path, monkeyp
     assert steps_in(tmp_path) == {"best": 1, "last": 2, "previous": 1}
 
 
-def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+def test_a_saved_state_is_loaded_unchanged(tmp_path: Path) -> None:
     values = state(1) | {"nested": {"list": [1, 2.5, None, True], "name": "x"}, "clock": {"train": 0.1}}
     save_checkpoint(tmp_path, values, best=False)
     loaded = load_checkpoint(tmp_path / "last.pt")
@@ -75,7 +75,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert torch.equal(loaded["engine"]["model"]["weight"], values["engine"]["model"]["weight"])
 
 
-def test_a_disk_that_fills_up_leaves_the_earlier_checkpoints(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, state(1), best=True)
     save_checkpoint(tmp_path, state(2), best=False)
     large = state(3) | {"large": torch.zeros(100_000)}
@@ -84,7 +84,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoints(tmp_path: Path) -> 
     assert steps_in(tmp_path) == {"best": 1, "last": 2, "previous": 1}
 
 
-def test_after_a_rewind_nothing_of_the_discarded_course_is_left(tmp_path: Path) -> None:
+def test_a_rewind_removes_later_checkpoints(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, state(step), best=step == 1)
     rewind_to(tmp_path, load_checkpoint(tmp_path / "best.pt"))
@@ -92,12 +92,12 @@ def test_after_a_rewind_nothing_of_the_discarded_course_is_left(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_rewind_takes_away_a_best_that_came_later_or_cannot_be_read(damaged: bool, tmp_path: Path) -> None:
+def test_a_rewind_removes_a_later_or_damaged_best(damaged: bool, tmp_path: Path) -> None:
     save_checkpoint(tmp_path, state(1), best=damaged)
     earlier = load_checkpoint(tmp_path / "last.pt")
     save_checkpoint(tmp_path, state(2), best=not damaged)
     if damaged:
-        (tmp_path / "best.pt").unlink()  # it is a link to a checkpoint that must stay whole
+        (tmp_path / "best.pt").unlink()  # a link to a checkpoint that must stay intact
         (tmp_path / "best.pt").write_bytes(b"PK")
     rewind_to(tmp_path, earlier)
     assert steps_in(tmp_path) == {"last": 1, "previous": 1}
@@ -116,13 +116,13 @@ def test_the_newest_readable_checkpoint_is_found(tmp_path: Path) -> None:
     assert problem
     assert found["engine"]["step"] == 1
     assert problem.startswith(f"{tmp_path / 'last.pt'}: damaged or truncated")
-    (tmp_path / "last.pt").unlink()  # as a crash between two renames leaves it
+    (tmp_path / "last.pt").unlink()  # the state after a crash between two renames
     found, problem = load_last_checkpoint(tmp_path)
     assert found
     assert (found["engine"]["step"], problem) == (1, None)
 
 
-def test_with_both_damaged_both_are_told(tmp_path: Path) -> None:
+def test_if_both_are_damaged_both_are_reported(tmp_path: Path) -> None:
     for name in ("last.pt", "previous.pt"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"last\.pt: damaged.*; .*previous\.pt: damaged"):
@@ -137,7 +137,7 @@ def attempt(path: Path) -> tuple[dict[str, Any], str | None]:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_every_damage_is_a_clear_refusal(tmp_path: Path) -> None:
+def test_any_damage_is_refused_clearly(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, state(1), best=False)
     whole = (tmp_path / "last.pt").read_bytes()
     damaged = tmp_path / "damaged.pt"
@@ -159,7 +159,7 @@ def test_every_damage_is_a_clear_refusal(tmp_path: Path) -> None:
             assert len(problem.splitlines()) == 1
 
 
-def test_a_weight_that_changed_on_the_disk_is_noticed(tmp_path: Path) -> None:
+def test_a_weight_corrupted_on_disk_is_detected(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, state(1), best=False)
     path = tmp_path / "last.pt"
     content = path.read_bytes()
@@ -199,7 +199,7 @@ def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
         ([1, 2], r"not a training checkpoint of w2skd$"),
     ],
 )
-def test_a_file_of_something_else_is_no_checkpoint(tmp_path: Path, values: Any, problem: str) -> None:
+def test_other_files_are_no_checkpoints(tmp_path: Path, values: Any, problem: str) -> None:
     torch.save(values, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=problem):
         load_checkpoint(tmp_path / "x.pt")
@@ -210,7 +210,7 @@ def model(name: str = "small_cnn_weak", classes: int = 10, seed: int = 0) -> nn.
     return build_classifier(name, classes)
 
 
-def test_a_finished_model_carries_what_is_needed_to_use_it(tmp_path: Path) -> None:
+def test_a_finished_model_contains_its_metadata(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     recipe = validate_recipe(RECIPE_VALUES, "test")
     trained = model()
@@ -232,7 +232,7 @@ def test_weights_that_share_memory_can_be_saved(tmp_path: Path) -> None:
     assert weights.model_name == "cifar_resnet8"
 
 
-def test_of_a_training_checkpoint_the_averaged_weights_count(tmp_path: Path) -> None:
+def test_averaged_weights_are_loaded_from_a_training_checkpoint(tmp_path: Path) -> None:
     trained = model()
     average = build_average(trained, EmaSection(decay=0.5), 1, 1)
     assert average is not None
@@ -260,10 +260,10 @@ def test_state_dicts_of_other_tools_load_without_a_recipe(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "module", "net"])
-def test_weights_are_found_where_other_tools_keep_them(key: str, tmp_path: Path) -> None:
+def test_weights_are_found_under_the_keys_of_other_tools(key: str, tmp_path: Path) -> None:
     trained = model()
     state = {f"module.{name}": tensor for name, tensor in trained.state_dict().items()}
-    options = argparse.Namespace(lr=0.1, model="resnet18")  # as torchvision's and timm's training scripts save them
+    options = argparse.Namespace(lr=0.1, model="resnet18")  # saved by torchvision's and timm's training scripts
     values = {key: state, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}, "args": options, "best": 0.5}
     torch.save({**values, "arch": "small_cnn_weak"}, tmp_path / "x.pth.tar")
     weights = load_weights(tmp_path / "x.pth.tar")
@@ -275,7 +275,7 @@ def test_weights_are_found_where_other_tools_keep_them(key: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("key", "average_key"), [("model", "model_ema"), ("state_dict", "state_dict_ema")])
-def test_the_averaged_weights_of_another_tool_win(key: str, average_key: str, tmp_path: Path) -> None:
+def test_averaged_weights_of_other_tools_take_precedence(key: str, average_key: str, tmp_path: Path) -> None:
     trained, averaged = model(), torch.optim.swa_utils.AveragedModel(model(seed=1))
     torch.save({key: trained.state_dict(), average_key: averaged.state_dict()}, tmp_path / "x.pth")
     weights = load_weights(tmp_path / "x.pth")
@@ -287,19 +287,19 @@ def test_the_averaged_weights_of_another_tool_win(key: str, average_key: str, tm
     assert_same_weights(load_weights(tmp_path / "x.pth").state, averaged.module.state_dict())
 
 
-def test_a_namespace_smuggles_no_code_in(tmp_path: Path) -> None:
+def test_a_namespace_cannot_contain_code(tmp_path: Path) -> None:
     mark, path = tmp_path / "was-run", tmp_path / "evil.pt"
     torch.save({"model": model().state_dict(), "args": argparse.Namespace(weapon=Arms(mark))}, path)
     with pytest.raises(CheckpointError, match=r"evil\.pt: refused: it contains pickled code \(posix\.mkdir\)"):
         load_weights(path)
     assert not mark.exists()
     torch.save(argparse.Namespace(), path)
-    with pytest.raises(pickle.UnpicklingError):  # what was allowed for our own reading is not allowed to others
+    with pytest.raises(pickle.UnpicklingError):  # the permission holds for our own loading only
         torch.load(path, weights_only=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_of_half_precision_fill_a_model_of_full_precision(dtype: torch.dtype) -> None:
+def test_half_precision_weights_load_into_a_full_precision_model(dtype: torch.dtype) -> None:
     target, source = model(seed=1), model().to(dtype).state_dict()
     load_into(target, Weights(Path("w"), source), expected="small_cnn_weak")
     assert {tensor.dtype for tensor in target.parameters()} == {torch.float32}
@@ -308,7 +308,7 @@ def test_weights_of_half_precision_fill_a_model_of_full_precision(dtype: torch.d
     )
 
 
-def test_a_head_tells_its_number_of_classes() -> None:
+def test_the_number_of_classes_is_read_from_the_head() -> None:
     own = dict(model(classes=7).state_dict())
 
     def count(state: dict[str, torch.Tensor]) -> int | None:
@@ -322,16 +322,16 @@ def test_a_head_tells_its_number_of_classes() -> None:
     assert count(own | {"extra": torch.zeros(1)}) is None
 
 
-def test_models_that_ask_for_the_version_of_their_weights_get_it(tmp_path: Path) -> None:
+def test_modules_receive_the_version_of_their_weights(tmp_path: Path) -> None:
     name = "torchvision:mnasnet0_5"
     trained = model(name)
-    save_file(trained.state_dict(), tmp_path / "x.safetensors")  # a format that keeps no versions
+    save_file(trained.state_dict(), tmp_path / "x.safetensors")  # this format stores no versions
     target = model(name, seed=1)
     load_into(target, load_weights(tmp_path / "x.safetensors"), expected=name)
     assert_same_weights(target.state_dict(), trained.state_dict())
 
 
-def test_what_holds_no_weights_is_told(tmp_path: Path) -> None:
+def test_files_without_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "running").mkdir()
     (tmp_path / "running" / "status.json").write_text("{}")
@@ -353,7 +353,7 @@ def test_what_holds_no_weights_is_told(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{tmp_path}/{problem}")
 
 
-def test_weights_go_in_whole_or_not_at_all() -> None:
+def test_weights_are_loaded_completely_or_not_at_all() -> None:
     target, source = model(seed=1), dict(model().state_dict())
     load_into(target, Weights(Path("w"), source), expected="small_cnn_weak")
     assert_same_weights(target.state_dict(), source)
@@ -365,7 +365,7 @@ def test_weights_go_in_whole_or_not_at_all() -> None:
     assert_same_weights(target.state_dict(), before)
 
 
-def test_the_likely_reason_of_a_misfit_is_told() -> None:
+def test_the_likely_reason_of_a_mismatch_is_reported() -> None:
     recipe = validate_recipe(RECIPE_VALUES, "test").model_dump(mode="json")
 
     def misfit(weights: dict[str, torch.Tensor], **about: Any) -> str:

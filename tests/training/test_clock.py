@@ -7,7 +7,7 @@ from w2skd.training.clock import Clock
 
 
 class Time:
-    """Goes only when told to."""
+    """A time source that tests advance by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -41,7 +41,7 @@ def test_segments_exclude_each_other() -> None:
     }
 
 
-def test_time_outside_of_any_segment_is_nobodys() -> None:
+def test_time_outside_of_segments_is_not_counted() -> None:
     now = Time()
     clock = Clock(now=now)
     now += 5.0
@@ -51,7 +51,7 @@ def test_time_outside_of_any_segment_is_nobodys() -> None:
     assert sum(clock.read().values()) == 1.0
 
 
-def test_it_can_be_read_inside_a_segment_without_disturbing_it() -> None:
+def test_reading_does_not_disturb_the_running_segment() -> None:
     now = Time()
     clock = Clock(now=now)
     with clock.segment("train"):
@@ -62,7 +62,7 @@ def test_it_can_be_read_inside_a_segment_without_disturbing_it() -> None:
     assert clock.read()["train"] == 3.0
 
 
-def test_a_segment_within_itself_counts_once() -> None:
+def test_a_nested_segment_of_the_same_name_counts_once() -> None:
     now = Time()
     clock = Clock(now=now)
     with clock.segment("train"), clock.segment("train"):
@@ -86,7 +86,7 @@ def test_an_error_ends_its_segments() -> None:
     assert clock.read()["train"] == 0.0
 
 
-def test_it_goes_on_from_a_checkpoint() -> None:
+def test_it_continues_from_a_checkpoint() -> None:
     now = Time()
     clock = Clock({"train": 10.0, "evaluate": 5.0}, now=now)
     with clock.segment("train"):
@@ -96,7 +96,7 @@ def test_it_goes_on_from_a_checkpoint() -> None:
     assert Clock(clock.read(), now=now).read() == clock.read()
 
 
-def test_time_can_be_moved_and_the_sum_stays() -> None:
+def test_moving_time_keeps_the_sum() -> None:
     now = Time()
     clock = Clock(now=now)
     with clock.segment("train"):
@@ -119,14 +119,14 @@ def test_a_reading_is_a_copy_of_all_segments_in_microseconds() -> None:
     assert clock.read()["data"] == 0.123457
 
 
-def test_training_seconds_leave_out_what_is_the_experimenters() -> None:
+def test_training_seconds_exclude_evaluation_and_checkpoints() -> None:
     reading = {name: 2.0**power for power, name in enumerate(SEGMENTS)}
     assert TRAINING_SEGMENTS == ("train", "teacher", "data")
     assert training_seconds(reading) == 1.0 + 2.0 + 4.0
     assert training_seconds({}) == 0.0
 
 
-def test_its_seconds_are_seconds() -> None:
+def test_it_measures_seconds() -> None:
     clock = Clock()
     started = time.perf_counter()
     with clock.segment("train"):

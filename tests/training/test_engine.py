@@ -1,4 +1,4 @@
-"""The loop, on a task small enough to be followed by hand: a linear student, a linear teacher, counted batches."""
+"""The training loop on a task that can be checked by hand: linear student and teacher, numbered batches."""
 
 import gc
 import weakref
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from w2skd.errors import TrainingError
 from w2skd.method.schedule import DistillSchedule, Switch
-from w2skd.method.teacher import FrozenTeacher
+from w2skd.method.teacher import FrozenTeacher, state_fingerprint
 from w2skd.platform.ranks import Ranks, process_group
 from w2skd.recipe.schema import TrainSection
 from w2skd.records.rows import EvalRow, EventRow, StepRow
@@ -43,7 +43,7 @@ class ToyBatch:
 
 
 class ToyTask:
-    """y = 2x; batch k of four numbers depends on k only. The metric is what the test scripts, or minus the loss."""
+    """Learn y = 2x. Batch k depends on k only. The metric is a scripted score, or the negative loss."""
 
     metric = Metric("score", True)
     steps_per_epoch = 5
@@ -164,7 +164,7 @@ def test_rows_come_at_log_points_and_validations() -> None:
     assert [row.best for row in rows if isinstance(row, SaveDue)] == [True, True]
 
 
-def test_the_end_is_validated_even_off_the_grid() -> None:
+def test_the_end_is_validated_even_between_intervals() -> None:
     rows = list(engine(ToyTask(), train_section(steps=7)).train())
     assert [row.step for row in rows if isinstance(row, EvalRow)] == [5, 7]
     assert isinstance(rows[-1], SaveDue)
@@ -195,7 +195,7 @@ def test_the_teacher_is_asked_only_while_lambda_is_above_zero() -> None:
             task, distillation=Distillation(teacher(), schedule(warmup_steps=2, hold_steps=3, decay_steps=2))
         ).train()
     )
-    # Step 0 of a warm-up has weight 0; the decay's last step still has some.
+    # Step 0 of a warm-up has weight 0; the last step of the decay has a positive weight.
     assert task.asked_with_teacher == [False] + [True] * 6 + [False] * 13
 
 
@@ -217,25 +217,25 @@ def test_the_switch_needs_two_validations_in_a_row_and_frees_the_teacher() -> No
     assert events == [EventRow(20, "distillation_off", expected)]
 
 
-def test_switched_off_it_costs_and_learns_what_a_baseline_does() -> None:
+def test_the_teacher_is_never_called_after_the_switch() -> None:
     task = ToyTask(scores=[0.8, 0.9, 0.9, 0.9])
     list(engine(task, distillation=Distillation(teacher(), schedule(0.7, hold_steps=100))).train())
     assert task.asked_with_teacher == [True] * 10 + [False] * 10
 
 
-def test_a_weight_of_zero_trains_exactly_as_the_baseline() -> None:
+def test_a_weight_of_zero_trains_exactly_like_the_baseline() -> None:
     plain, distilled = engine(ToyTask()), engine(ToyTask(), distillation=Distillation(teacher(), schedule(weight=0.0)))
     list(plain.train()), list(distilled.train())
     for ours, theirs in zip(plain.student.parameters(), distilled.student.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_the_teacher_stays_out_of_the_state_and_unchanged() -> None:
+def test_the_teacher_is_not_in_the_state_and_does_not_change() -> None:
     held = teacher()
-    before = held.fingerprint()
+    before = state_fingerprint(held.model)
     trained = engine(ToyTask(), distillation=Distillation(held, schedule()))
     list(trained.train())
-    assert held.fingerprint() == before
+    assert state_fingerprint(held.model) == before
     assert set(trained.state_dict()["model"]) == {"weight", "bias"}
     assert "teacher" not in trained.state_dict()
 
@@ -263,9 +263,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch() -> Non
 def test_a_resume_at_any_step_ends_bit_for_bit_the_same(
     optimizer: dict[str, Any], ema: Any, precision: str, cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "w2skd.training.precision.GROWTH_STEPS", 4
-    )  # so that the scale rises and falls on either side of a cut
+    monkeypatch.setattr("w2skd.training.precision.GROWTH_STEPS", 4)  # so that the scale changes before and after a cut
     section = train_section(optimizer=optimizer, ema=ema, precision=precision)
 
     def fresh(stop_at: int | None = None) -> Engine:
@@ -299,7 +297,7 @@ def test_random_draws_are_a_function_of_the_step() -> None:
     resumed = engine(cut)
     state = resumed.state_dict() | {"step": 12}
     resumed.load_state_dict(state)
-    torch.rand(100)  # whatever else was drawn in between
+    torch.rand(100)  # draws of other code in between
     list(resumed.train())
     assert torch.equal(torch.cat(cut.dropout_draws), torch.cat(whole.dropout_draws)[12:])
     assert len(torch.cat(whole.dropout_draws).unique()) == 20
@@ -320,13 +318,13 @@ def test_non_finite_for_several_steps_stops_with_step_and_learning_rate() -> Non
         list(engine(ToyTask(poison=(7, 8, 9)), train_section(max_non_finite_steps=2)).train())
 
 
-def test_float16_finds_its_scale_and_says_what_that_took() -> None:
+def test_float16_adapts_its_scale_and_reports_skipped_steps() -> None:
     trained = engine(ToyTask(), train_section(steps=60, precision="fp16"))
     rows = list(trained.train())
     events = [row for row in rows if isinstance(row, EventRow)]
     assert {event.name for event in events} == {"rescaled"}
     skipped = sum(event.details["skipped_steps"] for event in events)
-    assert 0 < skipped < 8  # a gradient of some 10 times 2^16 is beyond float16
+    assert 0 < skipped < 8  # a gradient of about 10 times 2^16 overflows float16
     assert trained.loss_scale.value == 2.0 ** (16 - skipped) == events[-1].details["loss_scale"]
     losses = [row.loss for row in rows if isinstance(row, StepRow)]
     assert losses[-1] < losses[0] / 10
@@ -346,7 +344,7 @@ def test_clipped_steps_in_float16_are_those_of_float32(
         torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
 
 
-def test_float16_that_never_gets_finite_stops() -> None:
+def test_float16_without_a_finite_step_stops() -> None:
     poison = tuple(range(60))
     rows: list[Any] = []
     with pytest.raises(TrainingError, match=r"non-finite for 4 steps in a row, last at step 19"):
@@ -373,7 +371,7 @@ def test_ranks_agree_on_the_scale_when_one_of_them_overflows() -> None:
     assert alone.student.weight.item() == pytest.approx(ours[2], rel=1e-4)
 
 
-def test_a_checkpoint_from_before_there_was_a_scale_still_loads() -> None:
+def test_a_checkpoint_without_a_loss_scale_loads() -> None:
     state = engine(ToyTask()).state_dict()
     assert state.pop("loss_scale") is None
     resumed = engine(ToyTask(), train_section(precision="fp16"))
@@ -383,7 +381,7 @@ def test_a_checkpoint_from_before_there_was_a_scale_still_loads() -> None:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What `torch.compile` was given to compile, and runs as it is."""
+    """Record the graphs that `torch.compile` compiles, and run them uncompiled."""
     compiled: list[Any] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -395,7 +393,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     torch.compiler.reset()
 
 
-def test_teacher_switch_validation_and_what_comes_after_share_one_compiled_graph(graphs: list[Any]) -> None:
+def test_training_before_and_after_the_switch_shares_one_compiled_graph(graphs: list[Any]) -> None:
     task = ToyTask(scores=[0.6, 0.8, 0.9, 0.9], accumulate=2)
     changes = {"accumulate": 2, "ema": {"decay": 0.9}}
     held = teacher()
@@ -420,8 +418,8 @@ def test_teacher_switch_validation_and_what_comes_after_share_one_compiled_graph
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_what_is_dear_once_is_counted_apart(compiled: bool, graphs: list[Any]) -> None:
-    """The first step of a process; compiled, the first with every shape."""
+def test_one_off_costs_are_counted_separately(compiled: bool, graphs: list[Any]) -> None:
+    """These are in the first step of a process and, if compiled, in the first step with each shape."""
 
     class Growing(ToyTask):
         def train_batches(self, first_step: int) -> Iterator[ToyBatch]:
@@ -445,7 +443,7 @@ def test_what_is_dear_once_is_counted_apart(compiled: bool, graphs: list[Any]) -
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses what makes the host wait for a device: turning a tensor into a number or a truth value."""
+    """Forbid synchronisation with the device: conversions of a tensor to a number or a bool."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func is not torch.ops.aten._local_scalar_dense.default, "a step waits for its device"
@@ -454,7 +452,7 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("optimizer", [{"name": "sgd", "lr": 0.01, "momentum": 0.9}, {"name": "adamw", "lr": 0.01}])
-def test_a_step_never_waits_for_the_device(
+def test_a_step_never_synchronises_with_the_device(
     optimizer: dict[str, Any], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     section = train_section(optimizer=optimizer, precision=precision, clip_grad_norm=1.0, accumulate=2)
@@ -465,21 +463,21 @@ def test_a_step_never_waits_for_the_device(
     with NoWaiting():
         for _ in range(4):
             trained._take_step(batches)
-    # The same watch does see a log row wait, and a tensor in a condition.
+    # The check does detect a log row's synchronisation, and a tensor in a condition.
     with pytest.raises(pytest.fail.Exception, match="waits"):
         list(trained._log())
     with NoWaiting(), pytest.raises(AssertionError, match="waits"):
         bool(torch.ones(()))
 
 
-def test_a_stop_ends_with_a_save_at_once() -> None:
+def test_a_stop_request_ends_the_run_with_a_checkpoint() -> None:
     stopped = engine(ToyTask(), should_stop=lambda: True)
     rows = list(stopped.train())
     assert rows[-1] == SaveDue(best=False, stopping=True)
     assert stopped.step == 1
 
 
-def test_ema_is_what_is_validated() -> None:
+def test_the_average_is_validated() -> None:
     trained = engine(ToyTask(), train_section(ema={"decay": 0.9}))
     list(trained.train())
     assert trained.evaluated_model is not trained.student
@@ -521,7 +519,7 @@ def test_evaluation_restores_the_mode() -> None:
     assert model.training
 
 
-def test_evaluation_and_training_time_are_apart() -> None:
+def test_evaluation_and_training_time_are_separate() -> None:
     now = [0.0]
 
     def tick() -> float:

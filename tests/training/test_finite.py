@@ -17,6 +17,7 @@ OPTIMIZERS = {
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=1e-2, fused=True),
 }
 BAD, GOOD = torch.tensor(1.0), torch.tensor(0.0)
+UNSCALED = LossScale(torch.device("cpu"), enabled=False)
 
 
 @pytest.fixture(params=OPTIMIZERS)
@@ -38,7 +39,7 @@ def set_gradients(model, seed, poison=False):
 
 
 def everything(model, optimizer):
-    """All numbers that a step could change, momentum of zero standing for none."""
+    """Return all values that a step can change. A missing momentum counts as zero."""
     values = [parameter.detach().clone() for parameter in model.parameters()]
     for parameter in model.parameters():
         state = optimizer.state[parameter]
@@ -73,7 +74,7 @@ def test_a_bad_step_changes_nothing(make):
     assert_identical(everything(model, optimizer), before)
 
 
-def test_a_bad_first_step_might_not_have_been(make):
+def test_a_bad_first_step_leaves_no_trace(make):
     (guarded, guarded_optimizer), (plain, plain_optimizer) = make(), make()
     before = [parameter.detach().clone() for parameter in guarded.parameters()]
     set_gradients(guarded, 9, poison=True)
@@ -105,7 +106,7 @@ def test_scaled_gradients_make_the_same_step(make):
     assert not hasattr(scaled_optimizer, "grad_scale")
 
 
-def test_parameters_may_get_their_first_gradient_later(make):
+def test_parameters_can_get_their_first_gradient_later(make):
     model, optimizer = make()
     set_gradients(model, 0)
     late = list(model.parameters())[-1]
@@ -126,7 +127,7 @@ def test_an_optimizer_that_cannot_suppress_is_refused():
 
 @pytest.mark.parametrize(("norm", "flag"), [(0.0, 0.0), (1e30, 0.0), (math.nan, 1.0), (math.inf, 1.0)])
 def test_the_flag_is_a_tensor_for_the_optimizer(norm, flag):
-    found_inf = FiniteGuard([], 3).check(0, torch.tensor(norm, requires_grad=True), [])
+    found_inf = FiniteGuard([], 3, UNSCALED).check(0, torch.tensor(norm, requires_grad=True), [])
     assert found_inf.dtype == torch.float32
     assert found_inf.shape == ()
     assert not found_inf.requires_grad
@@ -139,7 +140,7 @@ def feed(guard, norms, first_step=0):
 
 
 def test_bad_steps_are_reported_once_with_their_examples():
-    guard = FiniteGuard([], 3)
+    guard = FiniteGuard([], 3, UNSCALED)
     feed(guard, [1.0, math.nan, 1.0, math.inf])
     assert guard.report() == [BadStep(1, [10, 11, 12]), BadStep(3, [30, 31, 32])]
     assert guard.report() == []
@@ -147,15 +148,15 @@ def test_bad_steps_are_reported_once_with_their_examples():
     assert guard.report() == []
 
 
-def test_what_the_caller_does_to_its_list_of_ids_does_not_matter():
-    guard, ids = FiniteGuard([], 3), [torch.tensor([4])]
+def test_the_caller_may_change_its_list_of_ids():
+    guard, ids = FiniteGuard([], 3, UNSCALED), [torch.tensor([4])]
     guard.check(0, torch.tensor(math.nan), ids)
     ids.clear()
     assert guard.report() == [BadStep(0, [4])]
 
 
 def test_bad_steps_in_a_row_are_counted_across_reports():
-    guard = FiniteGuard([], 3)
+    guard = FiniteGuard([], 3, UNSCALED)
     feed(guard, [1.0, math.nan, math.nan])
     guard.report()
     assert (guard.in_a_row, guard.exceeded) == (2, False)
@@ -168,7 +169,7 @@ def test_bad_steps_in_a_row_are_counted_across_reports():
 
 
 def test_a_finite_step_ends_the_row_but_does_not_hide_it():
-    guard = FiniteGuard([], 2)
+    guard = FiniteGuard([], 2, UNSCALED)
     feed(guard, [math.nan, math.nan, 1.0, math.nan])
     guard.report()
     assert (guard.in_a_row, guard.exceeded) == (1, False)
@@ -178,7 +179,7 @@ def test_a_finite_step_ends_the_row_but_does_not_hide_it():
 
 
 def test_the_count_survives_a_resume():
-    first, second = FiniteGuard([], 3), FiniteGuard([], 3)
+    first, second = FiniteGuard([], 3, UNSCALED), FiniteGuard([], 3, UNSCALED)
     feed(first, [math.nan, math.nan])
     first.report()
     second.load_state_dict(first.state_dict())
@@ -188,7 +189,7 @@ def test_the_count_survives_a_resume():
 
 
 def test_a_state_with_unreported_steps_is_refused():
-    guard = FiniteGuard([], 3)
+    guard = FiniteGuard([], 3, UNSCALED)
     feed(guard, [1.0])
     with pytest.raises(AssertionError, match="1 steps"):
         guard.state_dict()
@@ -200,24 +201,24 @@ def batch_norm_after(model, batches):
     return copy.deepcopy(dict(model.named_buffers()))
 
 
-def test_statistics_go_back_to_the_last_report_without_a_bad_step():
+def test_statistics_are_restored_from_the_last_report_without_a_bad_step():
     torch.manual_seed(0)
     model = nn.BatchNorm1d(3).train()
-    guard = FiniteGuard([model], 3)
+    guard = FiniteGuard([model], 3, UNSCALED)
     clean = batch_norm_after(model, [torch.randn(8, 3) for _ in range(2)])
     feed(guard, [1.0, 1.0])
     guard.report()
     spoilt = batch_norm_after(model, [torch.full((8, 3), math.nan), torch.randn(8, 3)])
-    assert spoilt["running_mean"].isnan().all()  # one NaN stays for ever
+    assert spoilt["running_mean"].isnan().all()  # a NaN stays forever
     feed(guard, [math.nan, 1.0], first_step=2)
     guard.report()
     assert torch.equal(model.running_mean, clean["running_mean"])
     assert torch.equal(model.running_var, clean["running_var"])
 
 
-def test_a_bad_start_goes_back_to_the_beginning_and_a_resume_to_its_checkpoint():
+def test_a_bad_first_step_restores_the_statistics_of_the_start_or_the_checkpoint():
     model = nn.BatchNorm1d(3).train()
-    guard = FiniteGuard([model], 3)
+    guard = FiniteGuard([model], 3, UNSCALED)
     with torch.no_grad():
         model.running_mean.fill_(7.0)
     guard.load_state_dict({"in_a_row": 0})
@@ -229,7 +230,7 @@ def test_a_bad_start_goes_back_to_the_beginning_and_a_resume_to_its_checkpoint()
 
 
 def feed_scaled(guard, scale, norms):
-    """What a step does with guard and scale."""
+    """Use guard and scale as a training step does."""
     for step, norm in enumerate(norms):
         scale.update(guard.check(step, torch.tensor(norm), [torch.tensor([step])]))
 
@@ -263,7 +264,7 @@ def test_at_the_lowest_scale_steps_are_bad_and_counted():
 
 
 @pytest.mark.parametrize("overflow", ["backward", "forward"])
-def test_an_overflow_takes_statistics_back_only_if_they_took_it_in(overflow):
+def test_an_overflow_restores_statistics_only_if_they_are_spoilt(overflow):
     model, scale = nn.BatchNorm1d(3).train(), LossScale(torch.device("cpu"), enabled=True)
     guard = FiniteGuard([model], 3, scale)
     model(torch.full((8, 3), math.inf if overflow == "forward" else 5.0))
@@ -272,14 +273,14 @@ def test_an_overflow_takes_statistics_back_only_if_they_took_it_in(overflow):
     assert model.running_mean.tolist() == [0.5 if overflow == "backward" else 0.0] * 3
     model(torch.full((8, 3), math.nan))
     feed(guard, [math.nan])
-    guard.report()  # what was kept is what later ones go back to
+    guard.report()  # restores what the report before has kept
     assert model.running_mean.tolist() == [0.5 if overflow == "backward" else 0.0] * 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_checks_and_steps_do_not_wait_for_the_device(make):
+def test_cuda_checks_and_steps_do_not_synchronise(make):
     model, optimizer = make("cuda")
-    guard = FiniteGuard([model], 3)
+    guard = FiniteGuard([model], 3, UNSCALED)
 
     def step(poison):
         set_gradients_on_cuda(model, poison)

@@ -16,7 +16,7 @@ Compile = Callable[..., Any]
 
 @pytest.fixture
 def compile_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Compile], None]]:
-    """Replace the backend of `torch.compile`, which takes long and needs a C++ compiler."""
+    """Replace the backend of `torch.compile`, which is slow and needs a C++ compiler."""
 
     def replace(backend: Compile) -> None:
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
@@ -29,7 +29,7 @@ def network(model: nn.Module, compiled: bool = False) -> Network:
     return Network(model, ranks=Ranks(), compiled=compiled)
 
 
-def test_alone_and_not_compiled_it_is_the_student() -> None:
+def test_with_one_rank_and_uncompiled_it_is_the_student() -> None:
     model = nn.Linear(2, 2)
     assert network(model).module is model
 
@@ -41,7 +41,7 @@ def test_inputs_are_new_once_for_each_shape() -> None:
     assert [met.meets((small, large)), met.meets((large, small)), met.meets((small, large))] == [True, True, False]
 
 
-def test_without_compilation_only_the_first_step_is_dear() -> None:
+def test_without_compilation_only_the_first_step_has_one_off_costs() -> None:
     met = network(nn.Linear(2, 2))
     assert [met.meets((torch.ones(2, side),)) for side in (3, 3, 4, 5)] == [True, False, False, False]
 
@@ -59,7 +59,7 @@ def test_every_shape_gets_a_static_graph_of_its_own(compile_with: Callable[[Comp
     for rows in (4, 4, 6, 4, 6):
         inputs = torch.ones(rows, 2)
         assert torch.equal(compiled.module(inputs), model(inputs))
-    assert graphs == [[], []]  # one more for 6 rows, and no symbolic size among the inputs
+    assert graphs == [[], []]  # a second one for 6 rows; no symbolic sizes among the inputs
     assert set(model.state_dict()) == {"weight", "bias"}
 
 
@@ -73,7 +73,7 @@ def test_the_last_of_many_shapes_is_compiled_too(compile_with: Callable[[Compile
 
 
 class Line(nn.Module):
-    """Behind DDP, torch compiles modules of others, as models are, but none of its own such as a bare `nn.Linear`."""
+    """A custom module: inside DDP, torch does not compile its own modules such as a bare `nn.Linear`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Line(nn.Module):
 
 
 def accumulate_compiled(ranks: Ranks) -> tuple[list[float], int]:
-    """The gradient after the first and after the last of two micro-batches, and how many graphs were compiled."""
+    """Return the gradients after the first and the last of two micro-batches, and the number of compiled graphs."""
     graphs: list[Any] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -103,13 +103,13 @@ def accumulate_compiled(ranks: Ranks) -> tuple[list[float], int]:
         return gradients, len(graphs)
 
 
-def test_compiled_ranks_meet_once_a_step() -> None:
+def test_compiled_ranks_reduce_gradients_once_per_step() -> None:
     for rank, (gradients, graphs) in enumerate(values(run_ranks(accumulate_compiled))):
         assert gradients == [1 + 2 * rank, ((1 + 5) + (3 + 7)) / 2]
         assert graphs == 1
 
 
-def test_a_machine_that_cannot_compile_is_told_in_one_line(compile_with: Callable[[Compile], None]) -> None:
+def test_a_failed_compilation_is_a_one_line_error(compile_with: Callable[[Compile], None]) -> None:
     def backend(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("No working C++ compiler found.\nSet this and that")
 
@@ -121,7 +121,7 @@ def test_a_machine_that_cannot_compile_is_told_in_one_line(compile_with: Callabl
         compiled.module(torch.ones(1, 2))
 
 
-def test_a_python_that_cannot_compile_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_python_is_reported_at_startup(monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(module: nn.Module, **_: Any) -> nn.Module:
         raise RuntimeError("torch.compile is not supported on Python 3.99+")
 
@@ -130,7 +130,7 @@ def test_a_python_that_cannot_compile_is_told_at_once(monkeypatch: pytest.Monkey
         network(nn.Linear(2, 2), compiled=True)
 
 
-def test_an_error_of_the_model_itself_is_not_taken_for_one(compile_with: Callable[[Compile], None]) -> None:
+def test_an_error_of_the_model_itself_is_passed_on(compile_with: Callable[[Compile], None]) -> None:
     class Odd(nn.Module):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             raise KeyError("a bug")

@@ -65,7 +65,7 @@ def test_optimizers_can_skip_an_update_on_the_device(name: str) -> None:
 
 
 class WithEmbedding(nn.Module):
-    """A model with one parameter of every kind; `embedding` is exempt by name, and one name is not there."""
+    """A model with each kind of parameter. `embedding` is exempt by name; another exempt name does not exist."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ OPTIMIZERS = [{"name": "sgd", "lr": 0.1, "momentum": 0.9}, {"name": "adamw", "lr
 
 
 @pytest.mark.parametrize("values", OPTIMIZERS)
-def test_all_parameters_decay_in_one_group_unless_told_otherwise(values: dict[str, object]) -> None:
+def test_by_default_all_parameters_decay_in_one_group(values: dict[str, object]) -> None:
     model = WithEmbedding()
     (group,) = build_optimizer(model, section({**values, "weight_decay": 0.5})).param_groups
     assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in model.parameters()]
@@ -90,7 +90,7 @@ def test_all_parameters_decay_in_one_group_unless_told_otherwise(values: dict[st
 
 
 @pytest.mark.parametrize("values", OPTIMIZERS)
-def test_norms_biases_and_what_the_model_names_can_be_spared_the_decay(values: dict[str, object]) -> None:
+def test_norms_biases_and_parameters_listed_by_the_model_can_be_excluded_from_decay(values: dict[str, object]) -> None:
     model = WithEmbedding()
     changes = {"weight_decay": 0.5, "decay_norms_and_biases": False}
     optimizer = build_optimizer(model, section({**values, **changes}))
@@ -106,7 +106,7 @@ def test_norms_biases_and_what_the_model_names_can_be_spared_the_decay(values: d
         torch.testing.assert_close(value, expected)
 
 
-def test_a_model_without_exemptions_of_its_own_goes_by_dimensions() -> None:
+def test_without_a_list_of_the_model_dimensions_decide() -> None:
     values = {**OPTIMIZERS[0], "decay_norms_and_biases": False}
     plain = build_optimizer(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), section(values))
     assert [len(group["params"]) for group in plain.param_groups] == [1, 3]
@@ -145,15 +145,15 @@ def averaged_after(section: EmaSection, values: list[float], **lengths: int) -> 
     return average.module.weight.item()
 
 
-def test_after_a_half_life_a_weight_counts_half() -> None:
-    # The first update is taken as it is, the next ten move towards 1.
+def test_after_a_half_life_a_weight_has_halved() -> None:
+    # The first update copies, the next ten move towards 1.
     values = [0.0, *[1.0] * 10]
     assert averaged_after(EmaSection(half_life=Duration(10, "step")), values) == pytest.approx(0.5, abs=1e-6)
     assert averaged_after(EmaSection(half_life=Duration(5, "step")), values) == pytest.approx(0.75, abs=1e-6)
 
 
 @pytest.mark.parametrize("written", ["10step", "2.5ep", "0.1run"])
-def test_a_half_life_can_be_told_as_any_duration(written: str) -> None:
+def test_a_half_life_can_have_any_unit(written: str) -> None:
     section = EmaSection.model_validate({"half_life": written})
     value = averaged_after(section, [0.0, *[1.0] * 10], steps_per_epoch=4, total_steps=100)
     assert value == pytest.approx(0.5, abs=1e-6)
@@ -165,14 +165,14 @@ def test_a_half_life_is_at_least_one_step() -> None:
 
 @pytest.mark.parametrize("ramp_up", [None, 0.05, 0.5])
 def test_the_half_life_follows_karras_et_al(ramp_up: float | None) -> None:
-    """Against their update (EDM, training loop), in float64, where ``seen`` counts images in batches of 64."""
+    """Compare with the update in EDM's training loop, in float64; ``seen`` counts images, in batches of 64."""
     values = torch.randn(300, generator=torch.Generator().manual_seed(1)).cumsum(0).tolist()
     mean, seen = 0.0, 0
     for value in values:
         half_life_images = 100 * 64
         if ramp_up is not None:
             half_life_images = min(half_life_images, seen * ramp_up)
-        beta = 0.5 ** (64 / max(half_life_images, 1e-8)) if seen else 0.0  # the first update is a copy in any case
+        beta = 0.5 ** (64 / max(half_life_images, 1e-8)) if seen else 0.0  # the first update copies anyway
         mean = value + (mean - value) * beta
         seen += 64
     ours = averaged_after(EmaSection(half_life=Duration(100, "step"), ramp_up=ramp_up), values)
@@ -188,7 +188,7 @@ def test_a_ramp_forgets_the_first_weights() -> None:
     assert ramped == pytest.approx(1.0, abs=0.01)
 
 
-def test_an_average_with_a_ramp_goes_on_where_it_was() -> None:
+def test_an_average_with_a_ramp_resumes() -> None:
     section = EmaSection(half_life=Duration(50, "step"), ramp_up=0.3)
     weights = torch.randn(30, 2, 2, generator=torch.Generator().manual_seed(2))
     model = nn.Linear(2, 2)
@@ -210,8 +210,8 @@ def test_an_average_with_a_ramp_goes_on_where_it_was() -> None:
 
 
 @pytest.mark.parametrize("section", [EmaSection(decay=0.9), EmaSection(half_life=Duration(9, "step"), ramp_up=0.1)])
-def test_an_update_asks_nothing_of_the_device(section: EmaSection) -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).to("meta")  # whose tensors have no numbers to give
+def test_an_update_does_not_synchronise(section: EmaSection) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).to("meta")  # its tensors have no values to read
     average = build_average(model, section, 1, 1)
     assert average is not None
     for _ in range(3):

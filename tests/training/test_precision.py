@@ -20,14 +20,14 @@ def value(scale: LossScale) -> float:
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
-def test_forward_passes_have_the_precision_asked_for(precision: str, dtype: torch.dtype) -> None:
+def test_forward_passes_have_the_requested_precision(precision: str, dtype: torch.dtype) -> None:
     layer = nn.Linear(2, 2)
     with autocast(CPU, precision):
         assert layer(torch.ones(1, 2)).dtype == dtype
     assert layer.weight.dtype == torch.float32
 
 
-def test_the_scale_goes_the_way_of_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scale_equals_that_of_torchs_grad_scaler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GROWTH_STEPS", 3)
     ours, theirs = LossScale(CPU, enabled=True), torch.amp.GradScaler("cpu", growth_interval=3)
     weight = nn.Parameter(torch.ones(1))
@@ -44,7 +44,7 @@ def test_the_scale_goes_the_way_of_torchs_own(monkeypatch: pytest.MonkeyPatch) -
     assert len(seen) > 4
 
 
-def test_the_scale_has_a_floor_and_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scale_has_a_minimum_and_a_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     scale = LossScale(CPU, enabled=True)
     for _ in range(20):
         scale.update(BAD)
@@ -55,7 +55,7 @@ def test_the_scale_has_a_floor_and_a_ceiling(monkeypatch: pytest.MonkeyPatch) ->
     assert value(scale) == HIGHEST_SCALE == 2**24
 
 
-def test_gradients_that_float16_would_lose_come_back() -> None:
+def test_small_gradients_survive_float16() -> None:
     def gradient(scale: LossScale) -> Tensor:
         weight = nn.Parameter(torch.ones(1))
         scale.scaled((weight.half() * 2e-8).float().sum() * 1e-3).backward()
@@ -66,7 +66,7 @@ def test_gradients_that_float16_would_lose_come_back() -> None:
     assert gradient(LossScale(CPU, enabled=True)) > 0
 
 
-def test_where_none_is_needed_nothing_is_computed() -> None:
+def test_disabled_it_computes_nothing() -> None:
     scale, loss = LossScale(CPU, enabled=False), torch.ones(())
     scale.update(BAD)
     assert scale.value is None
@@ -75,7 +75,7 @@ def test_where_none_is_needed_nothing_is_computed() -> None:
     assert scale.state_dict() is None
 
 
-def test_a_scale_that_somebody_holds_keeps_its_value() -> None:
+def test_the_value_is_never_changed_in_place() -> None:
     scale = LossScale(CPU, enabled=True)
     held = scale.value
     scale.update(BAD)
@@ -83,7 +83,7 @@ def test_a_scale_that_somebody_holds_keeps_its_value() -> None:
     assert value(scale) == 2**15
 
 
-def test_a_resume_goes_on_with_scale_and_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_restores_scale_and_counter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GROWTH_STEPS", 3)
     first, second = LossScale(CPU, enabled=True), LossScale(CPU, enabled=True)
     for found_inf in (BAD, GOOD, GOOD):
@@ -95,7 +95,7 @@ def test_a_resume_goes_on_with_scale_and_counter(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_resume_from_a_run_without_a_scale_takes_the_first(enabled: bool) -> None:
+def test_a_resume_without_a_saved_scale_starts_with_the_initial_one(enabled: bool) -> None:
     scale = LossScale(CPU, enabled=enabled)
     scale.load_state_dict(None)
     assert scale.value == (2**16 if enabled else None)

@@ -1,4 +1,4 @@
-"""What every feed of classified images hands out."""
+"""Micro-batches of labelled images."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ class LabelledImages:
         images: float32 [n, 3, H, W], normalised.
         labels: int64 [n].
         ids: int64 [n], indices into the set.
-        step: the global optimizer step that it belongs to; 0 outside training.
-        slice: which part of the step's batch it is, counted over all ranks and micro-batches; 0 outside training.
-        partner_labels: int64 [n], labels of what is mixed into the images; None where nothing is.
-        share: weight of `labels`, from 0 to 1; that of `partner_labels` is the rest to 1.
+        step: global optimizer step; 0 outside training.
+        slice: index of the micro-batch in the step's batch, over all ranks; 0 outside training.
+        partner_labels: int64 [n], labels of the images that are mixed in; None without mixing.
+        share: weight of `labels`, from 0 to 1; `partner_labels` has the weight 1 - `share`.
     """
 
     images: Tensor
@@ -29,7 +29,7 @@ class LabelledImages:
 
     @property
     def model_inputs(self) -> tuple[Tensor]:
-        """What a classifier's forward takes."""
+        """Arguments of a classifier's forward."""
         return (self.images,)
 
     def __len__(self) -> int:

@@ -1,13 +1,13 @@
-"""Randomness as a pure function of counters: no generator, no state, the same on every device and in every order.
+"""Counter-based randomness: a pure function of counters, without state, equal on every device and in any order.
 
-A draw is the hash of a seed and of what it is for, such as (seed, epoch, example, which draw). The hash chains
-splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"; the constants are Vigna's):
+A random number is the hash of a seed and of its purpose, such as (seed, epoch, example, draw). The hash chains
+splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"; constants by Vigna):
 
     h(s)         = splitmix64(s)
     h(s, c, ...) = h(h(s) xor c, ...)
 
-in 64-bit arithmetic modulo 2^64, exact in Python and in int64 tensors alike. Counters are integers or int64 tensors,
-which broadcast against each other; torch's own generators are neither read nor moved.
+in arithmetic modulo 2^64, exact in Python integers and int64 tensors alike. Counters are integers or int64 tensors,
+which broadcast against each other. Torch's own generators are not used.
 """
 
 import math
@@ -26,9 +26,9 @@ _SECOND = 0x94D049BB133111EB
 
 
 def bits(seed: int, *counters: Counter, device: torch.device | str | None = None) -> Tensor:
-    """Return the 64 bits of the hash as int64, in the counters' common shape.
+    """Return the 64 bits of the hash as int64, in the broadcast shape of the counters.
 
-    The device is `device`, else that of the first tensor among the counters, else the CPU.
+    The default device is that of the first tensor among the counters, or the CPU.
     """
     state: Counter = _mix_int(seed)
     for counter in counters:
@@ -45,15 +45,15 @@ def bits(seed: int, *counters: Counter, device: torch.device | str | None = None
 
 
 def uniform(seed: int, *counters: Counter, device: torch.device | str | None = None) -> Tensor:
-    """Draw float32 from [0, 1): multiples of 2^-24, so that rounding never makes a 1."""
+    """Draw float32 from [0, 1). Values are multiples of 2^-24, so that rounding never gives 1."""
     return _logical_shift(bits(seed, *counters, device=device), 40).to(torch.float32) * 2.0**-24
 
 
 def normal(seed: int, *counters: Counter, device: torch.device | str | None = None) -> Tensor:
     """Draw float32 from the standard normal distribution, within +-6.8, by Box & Muller (1958).
 
-    The halves of the hash's 64 bits are the two uniform numbers. All is in float64 before the last rounding, so that
-    devices and libraries, whose logarithms and cosines differ in last digits, rarely differ here at all.
+    The halves of the hash are the two uniform numbers. The arithmetic is float64 up to the final rounding, so that
+    results rarely depend on the device or library, although their logarithms and cosines differ in the last digits.
     """
     hashed = bits(seed, *counters, device=device)
     above_zero = (_logical_shift(hashed, 32).double() + 0.5) * 2.0**-32
@@ -62,7 +62,7 @@ def normal(seed: int, *counters: Counter, device: torch.device | str | None = No
 
 
 def randint(high: int, seed: int, *counters: Counter, device: torch.device | str | None = None) -> Tensor:
-    """Draw int64 from 0 to `high` - 1; no value is favoured by more than `high` / 2^32 of its share."""
+    """Draw int64 from 0 to `high` - 1. The relative bias of a value is at most `high` / 2^32."""
     assert 0 < high < 2**31, f"high {high}"
     return (_logical_shift(bits(seed, *counters, device=device), 32) * high) >> 32
 
@@ -73,7 +73,7 @@ def permutation(n: int, seed: int, epoch: int, device: torch.device | str | None
 
 
 def seed_from(*counters: int) -> int:
-    """Hash integers to a seed of 63 bits, as `torch.manual_seed` takes it."""
+    """Hash integers to a 63-bit seed for `torch.manual_seed`."""
     state = 0
     for counter in counters:
         state = _mix_int(state ^ (counter & _MASK))
@@ -95,7 +95,7 @@ def _mix_tensor(value: Tensor) -> Tensor:
 
 
 def _logical_shift(value: Tensor, by: int) -> Tensor:
-    """Shift right and fill with zeros, where int64 would fill with its sign."""
+    """Shift right and fill with zeros; int64's own shift fills with the sign."""
     return (value >> by).bitwise_and_(2 ** (64 - by) - 1)
 
 

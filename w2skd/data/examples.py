@@ -1,4 +1,4 @@
-"""Images as a feed meets them: one by one in their own size, or many at once as squares."""
+"""Images that are read on demand: one at a time at their own size, or many at once as squares."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,20 +12,20 @@ from w2skd.data.folder import square
 
 
 class Examples(Protocol):
-    """Images whose pixels are read when they are needed. Picklable, since it travels to data workers."""
+    """Images whose pixels are read on demand. Picklable, because data workers read them."""
 
     def __len__(self) -> int: ...
 
     def open(self, index: int) -> Image.Image:
-        """One image, upright, in mode RGB and in its own size, decoded.
+        """Decode one image, upright, in mode RGB and at its own size.
 
         Raises:
-            DataError: the file cannot be read or decoded; it is named.
+            DataError: the file cannot be read or decoded.
         """
         ...
 
     def mode(self, index: int) -> str:
-        """How the colours of one image are stored, as Pillow names it: RGB, L, RGBA and others.
+        """Return Pillow's mode of one stored image: RGB, L, RGBA and others.
 
         Raises:
             DataError: as for `open`.
@@ -33,15 +33,15 @@ class Examples(Protocol):
         ...
 
     def read(self, indices: Tensor, size_px: int) -> Tensor:
-        """Several images brought to squares: uint8 [n, 3, size_px, size_px].
+        """Read several images as squares: uint8 [n, 3, size_px, size_px].
 
         Raises:
-            DataError: as for `open`, or the pixels would not fit into memory.
+            DataError: as for `open`, or the pixels do not fit into memory.
         """
         ...
 
     def name(self, index: int) -> str:
-        """What to call an example in an error or in a table of predictions: its file's path, else its number."""
+        """Return the name of an example for errors and predictions: the path of its file, or its index."""
         ...
 
 
@@ -59,32 +59,32 @@ class PixelExamples:
         return len(self.pixels)
 
     def open(self, index: int) -> Image.Image:
-        """The image of this index."""
+        """Return the image at this index."""
         return Image.fromarray(self.pixels[index].numpy())
 
     def mode(self, index: int) -> str:
-        """RGB."""
+        """Return RGB."""
         return "RGB"
 
     def read(self, indices: Tensor, size_px: int) -> Tensor:
-        """The pixels as they are where they have that size."""
+        """Return the pixels, resized if they are of another size."""
         if tuple(self.pixels.shape[1:3]) == (size_px, size_px):
             return self.pixels[indices].permute(0, 3, 1, 2).contiguous()
         squares = [np.asarray(square(self.open(index), size_px)) for index in indices.tolist()]
         return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
 
     def name(self, index: int) -> str:
-        """The index."""
+        """Return the index."""
         return str(index)
 
 
 @dataclass(frozen=True, eq=False)
 class ChosenExamples:
-    """Some of other examples, in an order of their own.
+    """A selection of other examples.
 
     Attributes:
-        examples: the others.
-        indices: int64 [N] into them.
+        examples: the examples to select from.
+        indices: int64 [N], into `examples`.
     """
 
     examples: Examples
@@ -94,17 +94,17 @@ class ChosenExamples:
         return len(self.indices)
 
     def open(self, index: int) -> Image.Image:
-        """The image behind this index."""
+        """Return the selected image at this index."""
         return self.examples.open(int(self.indices[index]))
 
     def mode(self, index: int) -> str:
-        """That of the image behind this index."""
+        """Return the mode of the selected image."""
         return self.examples.mode(int(self.indices[index]))
 
     def read(self, indices: Tensor, size_px: int) -> Tensor:
-        """The images behind these indices."""
+        """Read the selected images at these indices."""
         return self.examples.read(self.indices[indices], size_px)
 
     def name(self, index: int) -> str:
-        """The name that the example has among the others."""
+        """Return the name of the selected example."""
         return self.examples.name(int(self.indices[index]))

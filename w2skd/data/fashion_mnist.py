@@ -1,6 +1,6 @@
-"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017) in its own files, packed or not: torchvision's folder or Debian's.
+"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017) from IDX files, gzipped or not, in torchvision's or Debian's folder.
 
-The files are in the format of MNIST (LeCun 1998): a magic number, the sizes, then bytes.
+IDX is the format of MNIST (LeCun 1998): a magic number, the sizes of the dimensions, then the bytes.
 """
 
 import gzip
@@ -18,11 +18,11 @@ from w2skd.errors import DataError
 CLASSES = tuple(FashionMNIST.classes)
 
 _FOLDERS = (".", "FashionMNIST/raw")
-"""Where the files may lie below the root."""
+"""Folders below the root that may contain the files."""
 
 
 def find_files(root: Path) -> dict[str, tuple[Path, Path]] | None:
-    """The files with images and labels of the ``train`` and the ``test`` set; None when any is missing."""
+    """Return the image and label files of the ``train`` and ``test`` sets; None if any is missing."""
     for folder in _FOLDERS:
         found = {
             part: tuple(
@@ -31,8 +31,7 @@ def find_files(root: Path) -> dict[str, tuple[Path, Path]] | None:
             for part, prefix in (("train", "train"), ("test", "t10k"))
         }
         if all(path is not None for paths in found.values() for path in paths):
-            # None of them is None, as was just seen.
-            return found  # type: ignore[return-value]
+            return found  # type: ignore[return-value]  # no path is None here
     return None
 
 
@@ -40,16 +39,16 @@ def read_part(images_path: Path, labels_path: Path) -> tuple[Tensor, Tensor]:
     """Read one set.
 
     Returns:
-        uint8 [N, 28, 28, 3], the grey repeated for red, green and blue; int64 [N].
+        uint8 [N, 28, 28, 3], grey repeated for all three colours, and int64 [N].
 
     Raises:
-        DataError: a file is damaged, or the two do not belong together.
+        DataError: a file is damaged, or the files do not match.
     """
     images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
     if len(images) != len(labels):
         raise DataError(f"{images_path} has {len(images)} images, {labels_path} {len(labels)} labels")
     if len(labels) and int(labels.max()) >= len(CLASSES):
-        raise DataError(f"{labels_path}: label {int(labels.max())}, where 0 to {len(CLASSES) - 1} are expected")
+        raise DataError(f"{labels_path}: label {int(labels.max())}; expected 0 to {len(CLASSES) - 1}")
     return images[..., None].expand(-1, -1, -1, 3), labels.to(torch.int64)
 
 
@@ -58,7 +57,7 @@ def _packed_or_not(path: Path) -> Path | None:
 
 
 def _read_idx(path: Path, dimensions: int) -> Tensor:
-    """A file of bytes in MNIST's format as a tensor of so many dimensions."""
+    """Read an IDX file of bytes as a tensor with this number of dimensions."""
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
@@ -67,8 +66,8 @@ def _read_idx(path: Path, dimensions: int) -> Tensor:
         raise DataError(f"{path}: damaged or cannot be read ({error})") from None
     header = np.frombuffer(content[: 4 * (dimensions + 1)], dtype=">i4").tolist()
     if len(header) <= dimensions or header[0] != 0x800 + dimensions:
-        raise DataError(f"{path}: not a file of bytes in {dimensions} dimensions in MNIST's format")
+        raise DataError(f"{path}: not an IDX file of bytes with {dimensions} dimensions")
     sizes, body = header[1:], content[4 * (dimensions + 1) :]
     if len(body) != prod(sizes):
-        raise DataError(f"{path}: cut off or damaged, {len(body):,} bytes where its header tells {prod(sizes):,}")
+        raise DataError(f"{path}: truncated or damaged: {len(body):,} bytes, but its header states {prod(sizes):,}")
     return torch.from_numpy(np.frombuffer(bytearray(body), dtype=np.uint8).reshape(sizes))

@@ -1,13 +1,13 @@
 """Generated images of ten shapes: no files, no download, and hard enough that a small network needs some epochs.
 
-A shape of random size, place, rotation, stretch, colour and texture lies on a textured background, among strokes of
-which some cross it, under noise. Contrast may be low, and single pixels tell little: a linear classifier stays below
-30% after 4,096 images.
-Example i is a function of (seed, i) alone: it depends neither on how many there are nor on a generator. The arithmetic
-is float32 on the CPU; another processor may round one value in many thousands to the neighbouring grey.
+Each image has one shape of random size, position, rotation, stretch, colour and texture on a textured background, with
+strokes behind and in front of it, and noise. Contrast may be low, and single pixels carry little information: a linear
+classifier stays below 30% after 4,096 images.
+Example i is a function of (seed, i) alone; it does not depend on the number of examples or on a generator. The
+arithmetic is float32 on the CPU; another processor may round one value in many thousands differently.
 
-Legend: n images of S x S px; a plane is float32 [n, S, S], a scalar per image [n, 1, 1], a colour [n, 3, 1, 1], and
-the canvas [n, 3, S, S] in [0, 1].
+Shapes: n images of S x S px; planes are float32 [n, S, S], scalars per image [n, 1, 1], colours [n, 3, 1, 1], the
+canvas [n, 3, S, S] in [0, 1].
 """
 
 import math
@@ -21,23 +21,23 @@ from torch import Tensor
 from w2skd.data.counter import bits, uniform
 
 _BLOCK = 256
-"""Images drawn together. Blocks begin at multiples of it, so that an example's rounding does not depend on others."""
+"""Images drawn at once. Blocks start at multiples of it, so that rounding does not depend on the other examples."""
 
 _DRAWS = 64
-"""Numbers of an image drawn together."""
+"""Random numbers per image drawn at once."""
 
 _NOISE = 2**20
-"""First draw of the pixels' noise; an image takes fewer draws than that for everything else."""
+"""Index of the first draw for the noise of the pixels; all other draws of an image are below it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """Images with one object in each.
+    """Images with one object each.
 
     Attributes:
         images: uint8 [N, 3, S, S], RGB.
         labels: int64 [N], indices into `CLASSES`.
-        boxes: float32 [N, 4], xyxy in px around the object, hidden parts included.
+        boxes: float32 [N, 4], xyxy in px around the object, including its hidden parts.
     """
 
     images: Tensor
@@ -46,7 +46,7 @@ class Scenes:
 
 
 def labels_of(indices: Tensor) -> Tensor:
-    """Return the classes of these examples, int64: they take turns, so that every run of examples is balanced."""
+    """Return the classes of these examples, int64. Classes alternate, so that consecutive examples are balanced."""
     return indices % len(CLASSES)
 
 
@@ -54,7 +54,7 @@ def render(seed: int, indices: Tensor, size: int) -> Scenes:
     """Draw examples.
 
     Args:
-        seed: of everything but the classes.
+        seed: seed of all random draws; the classes do not depend on it.
         indices: int64 [N], not negative, in any order.
         size: S, the side in px, at least 8.
     """
@@ -70,12 +70,12 @@ def render(seed: int, indices: Tensor, size: int) -> Scenes:
 
 @dataclass(frozen=True)
 class ShapeExamples:
-    """Generated images, drawn when they are read.
+    """Generated images, drawn on demand.
 
     Attributes:
-        seed: of everything but the classes.
-        count: how many.
-        size_px: side at which they are drawn.
+        seed: seed of all random draws; the classes do not depend on it.
+        count: number of images.
+        size_px: side of the images that `open` draws.
     """
 
     seed: int
@@ -86,20 +86,20 @@ class ShapeExamples:
         return self.count
 
     def open(self, index: int) -> Image.Image:
-        """Draw one; with a whole block of others, so many at once are much cheaper."""
+        """Draw one image. This draws its whole block, so reading many at once is much cheaper."""
         pixels = render(self.seed, torch.tensor([index]), self.size_px).images[0]
         return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
     def mode(self, index: int) -> str:
-        """RGB."""
+        """Return RGB."""
         return "RGB"
 
     def read(self, indices: Tensor, size_px: int) -> Tensor:
-        """Draw several, at any size."""
+        """Draw several images at any size."""
         return render(self.seed, indices, size_px).images
 
     def name(self, index: int) -> str:
-        """The index."""
+        """Return the index."""
         return str(index)
 
 
@@ -120,7 +120,7 @@ def _render_block(seed: int, indices: Tensor, size: int) -> tuple[Tensor, Tensor
 
 
 def _paint_object(canvas: Tensor, dice: "Dice", labels: Tensor, background: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Paint the shape of every image's class; return the boxes."""
+    """Paint the shape of each image's class and return the boxes."""
     size = canvas.shape[-1]
     radius = dice.between(0.26, 0.42) * size
     angle = dice.between(-0.5, 0.5)
@@ -136,15 +136,15 @@ def _paint_object(canvas: Tensor, dice: "Dice", labels: Tensor, background: Tens
 
 
 def cover_of(labels: Tensor, dx: Tensor, dy: Tensor, *, radius: Tensor, angle: Tensor, stretch: Tensor) -> Tensor:
-    """How much of every pixel is a shape's: from 0 to 1, above 1/2 inside.
+    """Return the share of each pixel that the shape covers, in [0, 1]; above 1/2 inside.
 
     Args:
         labels: int64 [n], the shapes.
-        dx: planes of px, rightwards from the centre of the shape.
-        dy: planes of px, downwards from it.
-        radius: scalars in px.
-        angle: scalars in radians.
-        stretch: scalars, along the shape's own axes: as much wider as it is less high.
+        dx: planes, px to the right of the shape's centre.
+        dy: planes, px below the shape's centre.
+        radius: scalars, px.
+        angle: scalars, radians.
+        stretch: scalars; the width is multiplied and the height divided by it.
     """
     u = (angle.cos() * dx + angle.sin() * dy) / (radius * stretch)
     v = (angle.cos() * dy - angle.sin() * dx) / (radius / stretch)
@@ -156,7 +156,7 @@ def cover_of(labels: Tensor, dx: Tensor, dy: Tensor, *, radius: Tensor, angle: T
 
 
 def paint_stroke(canvas: Tensor, dice: "Dice", x: Tensor, y: Tensor) -> None:
-    """Paint a straight stroke of random place, length, width and colour."""
+    """Paint a straight stroke of random position, length, width and colour."""
     size = canvas.shape[-1]
     angle = dice.between(0, math.pi)
     dx, dy = x - dice.between(0, 1) * size, y - dice.between(0, 1) * size
@@ -167,7 +167,7 @@ def paint_stroke(canvas: Tensor, dice: "Dice", x: Tensor, y: Tensor) -> None:
 
 
 def texture(dice: "Dice", x: Tensor, y: Tensor) -> Tensor:
-    """Two plane waves, each along a colour of its own; [n, 3, S, S] around 0."""
+    """Return the sum of two plane waves in random colours: [n, 3, S, S] around 0."""
     size = x.shape[-1]
     total: Tensor | None = None
     for _ in range(2):
@@ -181,14 +181,14 @@ def texture(dice: "Dice", x: Tensor, y: Tensor) -> Tensor:
 
 
 def noise(seed: int, indices: Tensor, size: int) -> Tensor:
-    """Independent uniform numbers from [-1, 1) for every value of the canvas: three of 16 bits out of one hash."""
+    """Return independent uniform noise in [-1, 1) for the canvas; each hash gives three numbers of 16 bits."""
     draws = _NOISE + torch.arange(size * size).view(size, size)
     hashes = bits(seed, indices[:, None, None], draws)
     return torch.stack([((hashes >> shift) & 0xFFFF).to(torch.float32) for shift in (0, 16, 32)], 1) / 2**15 - 1
 
 
 def boxes_around(inside: Tensor) -> Tensor:
-    """Smallest boxes, float32 [n, 4] as xyxy, around the true pixels of bool [n, S, S]."""
+    """Return the tight boxes around the true pixels of bool [n, S, S]: float32 [n, 4] as xyxy."""
     edges = []
     for along in (inside.any(1), inside.any(2)):
         some = along.to(torch.int64)
@@ -197,7 +197,7 @@ def boxes_around(inside: Tensor) -> Tensor:
 
 
 class Dice:
-    """Numbers per image, one after another: the k-th is a function of (seed, image, k)."""
+    """A sequence of random numbers per image; number k is a function of (seed, image, k)."""
 
     def __init__(self, seed: int, indices: Tensor):
         self._seed = seed
@@ -206,9 +206,9 @@ class Dice:
         self._values = torch.empty(0, len(indices))
 
     def between(self, low: float, high: float) -> Tensor:
-        """One scalar per image."""
+        """Draw one scalar per image."""
         if self._thrown == len(self._values):
-            # Many at once: for few images a draw costs what calling it costs.
+            # Many at once, because the overhead of a call dominates for few images.
             draws = self._thrown + torch.arange(_DRAWS)[:, None]
             self._values = torch.cat([self._values, uniform(self._seed, self._indices, draws)])
         value = self._values[self._thrown]
@@ -216,12 +216,12 @@ class Dice:
         return (low + (high - low) * value)[:, None, None]
 
     def colour(self, low: float, high: float) -> Tensor:
-        """One colour per image."""
+        """Draw one colour per image."""
         return torch.stack([self.between(low, high) for _ in range(3)], 1)
 
 
-# Signed distances, negative inside, in units in which the shape reaches from its centre to about 1; near the edge they
-# are good to some percent, which is all that antialiasing needs. (u, v) are planes; v points down.
+# Signed distances, negative inside, in units of the shape's radius. They are accurate to a few percent near the edge,
+# which is enough for antialiasing. (u, v) are planes; v points down.
 
 
 def _circle(u: Tensor, v: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ def _cross(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _sides(u: Tensor, v: Tensor, count: int, apothem: float) -> list[Tensor]:
-    """Distances from the lines through the sides of a regular polygon with a corner at the top."""
+    """Return the signed distances to the sides of a regular polygon with a corner at the top."""
     angles = [math.pi * (2 * side + 1) / count for side in range(count)]
     return [math.sin(angle) * u - math.cos(angle) * v - apothem for angle in angles]
 
@@ -270,7 +270,7 @@ def _pentagon(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _star(u: Tensor, v: Tensor) -> Tensor:
-    # A pentagram is where at most one of the five lines is crossed: what counts is the second largest distance.
+    # A point is inside a pentagram if it is beyond at most one of the five lines: the second largest distance decides.
     return torch.stack(_sides(u, v, 5, math.cos(2 * math.pi / 5))).topk(2, dim=0).values[1]
 
 

@@ -1,6 +1,6 @@
-"""Where labelled images come from: CIFAR's files, a folder a class, or generated shapes.
+"""Sources of labelled images: CIFAR, Fashion-MNIST, folders with one folder per class, generated shapes.
 
-A source first lists its examples; subset and hold-out are drawn from the labels; pixels are read only for what is left.
+A source lists its examples. Subset and hold-out are drawn from the labels, and only the pixels of the rest are read.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ from w2skd.errors import DataError
 from w2skd.recipe.data import ImageSection
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""What torchvision's pretrained classifiers were trained with."""
+"""Normalisation of torchvision's pretrained classifiers."""
 
 _CIFAR_SIZE_PX = 32
 _SHAPES_SIZE_PX = 32
@@ -37,13 +37,13 @@ _SHAPES_EVAL_EXAMPLES = 1024
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """Examples whose pixels are not read yet.
+    """Labelled examples whose pixels are not read yet.
 
     Attributes:
-        name: what to call them in an error.
+        name: name of the set in errors.
         examples: N images.
         labels: int64 [N].
-        classes: names.
+        classes: names of the classes.
     """
 
     name: str
@@ -55,14 +55,14 @@ class Listing:
         return len(self.labels)
 
     def select(self, indices: Tensor) -> "Listing":
-        """Return the examples at these indices, in their order."""
+        """Return the examples at these indices, in this order."""
         return Listing(self.name, ChosenExamples(self.examples, indices), self.labels[indices], self.classes)
 
     def subset(self, count: int | None, seed: int) -> "Listing":
-        """Return `count` examples, balanced, in the order of the listing; all if `count` is None or there are as many.
+        """Return `count` class-balanced examples in the order of the listing; None returns all.
 
         Raises:
-            DataError: there are fewer.
+            DataError: the listing has fewer examples.
         """
         if count is None or count == len(self):
             return self
@@ -76,7 +76,7 @@ class Listing:
         return ImageSet(self.examples.read(torch.arange(len(self)), size_px), self.labels, self.classes)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256, in hexadecimal, of names, labels and class names; the pixels are not read for it."""
+        """Return the SHA-256 (hexadecimal) of names, labels and class names, without reading pixels."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for index in range(len(self)):
             digest.update(f"{self.examples.name(index)}\n".encode())
@@ -86,13 +86,13 @@ class Listing:
 
 @dataclass(frozen=True, eq=False)
 class ImageListing:
-    """What a model is trained and scored on, not read yet.
+    """Training and evaluation examples whose pixels are not read yet.
 
     Attributes:
-        train: the chosen training examples.
-        evaluation: the chosen evaluation examples.
-        normalization: of their pixels.
-        size_px: side of the squares to which they are brought.
+        train: training examples, after subset and hold-out.
+        evaluation: evaluation examples, after subset.
+        normalization: of pixels scaled to [0, 1].
+        size_px: side of the squares that models see.
     """
 
     train: Listing
@@ -103,7 +103,7 @@ class ImageListing:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """What a model is trained and scored on, in memory."""
+    """Training and evaluation images in memory."""
 
     train: ImageSet
     evaluation: ImageSet
@@ -112,7 +112,7 @@ class ImageData:
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """All that a source has; `evaluation` is None where a hold-out takes its place."""
+    """All examples of a source; `evaluation` is None if a hold-out of `train` replaces it."""
 
     train: Listing
     evaluation: Listing | None
@@ -122,13 +122,13 @@ class _Source:
 
 @lru_cache(maxsize=2)
 def list_image_data(section: ImageSection) -> ImageListing:
-    """List what a recipe's ``data`` section asks for, without reading images.
+    """List the examples of a recipe's ``data`` section without reading images.
 
-    The hold-out is drawn from the whole training set, whatever `train_examples` then takes of the rest, so that runs
-    on different amounts of data are scored on the same examples.
+    The hold-out is drawn from the whole training set before `train_examples` reduces the rest, so that runs on
+    different amounts of data are scored on the same examples.
 
     Raises:
-        DataError: files are missing, damaged, too few or contradictory.
+        DataError: files are missing, damaged, too few or inconsistent.
     """
     source = SOURCES[section.source](section)
     train, evaluation = source.train, source.evaluation
@@ -145,10 +145,10 @@ def list_image_data(section: ImageSection) -> ImageListing:
 
 @lru_cache(maxsize=2)
 def load_image_data(section: ImageSection) -> ImageData:
-    """Load what a recipe's ``data`` section asks for; runs in one process share the result.
+    """Load the images of a recipe's ``data`` section; runs in one process share the result.
 
     Raises:
-        DataError: files are missing, damaged, too few or contradictory.
+        DataError: files are missing, damaged, too few or inconsistent.
     """
     listing = list_image_data(section)
     train, evaluation = listing.train.load(listing.size_px), listing.evaluation.load(listing.size_px)
@@ -164,23 +164,23 @@ def _cifar100(section: ImageSection) -> _Source:
 
 
 def _cifar(section: ImageSection, dataset: type[CIFAR10], normalization: Normalization) -> _Source:
-    """CIFAR (Krizhevsky 2009) by torchvision, which checks every file's MD5 before it unpickles any."""
+    """Open CIFAR (Krizhevsky 2009) with torchvision, which checks the MD5 of all files before unpickling."""
     try:
         try:
             parts = _open_cifar(dataset, section.root)
         except RuntimeError:
-            # An intact archive needs no download: torchvision then only unpacks it.
+            # torchvision only unpacks an intact archive, without downloading.
             if not section.download and not check_integrity(section.root / dataset.filename, dataset.tgz_md5):
                 raise
-            _fetch_cifar(dataset, section.root)
+            _download_cifar(dataset, section.root)
             parts = _open_cifar(dataset, section.root)
     except RuntimeError:
-        raise DataError(_why_no_cifar(section.source, dataset, section.root.absolute())) from None
+        raise DataError(_cifar_problem(section.source, dataset, section.root.absolute())) from None
     except OSError as error:
         raise DataError(f"{error.filename or section.root}: {error.strerror or error}") from None
     train, evaluation = (
         Listing(
-            f"{section.source}'s {name} set",
+            f"the {name} set of {section.source}",
             PixelExamples(torch.from_numpy(part.data)),
             torch.tensor(part.targets),
             tuple(part.classes),
@@ -194,55 +194,55 @@ def _open_cifar(dataset: type[CIFAR10], root: Path) -> tuple[CIFAR10, CIFAR10]:
     return dataset(root, train=True), dataset(root, train=False)
 
 
-def _fetch_cifar(dataset: type[CIFAR10], root: Path) -> None:
+def _download_cifar(dataset: type[CIFAR10], root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _alone_in(root):
+        with _folder_lock(root):
             dataset(root, download=True)
     except OSError as error:
         raise DataError(
-            f"cannot fetch {dataset.url}: {error}; put {dataset.filename} into {root.absolute()} by hand"
+            f"cannot download {dataset.url}: {error}; put {dataset.filename} into {root.absolute()} yourself"
         ) from None
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Let one process of this machine at a time into a folder: the ranks of a run all start at once."""
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Lock a folder against other processes of this machine, because all ranks of a run start at once."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems cannot lock folders
+        with suppress(OSError):  # not supported by some network file systems
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
 
 
-def _why_no_cifar(source: str, dataset: type[CIFAR10], root: Path) -> str:
+def _cifar_problem(source: str, dataset: type[CIFAR10], root: Path) -> str:
     folder, archive = root / dataset.base_folder, root / dataset.filename
-    mend = f"set data.download: true, or put {dataset.filename} from {dataset.url} into {root}"
+    fix = f"set data.download: true, or put {dataset.filename} from {dataset.url} into {root}"
     md5s = [*map(tuple, dataset.train_list + dataset.test_list), (dataset.meta["filename"], dataset.meta["md5"])]
     bad = [folder / name for name, md5 in md5s if not check_integrity(folder / name, md5)]
     if any(path.exists() for path in bad) or 0 < len(bad) < len(md5s):
         names = ", ".join(f"{path.name} is {'damaged' if path.exists() else 'missing'}" for path in bad)
-        return f"{folder}: {names}; remove the folder, then {mend}"
+        return f"{folder}: {names}; remove the folder, then {fix}"
     if archive.exists():
-        return f"{archive} is damaged; remove it, then {mend}"
-    return f"{source} is neither unpacked in {folder} nor there as {archive}; {mend}"
+        return f"{archive} is damaged; remove it, then {fix}"
+    return f"{source}: neither the folder {folder} nor the archive {archive} exists; {fix}"
 
 
 def _fashion_mnist(section: ImageSection) -> _Source:
     files = fashion_mnist.find_files(section.root)
     if files is None and section.download:
-        _fetch_fashion_mnist(section.root)
+        _download_fashion_mnist(section.root)
         files = fashion_mnist.find_files(section.root)
     if files is None:
         raise DataError(
-            f"fashion_mnist: its four files (train-images-idx3-ubyte, ..., packed as .gz or not) are neither in "
+            f"fashion_mnist: its four files (train-images-idx3-ubyte, ..., gzipped or not) are neither in "
             f"{section.root.absolute()} nor in {section.root.absolute() / 'FashionMNIST' / 'raw'}; set data.download: "
-            "true, or point data.root to the folder that has them (Debian's package dataset-fashion-mnist brings one)"
+            "true, or set data.root to their folder (Debian's package dataset-fashion-mnist installs one)"
         )
     train, evaluation = (
-        Listing(f"Fashion-MNIST's {name} set", PixelExamples(pixels), labels, fashion_mnist.CLASSES)
+        Listing(f"the {name} set of fashion_mnist", PixelExamples(pixels), labels, fashion_mnist.CLASSES)
         for name, (pixels, labels) in zip(
             ("training", "test"), (fashion_mnist.read_part(*files[part]) for part in ("train", "test")), strict=True
         )
@@ -251,14 +251,14 @@ def _fashion_mnist(section: ImageSection) -> _Source:
     return _Source(train, None if section.validation_share else evaluation, normalization, 28)
 
 
-def _fetch_fashion_mnist(root: Path) -> None:
+def _download_fashion_mnist(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _alone_in(root):
+        with _folder_lock(root):
             FashionMNIST(root, download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"cannot fetch Fashion-MNIST: {error}; put its four .gz files into {root.absolute()} by hand"
+            f"cannot download Fashion-MNIST: {error}; put its four .gz files into {root.absolute()} yourself"
         ) from None
 
 
@@ -281,11 +281,11 @@ def _from_files(root: Path, folder: str, files: dict[str, list[Path]]) -> Listin
 
 
 def _shapes(section: ImageSection) -> _Source:
-    """As many as are asked for; `split_seed` draws the shapes themselves too."""
+    """Generate the requested number of shapes; `split_seed` is the seed of the shapes, too."""
     share = section.validation_share or 0.0
     count = section.train_examples or _SHAPES_TRAIN_EXAMPLES
     if section.train_examples and share:
-        # Enough for a full training set after the hold-out, which takes up to one more of every class by rounding.
+        # Enough for a full training set after the hold-out, which may take one more per class by rounding.
         count = ceil((count + 2 * len(shapes.CLASSES)) / (1 - share))
     size = section.image_size or _SHAPES_SIZE_PX
     evaluation = None

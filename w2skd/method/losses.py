@@ -1,4 +1,4 @@
-"""Distillation losses that tasks share: pure functions of the student's and the teacher's tensors.
+"""Distillation losses that tasks share.
 
 Shape letters: N examples of the batch, C classes.
 """
@@ -9,18 +9,18 @@ from torch.nn import functional
 
 
 def distillation_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL(teacher || student) between softened class distributions (Hinton et al. 2015, section 2.1).
+    """Compute T^2 * KL(teacher || student) of softened class distributions (Hinton et al. 2015, section 2.1).
 
-    T^2 makes up for the gradient's 1/T^2, so that the loss keeps its place beside the task loss at any temperature.
+    The factor T^2 cancels the gradient's 1/T^2, so the balance with the task loss does not depend on the temperature.
 
     Args:
         student_logits: [N, C], any floating dtype.
-        teacher_logits: [N, C]; no gradient flows to it.
+        teacher_logits: [N, C], any floating dtype; receives no gradient.
         temperature: T, above 0.
 
     Returns:
-        0-d float32 in nats: the sum over classes, the mean over the batch. Computed in float32 from log-probabilities
-        on both sides, also within autocast.
+        0-d float32 in nats, summed over classes and averaged over the batch. It is computed in float32 from
+        log-probabilities of both models, even under autocast.
 
     Raises:
         ValueError: the shapes differ or are not [N, C], or the temperature is not above 0.
@@ -35,10 +35,17 @@ def distillation_kl(student_logits: Tensor, teacher_logits: Tensor, temperature:
 
 
 def require_same_shape(what: str, student: Tensor, teacher: Tensor, wanted: str, dimensions: int) -> None:
-    """Check that student and teacher tensors share one shape with that many dimensions.
+    """Check that a student's and a teacher's tensor have the same shape and the given number of dimensions.
+
+    Args:
+        what: name of the tensors, for the error.
+        student: the student's tensor.
+        teacher: the teacher's tensor.
+        wanted: the required shape in letters, for the error.
+        dimensions: the required number of dimensions.
 
     Raises:
-        ValueError: they don't; the message names `what` they are and the `wanted` shape.
+        ValueError: the shapes differ, or have another number of dimensions.
     """
     if student.shape != teacher.shape or student.ndim != dimensions:
         shapes = f"{list(student.shape)} and {list(teacher.shape)}"

@@ -1,4 +1,4 @@
-"""`FrozenTeacher`: the one way a teacher is held and called."""
+"""`FrozenTeacher`, which holds and calls a teacher during distillation."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -11,44 +11,41 @@ from torch import Tensor, nn
 Precision = Literal["fp32", "bf16", "fp16"]
 
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precision -> autocast's dtype; every other precision computes in float32."""
+"""Precision -> dtype of autocast. All other precisions compute in float32."""
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the autocast context of forward passes in a precision; weights stay in float32."""
+    """Return the autocast context of forward passes in a precision. Weights stay in float32."""
     return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)
 
 
 class TeacherClock(Protocol):
-    """Counts the seconds of a teacher's calls; `w2skd.training.clock.Clock` does."""
+    """A clock that measures the time of teacher calls, such as `w2skd.training.clock.Clock`."""
 
     @property
     def current(self) -> str | None:
-        """The segment that time counts towards at the moment."""
-        ...
+        """The running segment, or None outside of all segments."""
 
     def segment(self, name: Literal["teacher"]) -> AbstractContextManager[None]:
         """Count the time inside the block towards `name`."""
-        ...
 
     def move(self, source: Any, target: Literal["teacher"], seconds: float) -> None:
-        """Reassign seconds from one segment to another."""
-        ...
+        """Move seconds from one segment to another."""
 
 
 class FrozenTeacher:
-    """A model that only ever answers: in eval mode, without gradients, in its own precision and memory format.
+    """A model for inference only: in eval mode, without gradients, in its own precision and memory format.
 
-    It is no `nn.Module`, so that it cannot slip into an optimizer, a `DistributedDataParallel`, an average of weights
-    or a state dict by being somebody's attribute. The model it is given is moved and frozen in place.
+    It is not an `nn.Module`, so as an attribute of one it never enters an optimizer, `DistributedDataParallel`, a
+    weight average or a state dict. The model is moved and frozen in place.
 
     Args:
         model: the teacher.
-        device: where it runs.
-        precision: ``fp32``, or ``bf16`` or ``fp16`` autocast; whatever autocast the caller is in does not count.
-        channels_last: memory format of the weights, and of 4-d inputs.
-        clock: told the seconds of every call, as segment ``teacher``. Calls on a CUDA device are timed by events and
-            reach it at `settle`, taken from the segment in which they were made.
+        device: device to run on.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` autocast. The caller's autocast has no effect.
+        channels_last: whether weights and 4-d inputs use the channels-last memory format.
+        clock: counts the time of every call in the segment ``teacher``. On CUDA, events measure the calls; `settle`
+            then moves their time from the segment of the caller.
 
     Attributes:
         model: the frozen module, for evaluation.
@@ -74,36 +71,36 @@ class FrozenTeacher:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event, str | None]] = []
 
     def __call__(self, *inputs: Any) -> Any:
-        """Answer with the model's own output: tensors, alone or in dicts, lists and (named) tuples.
+        """Return the model's output: a tensor, or tensors in nested dicts, lists and (named) tuples.
 
-        The tensors are ordinary ones, in the dtype in which the model gave them, and may be saved for a backward.
+        They have the dtype of the model's output, and a loss may save them for its backward pass.
         """
-        assert not any(module.training for module in self._submodules), "somebody set the teacher to train mode"
+        assert not any(module.training for module in self._submodules), "the teacher is in train mode"
         if self._channels_last:
             inputs = _map_tensors(_to_channels_last, inputs)
         with self._timed():
             with torch.inference_mode(), autocast(self._device, self._precision):
                 outputs = self.model(*inputs)
-            # Losses that save a teacher's tensor for their backward (MSE, smooth L1) refuse inference tensors, and only
-            # a clone made out here is none.
+            # Losses that save a teacher's tensor for backward (MSE, smooth L1) refuse inference tensors. Only a clone
+            # made outside of inference mode is an ordinary tensor.
             return _map_tensors(torch.clone, outputs)
 
     def eval(self) -> "FrozenTeacher":
-        """Return itself: it always is."""
+        """Return the teacher itself, which is always in eval mode."""
         return self
 
     def train(self, mode: bool = True) -> NoReturn:
-        """Refuse, in either mode.
+        """Raise an error: the mode of a teacher must not change.
 
         Raises:
             RuntimeError: always.
         """
-        raise RuntimeError("a teacher is frozen: it has no train mode")
+        raise RuntimeError("a FrozenTeacher has no train mode")
 
     def settle(self) -> None:
-        """Move the time of the CUDA calls since the last settling to segment ``teacher``.
+        """Move the time of the CUDA calls since the last `settle` to the segment ``teacher``.
 
-        Waits for the last call, so its place is where a row is logged, and before the teacher is dropped.
+        Synchronises with the last call. Call it where a row is logged, and before dropping the teacher.
         """
         if self._clock is None or not self._events:
             return
@@ -112,10 +109,6 @@ class FrozenTeacher:
             if segment is not None:
                 self._clock.move(segment, "teacher", start.elapsed_time(end) / 1000)
         self._events.clear()
-
-    def fingerprint(self) -> str:
-        """See `state_fingerprint`."""
-        return state_fingerprint(self.model)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -133,9 +126,9 @@ class FrozenTeacher:
 
 
 def state_fingerprint(model: nn.Module | Mapping[str, Any]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of a module's state, or of a state dict, in hex.
+    """Return the SHA-256 of the tensors in a module's state or a state dict, in hex.
 
-    Neither device nor memory format count, nor does state that is no tensor.
+    It covers names, dtypes, shapes and values, but neither device nor memory format.
     """
     digest = hashlib.sha256()
     state = model.state_dict() if isinstance(model, nn.Module) else model
@@ -151,7 +144,7 @@ def _to_channels_last(tensor: Tensor) -> Tensor:
 
 
 def _map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Apply `function` to every tensor in nested dicts, lists and tuples; the rest stays."""
+    """Apply `function` to every tensor in nested dicts, lists and tuples."""
     match tree:
         case Tensor():
             return function(tree)

@@ -1,7 +1,8 @@
-"""The device of this process, and the machine around it."""
+"""The device of this process, and a description of its machine."""
 
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -15,10 +16,14 @@ from w2skd.platform.ranks import Ranks
 
 
 def open_device(name: str, ranks: Ranks) -> torch.device:
-    """The device of this rank.
+    """Return the device of this rank, and make it torch's current one if it is a GPU.
+
+    Args:
+        name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        ranks: this process among the ranks; with several, each takes the GPU of its local rank.
 
     Raises:
-        DeviceError: it is not there; what is there is told.
+        DeviceError: the device is unknown or does not exist, or all ranks would share it.
     """
     gpus = torch.cuda.device_count()
     if name == "auto":
@@ -29,12 +34,11 @@ def open_device(name: str, ranks: Ranks) -> torch.device:
         raise DeviceError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda":
         if device.index is not None and ranks.world > 1:
-            raise DeviceError(f"--device {name}: all {ranks.world} ranks would share it; use cuda, one GPU a rank")
+            raise DeviceError(f"--device {name}: all {ranks.world} ranks would share it; use cuda for one GPU per rank")
         index = device.index if device.index is not None else ranks.local_rank
         if index >= gpus:
-            raise DeviceError(
-                f"--device {name}: there {'is no GPU' if not gpus else f'are GPUs 0 to {gpus - 1} only'} here"
-            )
+            available = f"only GPUs 0 to {gpus - 1}" if gpus else "no GPU"
+            raise DeviceError(f"--device {name}: this machine has {available}")
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     if device.type != "cpu":
@@ -43,9 +47,9 @@ def open_device(name: str, ranks: Ranks) -> torch.device:
 
 
 def seed_generators(device: torch.device, seed: int) -> None:
-    """Seed the CPU's and this device's generator: `torch.manual_seed` for the inside of a loop.
+    """Seed the generators of the CPU and of one device: a `torch.manual_seed` that is fast enough for every step.
 
-    That one reaches for all devices, and where CUDA is installed but not in use it takes 0.3 ms to note who called.
+    `torch.manual_seed` seeds all devices and, if CUDA is installed but unused, takes 0.3 ms to record its caller.
     """
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
@@ -53,7 +57,7 @@ def seed_generators(device: torch.device, seed: int) -> None:
 
 
 def describe_environment(device: torch.device, ranks: Ranks) -> dict[str, Any]:
-    """Versions, device, threads and commit, for the run's records."""
+    """Return versions, device, threads and commit for the run's records."""
     return {
         "w2skd": __version__,
         "python": platform.python_version(),
@@ -69,23 +73,17 @@ def describe_environment(device: torch.device, ranks: Ranks) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The CPU's name where the system tells it, else the architecture; with the number of cores at hand."""
+    """Return the CPU's name, or the architecture if it is unknown, and the number of usable cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = names[0] if names else name
-    return f"{name}, {cores} cores"
+    found = re.search(r"^model name\s*:\s*(.*\S)", info.read_text() if info.exists() else "", re.MULTILINE)
+    return f"{found[1] if found else platform.processor() or platform.machine()}, {cores} cores"
 
 
 def _commit() -> str | None:
-    """The commit of w2skd's checkout, marked when it has changes; None when installed from a package."""
-    here = Path(__file__).parent
+    """Return the commit of w2skd's checkout, marked ``-dirty`` if it has changes, or None outside of a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
     try:
-        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,4 +1,4 @@
-"""Files that are either old or new, never a part: what a crash, a full disk or a second reader must not break."""
+"""Atomic files: after a crash or on a full disk, and for every reader, a file has its old or its new content."""
 
 import json
 import os
@@ -15,10 +15,10 @@ _UNFINISHED = ".part"
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder into one clear line.
+    """Turn an `OSError` inside the block, such as a full disk or a read-only folder, into a one-line error.
 
     Raises:
-        OutputError: an `OSError` came out of the block.
+        OutputError: the block raised an `OSError`.
     """
     try:
         yield
@@ -28,10 +28,10 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes `path`'s place when the block ends well, and vanishes otherwise.
+    """Open a file for writing. It replaces `path` when the block ends, and is removed if the block fails.
 
     Raises:
-        OutputError: the folder is read-only or the disk full; the old content is still there.
+        OutputError: the folder is read-only or the disk is full; the old content remains.
     """
     with writing(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
@@ -48,22 +48,22 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file's content.
+    """Replace a file's content atomically.
 
     Raises:
-        OutputError: the folder is read-only or the disk full; the old content is still there.
+        OutputError: the folder is read-only or the disk is full; the old content remains.
     """
     with atomic_file(path) as file:
         file.write(content)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed in `atomic_file` left in a folder; nobody may be writing there."""
+    """Remove files that a process killed in `atomic_file` left in a folder. No other process may be writing there."""
     with writing(folder):
         for path in folder.glob(f".*{_UNFINISHED}"):
             path.unlink()
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write readable JSON atomically."""
+    """Write indented JSON atomically."""
     write_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())

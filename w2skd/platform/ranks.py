@@ -1,7 +1,7 @@
-"""What torchrun set up: which rank this process is, and how the ranks agree.
+"""This process among the ranks that torchrun started, and how the ranks agree.
 
-Every rank runs the same code. Where a decision could differ between them (a resume, the switch, a request to stop),
-rank 0 decides and tells the others. With one process every method is the identity and no process group exists.
+Every rank runs the same code. Where a decision could differ between ranks (a resume, the switch, a stop request),
+rank 0 decides and broadcasts. With a single process every method is the identity and there is no process group.
 """
 
 import os
@@ -20,14 +20,21 @@ from w2skd.errors import UserError
 T = TypeVar("T")
 
 
+def _attempt(action: Callable[[], T]) -> tuple[T | None, UserError | None]:
+    try:
+        return action(), None
+    except UserError as error:
+        return None, error
+
+
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers.
+    """This process among the ranks of a run.
 
     Attributes:
-        rank: 0 to `world` - 1, over all machines.
+        rank: 0 to `world` - 1, across all machines.
         world: number of processes.
-        local_rank: rank on this machine, which picks the GPU.
+        local_rank: rank on this machine; selects the GPU.
     """
 
     rank: int = 0
@@ -36,21 +43,21 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that decides, writes and speaks."""
+        """Whether this is rank 0, which decides, writes files and prints."""
         return self.rank == 0
 
     def shard(self, count: int) -> range:
-        """Return this rank's part of `count` examples; every example belongs to exactly one rank."""
+        """Return this rank's contiguous shard of `count` examples. The shards of all ranks are disjoint."""
         return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """Add up a tensor over the ranks, in place."""
+        """Sum a tensor over the ranks, in place."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def decide(self, value: T) -> T:
-        """Rank 0's value, on every rank. The value must be picklable."""
+        """Return rank 0's value on every rank. The value must be picklable."""
         if self.world == 1:
             return value
         values: list[Any] = [value]
@@ -58,34 +65,22 @@ class Ranks:
         return values[0]  # type: ignore[no-any-return]
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Let rank 0 do something that others depend on: its result, or its `UserError`, on every rank."""
-        if self.world == 1:
-            return action()
-        outcome: tuple[T | None, UserError | None] = (None, None)
-        if self.is_main:
-            try:
-                outcome = (action(), None)
-            except UserError as error:
-                outcome = (None, error)
-        result, problem = self.decide(outcome)
+        """Run an action on rank 0 only. Return its result, or raise its `UserError`, on every rank."""
+        result, problem = self.decide(_attempt(action) if self.is_main else (None, None))
         if problem is not None:
             raise problem
         return result  # type: ignore[return-value]
 
     def on_all(self, action: Callable[[], T]) -> T:
-        """Let every rank do something that may fail on some: its own result, or the first rank's `UserError` on all."""
-        result, problem = None, None
-        try:
-            result = action()
-        except UserError as error:
-            problem = error
+        """Run an action on every rank and return its own result. If any fail, raise the first `UserError` on all."""
+        result, problem = _attempt(action)
         for first in self.gather(problem):
             if first is not None:
                 raise first
         return result  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in the order of ranks, on every rank."""
+        """Return the values of all ranks, in rank order, on every rank."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -93,18 +88,13 @@ class Ranks:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+        """Return whether the flag is set on any rank."""
         if self.world == 1:
             return flag
         return bool(self.sum_(torch.tensor(int(flag))).item())
 
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if self.world > 1:
-            self.any(False)
-
     def average_buffers_(self, modules: Iterable[nn.Module]) -> None:
-        """Make floating-point buffers (BatchNorm's running statistics) the mean over the ranks, in place."""
+        """Average floating-point buffers (BatchNorm's running statistics) over the ranks, in place."""
         if self.world == 1:
             return
         for module in modules:
@@ -114,7 +104,7 @@ class Ranks:
 
 
 def ranks_from_environment() -> Ranks:
-    """Read what torchrun (or a launcher that speaks like it) put into the environment."""
+    """Read the environment variables of torchrun, or of a launcher that sets the same ones."""
     return Ranks(
         rank=int(os.environ.get("RANK", 0)),
         world=int(os.environ.get("WORLD_SIZE", 1)),
@@ -124,10 +114,10 @@ def ranks_from_environment() -> Ranks:
 
 @contextmanager
 def process_group(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> Iterator[None]:
-    """Join the process group for the block: gloo on CPU, NCCL beside it on CUDA.
+    """Join the process group for the duration of the block: gloo on CPU, gloo and NCCL on CUDA.
 
-    When the block fails on one rank, the group is torn down without waiting, so that the others fail in their next
-    collective instead of hanging in it.
+    If the block fails on one rank, the group is aborted, so the other ranks fail in their next collective operation
+    instead of hanging in it.
     """
     if ranks.world == 1 or dist.is_initialized():
         yield

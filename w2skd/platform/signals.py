@@ -1,4 +1,4 @@
-"""A polite stop: SIGTERM and SIGUSR1, as batch schedulers send them, and the first Ctrl-C."""
+"""Signal handlers that stop a run with a checkpoint on SIGTERM, SIGUSR1 (batch schedulers) and the first Ctrl-C."""
 
 import signal
 import threading
@@ -10,11 +10,11 @@ from w2skd.errors import Interrupted, Stopped, UserError
 
 
 class StopRequest:
-    """Remembers which signal asked the run to stop.
+    """The first signal that asked the run to stop.
 
     Attributes:
-        signal: None until one came.
-        again: what goes on with the run, for whoever reads that it was stopped.
+        signal: None until a signal arrives.
+        again: the command that resumes the run, for the error message.
     """
 
     def __init__(self) -> None:
@@ -22,31 +22,30 @@ class StopRequest:
         self.again = "the same command"
 
     def __call__(self) -> bool:
-        """Whether somebody asked."""
+        """Return whether a stop was requested."""
         return self.signal is not None
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler. A second Ctrl-C does not wait for the step to end."""
+        """Handle a signal. A Ctrl-C after an earlier signal raises `KeyboardInterrupt` at once."""
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
     def agree(self, heard: Iterable[signal.Signals | None]) -> None:
-        """Take the first signal that any rank got for this one's own, so that all end in the same way."""
+        """Adopt the first signal received by any rank, so that all ranks end with the same error."""
         self.signal = next((each for each in heard if each is not None), None)
 
     def error(self, where: str) -> UserError:
-        """What to raise once the checkpoint is written: the exit code tells a scheduler to start the command again."""
-        again = f"a checkpoint was written, {self.again} goes on from there"
-        if self.signal in (signal.SIGINT, None):
+        """Return the error to raise after the checkpoint. Its exit code tells a scheduler to requeue the job."""
+        again = f"a checkpoint was written, resume with {self.again}"
+        if self.signal is None or self.signal == signal.SIGINT:
             return Interrupted(f"interrupted {where}; {again}")
-        assert self.signal is not None
         return Stopped(f"stopped by {self.signal.name} {where}; {again}")
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Listen for the block. Outside the main thread, where Python delivers no signals, nothing is ever requested."""
+    """Handle signals inside the block. Outside the main thread Python delivers none, so no stop is ever requested."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

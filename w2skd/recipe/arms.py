@@ -1,4 +1,4 @@
-"""The arms of an experiment: the teacher's own training, the reference run, and the run with distillation."""
+"""The arms of an experiment: the teacher, the student without help (reference), and the distilled student."""
 
 from typing import Final, Literal
 
@@ -9,4 +9,4 @@ REFERENCE: Final = "baseline"
 HELPED: Final = "w2s"
 
 STUDENT_ARMS: Final = (REFERENCE, HELPED)
-"""Arms that train the student, the reference first."""
+"""Arms that train the student, starting with the reference."""

@@ -1,15 +1,15 @@
-"""What an evaluation yields: metrics with a direction, and files beside them. Each task declares its own."""
+"""Metrics and output files of an evaluation. Each task declares its own."""
 
 from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """A number that an evaluation yields.
+    """A metric of an evaluation.
 
     Attributes:
         name: key in ``metrics.jsonl``, such as ``top1``.
         higher_is_better: direction of improvement.
-        is_share: lies in [0, 1] and is shown in percent.
+        is_share: whether it lies in [0, 1] and is shown as a percentage.
     """
 
     name: str

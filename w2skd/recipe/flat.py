@@ -1,11 +1,11 @@
-"""A recipe as dotted keys, for telling two of them apart."""
+"""Recipes as flat mappings of dotted keys, for comparing two recipes."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested plain values as one level: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``."""
+    """Flatten nested mappings: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -13,7 +13,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def select(flat: Mapping[str, Any], sections: Sequence[str], ignored: Collection[str] = ()) -> dict[str, Any]:
-    """The keys that are, or lie below, one of `sections`, but for those that are or lie below one of `ignored`."""
+    """Return the entries of `sections` and everything below them, without `ignored` and everything below those."""
     return {
         key: value
         for key, value in flat.items()

@@ -1,6 +1,7 @@
-"""From a file and ``--set`` overrides to a frozen recipe, with all problems told at once."""
+"""Loading recipes: a file and ``--set`` overrides become a frozen `Recipe`, with all problems in one error."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,22 @@ from w2skd.recipe.schema import OTHER_LENGTH, Recipe, TrainSection, overlay
 from w2skd.recipe.yaml_text import dump_yaml, parse_yaml
 
 RecipeTypes = Mapping[str, type[Recipe]]
-"""Value of ``task`` -> type of the recipe; `w2skd.tasks.catalog.recipe_types` returns all that are installed."""
+"""Value of ``task`` -> type of the recipe, from `w2skd.tasks.catalog.recipe_types`."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name -> file of every recipe that comes with w2skd, installed or in a checkout."""
-    for folder in (_PACKAGE / "shipped_recipes", _PACKAGE.parent / "recipes"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    return {}
+    """Return the files of the shipped recipes by name, from the installed package or the checkout."""
+    folders = [folder for folder in (_PACKAGE / "shipped_recipes", _PACKAGE.parent / "recipes") if folder.is_dir()]
+    return {path.stem: path for folder in folders[:1] for path in sorted(folder.glob("*.yaml"))}
 
 
 def find_recipe(name: str) -> Path:
-    """The file that `name` means: a path, or the name of a shipped recipe with or without ``.yaml``.
+    """Return the recipe file for a path, or for the name of a shipped recipe with or without ``.yaml``.
 
     Raises:
-        RecipeError: there is neither; near names are suggested.
+        RecipeError: neither exists; the message suggests a similar name.
     """
     path = Path(name)
     if path.is_file():
@@ -39,21 +38,26 @@ def find_recipe(name: str) -> Path:
     if stem in shipped:
         return shipped[stem]
     if path.is_dir():
-        raise RecipeError(f"recipe {name}: a folder, not a file")
+        raise RecipeError(f"recipe {name}: is a folder, not a file")
     if (file := path.with_name(f"{path.name}.yaml")).is_file():
         hint = f" (did you mean the file {file}?)"
     else:
         whole = ", ".join(known for known in shipped if not known.endswith("_smoke"))
-        hint = suggest(Path(stem).name, shipped) or f"; shipped are: {whole}, and NAME_smoke of each"
-    raise RecipeError(f"recipe {name}: no such file, and no shipped recipe of that name{hint}")
+        hint = suggest(Path(stem).name, shipped) or f"; shipped recipes: {whole}, each also as NAME_smoke"
+    raise RecipeError(f"recipe {name}: no such file or shipped recipe{hint}")
 
 
 def load_recipe(name: str, overrides: Sequence[str], types: RecipeTypes) -> Recipe:
-    """Read a recipe and lay ``a.b=c`` overrides on it; their values are read as YAML.
+    """Read a recipe and apply overrides.
+
+    Args:
+        name: a path, or the name of a shipped recipe.
+        overrides: ``a.b=c`` each, where ``c`` is YAML; applied in order.
+        types: the type of recipe for each task.
 
     Raises:
-        RecipeError: the file is missing, unreadable, empty or not YAML, or the recipe is wrong; all problems are told
-            together, each with its dotted path.
+        RecipeError: the file is missing, unreadable, empty or not valid YAML, or the recipe is wrong. The message lists
+            all problems of the recipe with their dotted paths.
     """
     path = find_recipe(name)
     try:
@@ -61,27 +65,28 @@ def load_recipe(name: str, overrides: Sequence[str], types: RecipeTypes) -> Reci
     except OSError as error:
         raise RecipeError(f"recipe {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise RecipeError(f"recipe {path}: not text in UTF-8") from None
+        raise RecipeError(f"recipe {path}: not UTF-8 text") from None
     values = parse_yaml(text, f"recipe {path}")
     if values is None:
         raise RecipeError(f"recipe {path}: empty")
     if not isinstance(values, dict):
-        raise RecipeError(f"recipe {path}: not a recipe, but a {_kind(values)}; expected keys with values")
+        kind = {list: "list", str: "text", bool: "boolean"}.get(type(values), "number")
+        raise RecipeError(f"recipe {path}: a recipe must be a mapping of keys to values, not a {kind}")
     for override in overrides:
         _override(values, override)
     return validate_recipe(values, f"recipe {path}", types)
 
 
 def with_overrides(recipe: Recipe, overrides: Sequence[str], *, where: str = "--set") -> Recipe:
-    """Lay ``a.b=c`` overrides on a recipe.
+    """Return a recipe with overrides applied.
 
     Args:
-        recipe: stays as it is.
-        overrides: as for `load_recipe`.
-        where: the option that they come from, for errors.
+        recipe: the original; it is not changed.
+        overrides: as in `load_recipe`.
+        where: the command's option with the overrides, for errors.
 
     Raises:
-        RecipeError: an override is malformed, or the result is wrong.
+        RecipeError: an override is malformed, or the resulting recipe is wrong.
     """
     values = recipe.model_dump(mode="json")
     for override in overrides:
@@ -90,15 +95,21 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str], *, where: str = "--
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe with every default filled in, as YAML that `load_recipe` reads back to an equal recipe."""
+    """Write the recipe with all defaults as YAML. `load_recipe` reads it back as an equal recipe."""
     return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def validate_recipe(values: Mapping[str, Any], where: str, types: RecipeTypes) -> Recipe:
-    """Turn plain values, as from YAML or a checkpoint's metadata, into a recipe.
+    """Turn plain values, such as those of a YAML file or a checkpoint's metadata, into a recipe.
+
+    Args:
+        values: nested plain values.
+        where: their origin, for errors.
+        types: the type of recipe for each task.
 
     Raises:
-        RecipeError: with all problems, each with its dotted path and, for an unknown key, the nearest valid one.
+        RecipeError: the recipe is wrong. The message lists all problems with their dotted paths and, for unknown keys,
+            the nearest valid ones.
     """
     task = values.get("task")
     recipe_type = types.get(task) if isinstance(task, str) else None
@@ -113,45 +124,38 @@ def validate_recipe(values: Mapping[str, Any], where: str, types: RecipeTypes) -
         problems = [explain(details, recipe_type) for details in error.errors()] + problems
     if not problems:
         return recipe
-    if len(problems) == 1:
-        raise RecipeError(f"{where}: {problems[0]}")
-    raise RecipeError("\n  ".join([f"{where}: {len(problems)} problems", *problems]))
+    count = f"{len(problems)} problems\n  " if len(problems) > 1 else ""
+    raise RecipeError(f"{where}: {count}" + "\n  ".join(problems))
 
 
 def _teacher_train_problems(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with ``teacher.train`` laid over ``train``; nothing where ``train`` is wrong itself."""
+    """Return the problems of the teacher's training section, or none if ``train`` itself is wrong."""
     teacher = values.get("teacher")
     over = teacher.get("train") if isinstance(teacher, dict) else None
     if not isinstance(over, dict):
         return []
-    try:
+    with suppress(ValidationError):
         base = TrainSection.model_validate(values.get("train")).model_dump(mode="json")
-    except ValidationError:
-        return []
-    try:
-        TrainSection.model_validate(overlay(base, over))
-    except ValidationError as error:
-        return [explain(details, TrainSection, ("teacher", "train")) for details in error.errors()]
+        try:
+            TrainSection.model_validate(overlay(base, over))
+        except ValidationError as error:
+            return [explain(details, TrainSection, ("teacher", "train")) for details in error.errors()]
     return []
 
 
 def _override(values: dict[str, Any], override: str) -> None:
-    """Set the value at a dotted path, making sections on the way."""
+    """Set the value at a dotted path, creating missing sections."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise RecipeError(f"--set {override}: write it as section.key=value")
+        raise RecipeError(f"--set {override}: expected section.key=value")
     section = values
     for depth, key in enumerate(keys[:-1], start=1):
         inner = {} if section.get(key) is None else section[key]
         if not isinstance(inner, dict):
             raise RecipeError(f"--set {override}: {'.'.join(keys[:depth])} is a value, not a section")
-        section[key] = dict(inner)  # a copy, since a YAML alias may have put the same object elsewhere too
+        section[key] = dict(inner)  # a copy: a YAML alias may share the object with another place
         section = section[key]
     section[keys[-1]] = parse_yaml(text, f"--set {override}")
     if keys[-2:-1] == ["train"] and section[keys[-1]] is not None:
         section.pop(OTHER_LENGTH.get(keys[-1], ""), None)
-
-
-def _kind(value: Any) -> str:
-    return {list: "list", str: "text", bool: "truth value"}.get(type(value), "number")

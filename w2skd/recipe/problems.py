@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, each problem in one line that says where and how to mend it."""
+"""One-line messages for the validation errors of a recipe."""
 
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -8,41 +8,47 @@ from pydantic_core import ErrorDetails
 
 from w2skd.errors import suggest
 
+_EXPECTED = {
+    "model_type": "a section with keys of its own",
+    "model_attributes_type": "a section with keys of its own",
+    "dict_type": "a section with keys of its own",
+    "tuple_type": "a list",
+    "string_pattern_mismatch": "letters, digits, '_', '-' and '.', the first a letter or digit",
+}
+"""Error type -> the expected value; other types use pydantic's message."""
+
 
 def explain(details: ErrorDetails, root: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:
-    """One problem in one line: dotted path, what is wrong, the nearest valid key."""
+    """Describe a validation error in one line: dotted path, problem and, for an unknown key, the nearest valid one.
+
+    Args:
+        details: the error.
+        root: the validated model.
+        prefix: keys of the place of `root` in the recipe.
+    """
     path, known = _walk(root, details["loc"])
-    where = ".".join((*prefix, *path))
-    value = details["input"]
+    where, message, value = ".".join((*prefix, *path)), details["msg"], details["input"]
     match details["type"]:
         case "extra_forbidden":
             return f"{where}: unknown key{suggest(path[-1], known)}"
         case "missing":
             return f"{where}: missing"
         case "value_error":
-            message = details["msg"].removeprefix("Value error, ")
+            message = message.removeprefix("Value error, ")
             return f"{where}: {message}" if where else message
         case "union_tag_not_found":
             return f"{where}.name: missing"
         case "union_tag_invalid":
             return f"{where}.name: should be one of {details['ctx']['expected_tags']}, not {show(value['name'])}"
         case "invalid_key":
-            return f"{where}: a key must be a word"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{where}: should be a section with keys of its own, not {show(value)}"
-        case "tuple_type":
-            return f"{where}: should be a list, not {show(value)}"
-        case "string_pattern_mismatch":
-            return (
-                f"{where}: should be letters, digits, '_', '-' and '.', the first a letter or digit, not {show(value)}"
-            )
-        case _:
-            message = details["msg"].removeprefix("Input should be ")
-            return f"{where}: should be {message}, not {show(value)}"
+            return f"{where}: a key must be text"
+        case kind:
+            expected = _EXPECTED.get(kind, message.removeprefix("Input should be "))
+            return f"{where}: should be {expected}, not {show(value)}"
 
 
 def _walk(root: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], list[str]]:
-    """Follow an error's location through the schema: the path without union tags, and the keys known where it ends."""
+    """Follow an error's location through the schema. Return the path without union tags, and the valid last keys."""
     path: list[str] = []
     models: list[type[BaseModel]] = [root]
     for depth, part in enumerate(loc, start=1):
@@ -52,9 +58,7 @@ def _walk(root: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], l
             continue
         path.append(str(part))
         if depth < len(loc):
-            fields = [
-                model.model_fields[part] for model in models if isinstance(part, str) and part in model.model_fields
-            ]
+            fields = [model.model_fields[str(part)] for model in models if str(part) in model.model_fields]
             models = [inner for field in fields for inner in _models(field.annotation)]
     return path, [field for model in models for field in model.model_fields]
 
@@ -72,6 +76,6 @@ def _tag(model: type[BaseModel]) -> str | None:
 
 
 def show(value: Any) -> str:
-    """A value as it stands in a message, cut where it is long."""
+    """Return the repr of a value, shortened to 60 characters, for a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,7 +1,7 @@
-"""The recipe: one frozen, typed description of an experiment, shared by its teacher, baseline and accelerated arms.
+"""The recipe: a frozen, typed description of an experiment that all of its arms share.
 
-Unknown keys are refused, and nothing is converted on the way in (a quoted number stays a mistake). Sections that every
-task shares are here; each task adds its own in a file of its own, such as `w2skd.tasks.classification.recipe`.
+Unknown keys are refused and values are not converted: a quoted number is an error. This module has the sections that
+all tasks share. Each task adds its own in its ``recipe.py``, such as `w2skd.tasks.classification.recipe`.
 """
 
 from collections.abc import Mapping
@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from w2skd.errors import suggest
+from w2skd.recipe.arms import TEACHER
 from w2skd.recipe.duration import Duration
 from w2skd.recipe.evaluation import Metric, Output
 from w2skd.recipe.threshold import Threshold
@@ -31,25 +32,26 @@ FilePath = Annotated[Path, Field(strict=False)]
 
 
 class Section(BaseModel):
-    """Base of all sections."""
+    """Base class of all sections."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StudentSection(Section):
-    """The model to be trained."""
+    """The model to train."""
 
     model: str
 
 
 class TeacherSection(Section):
-    """The weaker model that helps early on.
+    """The weaker model that the student is distilled from early in training.
 
     Attributes:
-        model: its architecture.
-        checkpoint: a finished run, a file with weights, or ``pretrained`` (``pretrained:TAG``) for those that
-            torchvision or timm publish of its model; null takes the one that ``train-teacher`` makes here.
-        train: keys of `TrainSection` that differ while the teacher itself is trained.
+        model: name of the architecture.
+        checkpoint: a finished run, a file with weights, or ``pretrained`` (``pretrained:TAG``) for weights that
+            torchvision or timm publish for this model; null takes the teacher that ``train-teacher`` trained in this
+            experiment.
+        train: keys of `TrainSection` that differ when the teacher itself is trained.
     """
 
     model: str
@@ -58,17 +60,17 @@ class TeacherSection(Section):
 
 
 def published_weights(checkpoint: Path) -> tuple[bool, str | None]:
-    """Whether a checkpoint is ``pretrained`` or ``pretrained:TAG``, and the tag; None is the library's best."""
+    """Return whether a checkpoint is ``pretrained`` or ``pretrained:TAG``, and the tag; None means the best weights."""
     word, _, tag = str(checkpoint).partition(":")
     return word == "pretrained", tag or None
 
 
 class SgdSection(Section):
-    """Stochastic gradient descent, as `torch.optim.SGD`.
+    """Stochastic gradient descent, as in `torch.optim.SGD`.
 
     Attributes:
-        decay_norms_and_biases: false spares scales, offsets, biases (all with fewer than two dimensions) and what the
-            model names in ``no_weight_decay()`` from the weight decay.
+        decay_norms_and_biases: false excludes parameters with fewer than two dimensions (scales, offsets, biases) and
+            those that the model lists in ``no_weight_decay()`` from weight decay.
     """
 
     name: Literal["sgd"]
@@ -81,12 +83,12 @@ class SgdSection(Section):
     @model_validator(mode="after")
     def _check(self) -> "SgdSection":
         if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov: true needs a momentum above 0")
+            raise ValueError("nesterov: true requires a momentum above 0")
         return self
 
 
 class AdamWSection(Section):
-    """Adam with decoupled weight decay, as `torch.optim.AdamW`.
+    """Adam with decoupled weight decay, as in `torch.optim.AdamW`.
 
     Attributes:
         decay_norms_and_biases: as in `SgdSection`.
@@ -101,7 +103,7 @@ class AdamWSection(Section):
 
 
 class CosineSection(Section):
-    """Half a cosine from the peak down to `final_ratio` of it, after a linear warm-up."""
+    """Linear warm-up, then half a cosine from the peak down to `final_ratio` of it."""
 
     name: Literal["cosine"]
     warmup: Duration = Duration(0, "step")
@@ -109,7 +111,7 @@ class CosineSection(Section):
 
 
 class OneCycleSection(Section):
-    """Cosine up over the warm-up from `initial_ratio` of the peak, then down to `final_ratio` (Smith & Topin 2018)."""
+    """Cosine from `initial_ratio` of the peak up to it, then down to `final_ratio` of it (Smith & Topin 2018)."""
 
     name: Literal["one_cycle"]
     warmup: Duration = Duration(0.3, "run")
@@ -118,7 +120,7 @@ class OneCycleSection(Section):
 
 
 class MultiStepSection(Section):
-    """Times `gamma` at every milestone, after a linear warm-up."""
+    """Linear warm-up, then a multiplication by `gamma` at every milestone."""
 
     name: Literal["multi_step"]
     milestones: Annotated[tuple[Duration, ...], Field(strict=False, min_length=1)]
@@ -127,7 +129,7 @@ class MultiStepSection(Section):
 
 
 class ConstantSection(Section):
-    """The peak throughout, after a linear warm-up."""
+    """Linear warm-up, then the peak."""
 
     name: Literal["constant"]
     warmup: Duration = Duration(0, "step")
@@ -140,13 +142,13 @@ LrScheduleSection = Annotated[
 
 
 class EmaSection(Section):
-    """An exponential moving average of the weights, which validations, switch and the final model then use.
+    """An exponential moving average of the weights, used by validations, the switch and the final model.
 
     Attributes:
-        decay: what a step keeps of the average; give this or `half_life`.
-        half_life: steps after which weights count half.
-        ramp_up: the half-life is at most this share of the steps so far, so that the average soon forgets the
-            untrained weights; 0.05 in Karras et al. (2022, EDM). Null is no such limit.
+        decay: share of the average that each step keeps; exclusive with `half_life`.
+        half_life: time after which the weight of a step has halved.
+        ramp_up: limits the half-life to this share of the steps so far, so that the average quickly forgets the
+            untrained weights; 0.05 in Karras et al. (2022, EDM). Null sets no limit.
     """
 
     decay: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -156,35 +158,35 @@ class EmaSection(Section):
     @model_validator(mode="after")
     def _check(self) -> "EmaSection":
         if (self.decay is None) == (self.half_life is None):
-            raise ValueError("give either decay or half_life")
+            raise ValueError("set either decay or half_life")
         if self.ramp_up is not None and self.half_life is None:
-            raise ValueError("ramp_up: limits a half_life, not a decay")
+            raise ValueError("ramp_up: requires half_life instead of decay")
         if self.half_life is not None and self.half_life.amount == 0:
-            raise ValueError(f"half_life: {self.half_life} would average nothing; leave ema out (ema: null)")
+            raise ValueError(f"half_life: {self.half_life} averages nothing; use ema: null to disable averaging")
         return self
 
 
 class TrainSection(Section):
-    """How a model is trained: the same for baseline and accelerated arm.
+    """Training of a model, the same in all arms that train the student.
 
     Attributes:
-        epochs: length of the run; give this or `steps`.
+        epochs: length of the run in epochs; exclusive with `steps`.
         steps: length of the run in optimizer steps.
         batch_size: examples per optimizer step, over all ranks and accumulated micro-batches.
-        accumulate: micro-batches that one rank adds up for one step.
-        clip_grad_norm: largest L2 norm of the gradient; null leaves it.
-        precision: ``fp32``, or ``bf16`` or ``fp16`` autocast with fp32 weights; ``fp16`` scales the loss to keep small
-            gradients, and now and then skips a step to find the scale.
-        compile: `torch.compile` for the model that is trained (neither its teacher nor evaluations); the first step
-            with every image size then takes up to minutes, which the clock counts apart.
-        channels_last: memory format of images and convolutions.
-        ema: average of the weights; null uses the raw ones.
-        validate_every: how often the student is validated; the end of the run always is.
-        log_every: steps between two progress rows.
-        checkpoint_every: additional checkpoints; every validation writes one anyway.
-        deterministic: only kernels that repeat bit for bit.
-        max_non_finite_steps: steps in a row whose loss or gradient may be non-finite (their update is suppressed)
-            before the run is stopped; in ``fp16`` they count once the loss scale is down to 1.
+        accumulate: micro-batches per rank and optimizer step.
+        clip_grad_norm: maximum L2 norm of the gradient; null disables clipping.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` autocast with fp32 weights. ``fp16`` uses a loss scale and skips a
+            step whenever the scale must be lowered.
+        compile: whether to use `torch.compile` for the student, though not for its teacher and evaluations. The first
+            step of each image size can then take minutes, which the clock counts separately.
+        channels_last: whether to use the channels-last memory format.
+        ema: moving average of the weights; null disables it.
+        validate_every: interval of validations; the end of the run is always validated.
+        log_every: interval of progress rows, in steps.
+        checkpoint_every: interval of additional checkpoints; every validation writes one, too.
+        deterministic: whether to use only kernels that repeat bit for bit.
+        max_non_finite_steps: accepted number of steps in a row with a non-finite loss or gradient; their updates are
+            suppressed. In ``fp16`` a step counts only at the lowest loss scale.
     """
 
     epochs: PositiveFloat | None = None
@@ -207,16 +209,16 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _check(self) -> "TrainSection":
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps")
+            raise ValueError("set either epochs or steps")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate: {self.accumulate} does not divide batch_size: {self.batch_size}")
         for name, duration in (("validate_every", self.validate_every), ("checkpoint_every", self.checkpoint_every)):
             if duration is not None and duration.amount == 0:
-                raise ValueError(f"{name}: {duration} would never come round")
+                raise ValueError(f"{name}: {duration} is not a valid interval; use at least 1step")
         return self
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Length of the run in optimizer steps, at least one."""
+        """Return the length of the run in optimizer steps, at least 1."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
@@ -224,18 +226,14 @@ class TrainSection(Section):
 
 
 class SwitchSection(Section):
-    """When distillation goes off for good: the student better by `margin` at `patience` validations in a row."""
+    """Distillation ends once the student is better by `margin` in `patience` validations in a row."""
 
     margin: NonNegativeFloat = 0.0
     patience: PositiveInt = 2
 
 
 class DistillSection(Section):
-    """The teacher's weight over time: linear up over `warmup`, `weight` over `hold`, linear down over `decay`.
-
-    Attributes:
-        weight: the peak of lambda.
-    """
+    """Distillation weight (lambda) over time: linear warm-up, hold at `weight`, linear decay."""
 
     weight: NonNegativeFloat = 1.0
     warmup: Duration = Duration(0.01, "run")
@@ -250,11 +248,11 @@ class DistillSection(Section):
 
 
 class SoftenedDistillSection(DistillSection):
-    """Distillation of distributions over classes that a temperature softens (Hinton et al. 2015).
+    """Distillation of class distributions that are softened by a temperature (Hinton et al. 2015).
 
     Attributes:
-        temperature: of both distributions.
-        final_temperature: reached at the end of the decay, linearly; null keeps `temperature`.
+        temperature: temperature of the teacher's and the student's distribution.
+        final_temperature: temperature at the end of the decay, approached linearly; null keeps `temperature`.
     """
 
     temperature: PositiveFloat = 2.0
@@ -270,17 +268,17 @@ class SoftenedDistillSection(DistillSection):
 
 
 class ReportSection(Section):
-    """What the experiment is measured by.
+    """Measurement of the experiment.
 
     Attributes:
-        metrics: those that the task's evaluation yields; declared by each task.
-        metric: the one that the switch, the thresholds and the curves are about.
-        thresholds: levels whose first crossing is timed.
+        metrics: metrics of the task's evaluation; each task declares its own.
+        metric: name of the metric of the switch, the thresholds and the curves.
+        thresholds: metric values whose first crossing is timed.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
     metric: str
-    thresholds: Annotated[tuple[Threshold, ...], Field(strict=False)] = (Threshold("teacher", "teacher", 1.0),)
+    thresholds: Annotated[tuple[Threshold, ...], Field(strict=False)] = (Threshold.parse(TEACHER),)
 
     @field_validator("metric")
     @classmethod
@@ -294,24 +292,24 @@ class ReportSection(Section):
     def _check(self) -> "ReportSection":
         for threshold in self.thresholds:
             if self.chosen.is_share and threshold.of == "number" and not 0 <= threshold.share <= 1:
-                raise ValueError(f"thresholds: {threshold.name} is out of reach, {self.metric} goes from 0 to 1")
+                raise ValueError(f"thresholds: {threshold.name} is out of range; {self.metric} lies between 0 and 1")
         return self
 
     @property
     def chosen(self) -> Metric:
-        """`metric` with its direction."""
+        """The metric with the name `metric`."""
         return next(metric for metric in self.metrics if metric.name == self.metric)
 
 
 class Place(NamedTuple):
-    """How a recipe's value points to a file or folder on this machine.
+    """A recipe key whose value is a path on this machine.
 
     Attributes:
-        shown_as: what a publication writes in place of the folders above: ``data`` turns ``/mnt/x/cifar10`` into
+        shown_as: replacement of the parent folders in published recipes: ``data`` turns ``/mnt/x/cifar10`` into
             ``data/cifar10``.
-        prefix: of the values that point somewhere, such as ``checkpoint:``; other values are names. On resume, what
-            follows the prefix may differ, since the run knows the content by its hash.
-        depth: how many last parts of the path a publication keeps.
+        prefix: start of the values that are paths, such as ``checkpoint:``; other values are names. On resume the path
+            after the prefix may change, because the run knows its content by a hash.
+        depth: number of trailing path components that published recipes keep.
     """
 
     shown_as: str
@@ -320,14 +318,14 @@ class Place(NamedTuple):
 
 
 class Recipe(Section):
-    """An experiment. Each task subclasses it with its own sections and class attributes, free of torch.
+    """An experiment. Each task derives its recipe from it, in a module that does not import torch.
 
     Attributes:
         outputs: option of ``w2skd evaluate`` -> the file or folder that it writes.
         draws_pictures: whether an evaluation can draw examples (``w2skd evaluate --pictures N``).
-        places: dotted keys whose values point to a file or folder on this machine.
-        speed_only: dotted keys that may change on resume, because they change neither training nor scores.
-        scoring: sections that say how the model is scored, and not how it is trained.
+        places: dotted keys whose values are paths on this machine.
+        speed_only: dotted keys that may change on resume, because they affect neither training nor scores.
+        scoring: sections that affect scores, but not training.
     """
 
     outputs: ClassVar[Mapping[str, Output]] = {}
@@ -350,47 +348,45 @@ class Recipe(Section):
 
     @property
     def metric(self) -> Metric:
-        """The metric that the experiment is measured by."""
+        """The metric of the switch, the thresholds and the curves."""
         return self.report.chosen
 
     @classmethod
     def task_type(cls) -> type[Any]:
-        """Import and return the `w2skd.tasks.base.Task` that trains and scores this kind of recipe."""
+        """Import and return the task's class, a `w2skd.tasks.base.Task`."""
         raise NotImplementedError(f"{cls.__name__} has no task")
 
     def prepared_as(self, details: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
-        """Adapt the recipe to published weights, so that they are scored as their library scores them.
+        """Adapt the recipe to published weights, so that they are scored as in the library that publishes them.
 
         Args:
-            details: of the weights, see `w2skd.weights.pretrained`.
+            details: metadata of the weights; see `w2skd.weights.pretrained`.
 
         Returns:
-            The recipe, changed or not, and one line for each thing that a reader of the score must know.
+            The recipe, adapted if necessary, and remarks to print with the score.
         """
         return self, ()
 
     def model_of(self, role: str) -> str:
-        """The name of the ``teacher``'s or the ``student``'s architecture."""
-        return self.teacher.model if role == "teacher" else self.student.model
+        """Return the architecture's name of the ``teacher`` or the ``student``."""
+        return self.teacher.model if role == TEACHER else self.student.model
 
     def train_of(self, role: str) -> TrainSection:
-        """How the ``teacher`` or the ``student`` is trained."""
-        return self.teacher_train() if role == "teacher" else self.train
-
-    def teacher_train(self) -> TrainSection:
-        """How the teacher is trained: `train` with the teacher's own keys laid over it."""
+        """Return the training section of the ``student`` or, with its own keys merged in, of the ``teacher``."""
+        if role != TEACHER:
+            return self.train
         return TrainSection.model_validate(overlay(self.train.model_dump(mode="json"), self.teacher.train))
 
 
 OTHER_LENGTH = {"epochs": "steps", "steps": "epochs"}
-"""A length in one unit replaces one in the other."""
+"""Setting one of these keys removes the other."""
 
 
 def overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Lay nested keys of `over` on `base`.
+    """Merge nested keys of `over` into `base`.
 
-    A section that changes its ``name`` starts afresh (the old one's options mean nothing to it), and a length in one
-    unit replaces a length in the other.
+    A section with another ``name`` replaces the old one, because options differ between names. A length in one unit
+    replaces a length in the other.
     """
     merged = {key: value for key, value in base.items() if OTHER_LENGTH.get(key) not in over}
     for key, value in over.items():

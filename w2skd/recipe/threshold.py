@@ -1,4 +1,4 @@
-"""What a run is timed against: a number, the teacher's level, or a share of the baseline's best."""
+"""Thresholds of a report: a number, or a multiple of the teacher's or the reference's score."""
 
 import math
 import re
@@ -8,35 +8,39 @@ from typing import Any, Literal
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*\*\s*(baseline|teacher)")
+from w2skd.recipe.arms import REFERENCE, TEACHER, Arm
+
+_SHARE = re.compile(rf"(\d+(?:\.\d+)?)\s*\*\s*({REFERENCE}|{TEACHER})")
 
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """`share` times the level of `of`; of a number, `share` is the level itself.
+    """A metric value whose first crossing is timed.
 
     Attributes:
-        name: as written in the recipe, the key in reports.
-        of: what the level is relative to; ``baseline`` is the median over seeds of each baseline's best.
+        name: normalised text of the recipe, and key in reports.
+        of: ``number`` for an absolute value, ``teacher`` for the teacher's score, or the reference arm for the median
+            over seeds of its best scores.
+        share: factor of that score; for ``number``, the value itself.
     """
 
     name: str
-    of: Literal["number", "teacher", "baseline"]
+    of: Literal["number"] | Arm
     share: float
 
     @classmethod
     def parse(cls, value: float | str) -> "Threshold":
-        """Read ``0.9``, ``"teacher"``, ``"0.98*baseline"`` or ``"0.95*teacher"``.
+        """Read a value such as ``0.9``, ``"teacher"``, ``"0.98*baseline"`` or ``"0.95*teacher"``.
 
         Raises:
-            ValueError: the value is none of these.
+            ValueError: the value is not a finite number or one of these texts.
         """
         if isinstance(value, int | float) and not isinstance(value, bool):
             if not math.isfinite(value):
-                raise ValueError(f"{value} is not a threshold: nothing is above or below it")
+                raise ValueError(f"{value} is not a threshold: it must be finite")
             return cls(f"{value:.12g}", "number", float(value))
-        if value == "teacher":
-            return cls("teacher", "teacher", 1.0)
+        if value == TEACHER:
+            return cls(TEACHER, TEACHER, 1.0)
         match = _SHARE.fullmatch(value.strip()) if isinstance(value, str) else None
         if match is None:
             raise ValueError(

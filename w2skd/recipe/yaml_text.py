@@ -1,4 +1,4 @@
-"""YAML without its traps, in and out."""
+"""Reading and writing YAML, without implicit conversions that surprise authors of recipes."""
 
 import re
 from typing import Any
@@ -8,11 +8,11 @@ import yaml
 from w2skd.errors import RecipeError
 
 _MAX_ALIASES = 16
-"""Aliases multiply what they stand for, also one another: so few can make a file a thousand times as long, not more."""
+"""Nested aliases multiply content. This many can expand a file about a thousandfold."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without its traps: ``1e-3`` is a number; ``on``, ``no`` and dates are words; a repeated key is an error."""
+    """Loader that reads ``1e-3`` as a number, ``on``, ``no`` and dates as text, and refuses repeated keys."""
 
     _aliases = 0
 
@@ -29,15 +29,15 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.composer.ComposerError(None, None, "a key must be a word", key.start_mark)
+                raise yaml.composer.ComposerError(None, None, "a key must be text", key.start_mark)
             if key.value in seen:
-                raise yaml.composer.ComposerError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+                raise yaml.composer.ComposerError(None, None, f"the key {key.value!r} occurs twice", key.start_mark)
             seen.add(key.value)
         return node
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the words that `_Loader` would take for numbers."""
+    """Dumper that quotes text which `_Loader` would read as a number or a boolean."""
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -49,7 +49,7 @@ _SCALARS = {
         "-+0123456789.",
     ),
 }
-"""What a plain scalar must look like to be one of these, and the characters that it may begin with."""
+"""Type -> pattern of its plain scalars, and the characters that they can start with."""
 
 _Loader.yaml_constructors = {
     _TAG + kind: yaml.SafeLoader.yaml_constructors[_TAG + kind]
@@ -65,14 +65,18 @@ for _kind_of_scalar, (_pattern, _first) in _SCALARS.items():
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse one YAML document safely.
+    """Parse one YAML document without executing code.
+
+    Args:
+        text: the document.
+        where: its origin, for errors.
 
     Raises:
-        RecipeError: the text is not YAML, with line and column.
+        RecipeError: the text is not valid YAML; the message has line and column.
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    except (ValueError, KeyError) as error:  # such as ``!!int many``, or an integer of 5,000 digits
+    except (ValueError, KeyError) as error:  # such as ``!!int many`` or an integer with 5,000 digits
         raise RecipeError(f"{where}: not valid YAML: a value does not fit its type: {error}") from None
     except RecursionError:
         raise RecipeError(f"{where}: not valid YAML: nested too deeply") from None
@@ -84,5 +88,5 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def dump_yaml(values: Any) -> str:
-    """Write plain values so that `parse_yaml`, and every other reader of YAML, reads them back equal."""
+    """Write plain values as YAML that `parse_yaml` and other readers read back as equal values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)

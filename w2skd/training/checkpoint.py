@@ -1,9 +1,9 @@
-"""Everything that a resume needs, written atomically."""
+"""Training checkpoints: everything that a resume needs, written atomically."""
 
 import os
 import shutil
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -14,60 +14,65 @@ from w2skd.weights.unpickle import load_pt
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], *, best: bool) -> None:
-    """Write ``last.pt``, keep the one before as ``previous.pt``, and on request mark it as ``best.pt``.
+    """Write ``last.pt``, rename the old one to ``previous.pt`` and, with `best`, link the new one as ``best.pt``.
 
     A crash at any moment leaves at least one complete checkpoint under one of the first two names.
 
     Raises:
-        OutputError: the folder is read-only or the disk full; the former checkpoints are still there.
+        OutputError: the folder is read-only or the disk is full; the earlier checkpoints remain.
     """
     last, fresh = folder / "last.pt", folder / "next.pt"
     with atomic_file(fresh) as file:
-        _write({"format": FORMAT, **state}, file)
+        try:
+            torch.save({"format": FORMAT, **state}, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch replaces it by an error about its archive
+                raise error.__context__ from None
+            raise
     with writing(last):
         if last.exists():
             os.replace(last, folder / "previous.pt")
         os.replace(fresh, last)
         if best:
-            _share(last, folder / "best.pt")
+            _link(last, folder / "best.pt")
 
 
 def rewind_to(folder: Path, state: dict[str, Any]) -> None:
-    """Make a checkpoint the newest: those that came after it belong to a course that is now discarded.
+    """Make an earlier checkpoint the newest one and remove those that came after it.
 
     Raises:
-        OutputError: the folder is read-only or the disk full; some complete checkpoint is still there.
+        OutputError: the folder is read-only or the disk is full; at least one complete checkpoint remains.
     """
     best = folder / "best.pt"
     try:
-        of_the_course = load_checkpoint(best)["engine"]["step"] <= state["engine"]["step"]
-    except CheckpointError:  # missing, or damaged and so of no use
-        of_the_course = False
+        keep_best = load_checkpoint(best)["engine"]["step"] <= state["engine"]["step"]
+    except CheckpointError:  # missing or damaged
+        keep_best = False
     save_checkpoint(folder, state, best=False)
     with writing(folder):
-        _share(folder / "last.pt", folder / "previous.pt")
-        if not of_the_course:
+        _link(folder / "last.pt", folder / "previous.pt")
+        if not keep_best:
             best.unlink(missing_ok=True)
 
 
 def load_last_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The newest readable checkpoint, and why a newer one was passed over.
+    """Return the newest readable checkpoint, and the reason if a newer one is damaged.
 
     Returns:
-        The checkpoint, or None when the folder has none; a sentence on a damaged file, or None.
+        The checkpoint, or None if the folder has none; the error message of a damaged file, or None.
 
     Raises:
-        CheckpointError: there are checkpoints, and none can be read.
+        CheckpointError: all existing checkpoints are damaged.
     """
-    problem = None
-    for name in ("last.pt", "previous.pt"):
-        if (folder / name).exists():
+    problems: list[str] = []
+    for path in (folder / "last.pt", folder / "previous.pt"):
+        if path.exists():
             try:
-                return load_checkpoint(folder / name), problem
+                return load_checkpoint(path), "; ".join(problems) or None
             except CheckpointError as error:
-                problem = str(error) if problem is None else f"{problem}; {error}"
-    if problem is not None:
-        raise CheckpointError(problem)
+                problems.append(str(error))
+    if problems:
+        raise CheckpointError("; ".join(problems))
     return None, None
 
 
@@ -75,7 +80,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a training checkpoint of w2skd.
 
     Raises:
-        CheckpointError: the file is missing, cut off, carries code, or is not ours.
+        CheckpointError: the file is missing, truncated, contains code, or is no training checkpoint of w2skd.
     """
     values = load_pt(path)
     if not is_checkpoint(values):
@@ -84,18 +89,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return values
 
 
-def _write(values: dict[str, Any], file: IO[bytes]) -> None:
-    """`torch.save`, with the system's own error where torch hides it behind one about its archive."""
-    try:
-        torch.save(values, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
-
-
-def _share(source: Path, target: Path) -> None:
-    """Give a file a second name, as a link where the file system can; files here are replaced, never changed."""
+def _link(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it if the file system has no hard links. Checkpoints are never modified in place."""
     fresh = target.with_name(f".{target.name}.part")
     fresh.unlink(missing_ok=True)
     try:

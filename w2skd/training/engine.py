@@ -75,7 +75,8 @@ class Engine:
         self.train_section = train
         self.seed = seed
         self.process = process
-        self.teacher, self.schedule = distillation or (None, None)
+        self.teacher = distillation.teacher if distillation else None
+        self.schedule = distillation.schedule if distillation else None
         self.step = 0
         self.total_steps = train.total_steps(task.steps_per_epoch)
         self.best: float | None = None
@@ -87,6 +88,11 @@ class Engine:
         self.optimizer = build_optimizer(student, train)
         self.loss_scale = LossScale(process.device, enabled=train.precision == "fp16")
         self.guard = FiniteGuard(self._stateful, train.max_non_finite_steps, self.loss_scale)
+        # In the order of loading: the guard copies the buffers of the restored modules.
+        self._parts: dict[str, Any] = {
+            **{"model": student, "average": self.average, "optimizer": self.optimizer, "schedule": self.schedule},
+            **{"guard": self.guard, "loss_scale": self.loss_scale},
+        }
         self.learning_rate = 0.0
         self._lambda = 0.0
         self._window = Window()
@@ -225,32 +231,17 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that an identical engine needs to resume. It does not contain the teacher."""
-        return {
-            "step": self.step,
-            "model": self.student.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": None if self.schedule is None else self.schedule.state_dict(),
-            "guard": self.guard.state_dict(),
-            "loss_scale": self.loss_scale.state_dict(),
-            "best": self.best,
-            "best_step": self.best_step,
-        }
+        parts = {name: None if part is None else part.state_dict() for name, part in self._parts.items()}
+        return {"step": self.step, **parts, "best": self.best, "best_step": self.best_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from the result of `state_dict`."""
-        self.step = state["step"]
-        self.student.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.schedule is not None:
-            self.schedule.load_state_dict(state["schedule"])
-            if self.schedule.switched_off is not None:
-                self.teacher = None
-        self.guard.load_state_dict(state["guard"])
-        self.loss_scale.load_state_dict(state.get("loss_scale"))  # older checkpoints have none
-        self.best, self.best_step = state["best"], state["best_step"]
+        self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
+        for name, part in self._parts.items():
+            if part is not None:
+                part.load_state_dict(state.get(name))  # older checkpoints have no loss scale
+        if self.schedule is not None and self.schedule.switched_off is not None:
+            self.teacher = None
 
 
 def weigh(losses: Losses, lambda_: float) -> Tensor:

@@ -1,4 +1,7 @@
-"""Non-finite gradients, survived without asking the device: the update is suppressed there, and reported later."""
+"""Handling of non-finite gradients without host-device synchronisation.
+
+The update is suppressed on the device; the step is reported later.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +18,14 @@ from w2skd.training.precision import LOWEST_SCALE, LossScale
 
 @dataclass(frozen=True)
 class BadStep:
-    """A step whose update was suppressed, and the training examples that were in it."""
+    """A step with a suppressed update, and the ids of its training examples."""
 
     step: int
     ids: list[int]
 
 
 class _Checked(NamedTuple):
-    """A step that is yet to be reported; the scale is the one that its loss had."""
+    """A step that is not reported yet; `scale` is the loss scale that it used."""
 
     step: int
     found_inf: Tensor
@@ -31,28 +34,28 @@ class _Checked(NamedTuple):
 
 
 class FiniteGuard:
-    """Flags steps with a non-finite gradient, and keeps what they leave behind out of the modules' buffers.
+    """Flags steps with a non-finite gradient, and removes their traces from the modules' buffers.
 
-    A suppressed update leaves weights and optimizer as they were, but the forward before it has already gone into
-    BatchNorm's running statistics, where one NaN stays for ever. So they go back to where the last report without a bad
-    step left them.
+    A suppressed update leaves weights and optimizer unchanged, but the step's forward pass has already updated
+    BatchNorm's running statistics, where a NaN would stay forever. The guard therefore restores the statistics of the
+    last report without a bad step.
 
-    Under a loss scale an overflow is how the scale is found: as long as it has room to fall, a suppressed step is not a
-    bad one. A loss that no scale can mend has it down at its lowest within some twenty steps, and counts from then on.
+    With a loss scale, overflows are expected: a suppressed step is bad only at the lowest scale. A loss that is
+    non-finite at every scale brings it down there within about twenty steps.
 
     Args:
-        modules: those whose floating-point buffers a bad step can spoil, such as student and averaged student. They
-            are as they should be now.
-        max_non_finite_steps: so many bad steps in a row are borne.
-        loss_scale: what multiplies the gradients, if anything does.
+        modules: modules whose floating-point buffers a bad step can spoil, such as the student and its average. Their
+            present buffers must be finite.
+        max_non_finite_steps: accepted number of bad steps in a row.
+        loss_scale: scale of the gradients; it may be disabled.
 
     Attributes:
-        in_a_row: the bad steps that came last, as of the last report.
-        exceeded: whether more than `max_non_finite_steps` came in a row by the last report.
-        rescaled_steps: how many steps of the last report were suppressed for the sake of a lower loss scale.
+        in_a_row: number of most recent steps that were bad, as of the last report.
+        exceeded: whether more than `max_non_finite_steps` steps in a row were bad, in any report so far.
+        rescaled_steps: number of steps in the last report that only lowered the loss scale.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], max_non_finite_steps: int, loss_scale: LossScale | None = None):
+    def __init__(self, modules: Sequence[nn.Module], max_non_finite_steps: int, loss_scale: LossScale):
         assert max_non_finite_steps >= 1, max_non_finite_steps
         self._modules = modules
         self._max_non_finite_steps = max_non_finite_steps
@@ -64,28 +67,27 @@ class FiniteGuard:
         self.rescaled_steps = 0
 
     def check(self, step: int, gradient_norm: Tensor, ids: Sequence[Tensor]) -> Tensor:
-        """Return 1.0 if the step's update must be suppressed, else 0.0, without waiting for the device.
+        """Return 1.0 if the step's update must be suppressed, else 0.0, without synchronisation.
 
         Args:
             step: number of the step, for the report.
-            gradient_norm: 0-d, over all parameters, without the loss scale, after the reduction over ranks: then all
-                ranks agree, also on a loss that is NaN on one of them.
-            ids: int64 [N] of each micro-batch; not to be changed in place before the next report.
+            gradient_norm: 0-d norm over all parameters, without the loss scale and after the reduction over ranks, so
+                that all ranks agree even if the loss is NaN on one of them.
+            ids: int64 [N] of each micro-batch; must not change in place before the next report.
 
         Returns:
             0-d float32 on the norm's device, for `take_step`.
         """
         assert gradient_norm.ndim == 0, gradient_norm.shape
         found_inf = torch.isfinite(gradient_norm.detach()).logical_not().float()
-        scale = None if self._loss_scale is None else self._loss_scale.value
-        self._pending.append(_Checked(step, found_inf, tuple(ids), scale))
+        self._pending.append(_Checked(step, found_inf, tuple(ids), self._loss_scale.value))
         return found_inf
 
     def report(self) -> list[BadStep]:
-        """Return the bad steps since the last report, and mend the buffers if there were any.
+        """Return the bad steps since the last report, and restore the buffers if there were any.
 
-        Waits for the device, once if all steps were good. Call it where a row is logged, and before the weights are
-        evaluated or saved.
+        Synchronises with the device, once if all steps were good. Call it where a row is logged, and before the
+        weights are evaluated or saved.
         """
         self.rescaled_steps = 0
         if not self._pending:
@@ -93,62 +95,58 @@ class FiniteGuard:
         flags = torch.stack([checked.found_inf for checked in self._pending]).tolist()
         bad = []
         for checked, flag in zip(self._pending, flags, strict=True):
-            mends = bool(flag) and checked.scale is not None and checked.scale.item() > LOWEST_SCALE
-            self.rescaled_steps += mends
-            self.in_a_row = self.in_a_row + 1 if flag and not mends else 0
+            rescaled = bool(flag) and checked.scale is not None and checked.scale.item() > LOWEST_SCALE
+            self.rescaled_steps += rescaled
+            self.in_a_row = self.in_a_row + 1 if flag and not rescaled else 0
             self.exceeded = self.exceeded or self.in_a_row > self._max_non_finite_steps
-            if flag and not mends:
+            if flag and not rescaled:
                 bad.append(BadStep(checked.step, [example for part in checked.ids for example in part.tolist()]))
         self._pending.clear()
-        # Gradients overflow more often than the forward pass that the buffers come from.
+        # A rescaled step need not have spoilt the buffers: gradients overflow more often than the forward pass.
         if bad or (self.rescaled_steps and not all(bool(buffer.isfinite().all()) for buffer in self._buffers())):
-            self._restore_buffers()
+            with torch.no_grad():
+                for buffer, clean in zip(self._buffers(), self._clean, strict=True):
+                    buffer.copy_(clean)
         else:
             self._clean = self._copy_buffers()
         return bad
 
     def events(self, step: int, bad_steps: Sequence[BadStep], ranks: Ranks) -> Iterator[EventRow]:
-        """What the records say of the last report, made at `step`, with the bad steps' examples on all ranks."""
+        """Yield the events of the last report, which was made at `step`, with the examples of all ranks."""
         if self.rescaled_steps:
-            assert self._loss_scale is not None
             assert self._loss_scale.value is not None
             details = {"skipped_steps": self.rescaled_steps, "loss_scale": self._loss_scale.value.item()}
             yield EventRow(step, "rescaled", details)
         if bad_steps:
             everywhere = [pair for pairs in ranks.gather([(bad.step, bad.ids) for bad in bad_steps]) for pair in pairs]
-            steps = sorted({bad for bad, _ in everywhere})
             ids = [example for _, examples in everywhere for example in examples]
-            yield EventRow(step, "non_finite", {"steps": steps, "ids": ids})
+            yield EventRow(step, "non_finite", {"steps": sorted({bad for bad, _ in everywhere}), "ids": ids})
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs, right after a report."""
+        """Return the state that a resume needs. Call it right after a report."""
         assert not self._pending, f"{len(self._pending)} steps were not reported"
         return {"in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, with modules that are already restored."""
+        """Resume from the result of `state_dict`, after the modules have been restored."""
         self.in_a_row = state["in_a_row"]
         self._clean = self._copy_buffers()
 
-    @torch.no_grad()
     def _copy_buffers(self) -> list[Tensor]:
         return [buffer.detach().clone() for buffer in self._buffers()]
-
-    @torch.no_grad()
-    def _restore_buffers(self) -> None:
-        for buffer, clean in zip(self._buffers(), self._clean, strict=True):
-            buffer.copy_(clean)
 
     def _buffers(self) -> list[Tensor]:
         return [buffer for module in self._modules for buffer in module.buffers() if buffer.is_floating_point()]
 
 
 def take_step(optimizer: Optimizer, found_inf: Tensor, loss_scale: Tensor | None = None) -> None:
-    """Let a fused optimizer update its parameters, unless `found_inf` (0-d float32 on their device) is 1.
+    """Update the parameters with a fused optimizer, without synchronisation, as `torch.amp.GradScaler` does.
 
-    A suppressed step leaves parameters, moments and step counters bit for bit as they were; no host waits for it. The
-    gradients are divided by `loss_scale` (0-d float32) in passing. This is how `torch.amp.GradScaler` drives fused
-    optimizers.
+    Args:
+        optimizer: fused optimizer.
+        found_inf: 0-d float32 on the parameters' device; 1 suppresses the update, so that parameters, moments and step
+            counters stay the same bit for bit.
+        loss_scale: 0-d float32 that the gradients are divided by, or None.
     """
     assert all(group["fused"] for group in optimizer.param_groups), "only fused optimizers can suppress a step"
     if isinstance(optimizer, SGD):
@@ -161,15 +159,15 @@ def take_step(optimizer: Optimizer, found_inf: Tensor, loss_scale: Tensor | None
 
 
 def _start_momentum(optimizer: SGD) -> None:
-    """Give parameters that have none a momentum of zero.
+    """Create missing momentum buffers as zeros.
 
-    Fused SGD allocates its momentum uninitialised and leaves it to the first step to fill it, which a suppressed step
-    doesn't do. From zero, the first step gets the same momentum: the gradient (without dampening).
+    Fused SGD allocates them uninitialised and its first step fills them, unless that step is suppressed. With zeros,
+    the first step computes the same momentum, namely the gradient, as long as there is no dampening.
     """
     for group in optimizer.param_groups:
         if group["momentum"] == 0:
             continue
-        assert group["dampening"] == 0, f"dampening {group['dampening']} makes a first step unlike the others"
+        assert group["dampening"] == 0, f"dampening {group['dampening']} would change the first step"
         for parameter in group["params"]:
             if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)

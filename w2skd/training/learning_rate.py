@@ -1,4 +1,4 @@
-"""The learning-rate schedules of a recipe, as arithmetic on step numbers."""
+"""Learning-rate schedules, as arithmetic on step numbers."""
 
 import math
 
@@ -7,9 +7,10 @@ from w2skd.recipe.schema import ConstantSection, CosineSection, LrScheduleSectio
 
 
 def lr_factor(section: LrScheduleSection, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
-    """What the recipe's learning rate is multiplied by at the 0-based step, in [0, 1].
+    """Return the factor of the recipe's learning rate at a 0-based step, in [0, 1].
 
-    A linear warm-up gives step `s` the share ``(s + 1) / warmup_steps``. Past the end of the run the factor stays.
+    A linear warm-up multiplies step `s` by ``(s + 1) / warmup_steps``. After the last step of the run the factor stays
+    constant.
     """
 
     def in_steps(duration: Duration) -> int:
@@ -27,7 +28,7 @@ def lr_factor(section: LrScheduleSection, step: int, *, steps_per_epoch: int, to
                 return warmup
             return _half_cosine(1.0, section.final_ratio, step - warmup_steps, total_steps - warmup_steps)
         case OneCycleSection():
-            # The peak is the warm-up's last step and the trough the run's last step, as in torch's OneCycleLR.
+            # As in torch's OneCycleLR, the warm-up's last step has the peak and the run's last step the minimum.
             peak = max(warmup_steps - 1, 0)
             if step < peak:
                 return _half_cosine(section.initial_ratio, 1.0, step, peak)
@@ -35,6 +36,6 @@ def lr_factor(section: LrScheduleSection, step: int, *, steps_per_epoch: int, to
 
 
 def _half_cosine(start: float, end: float, step: int, steps: int) -> float:
-    """Half a cosine from `start` at step 0 to `end` at step `steps`, and `end` from there on."""
+    """Interpolate along half a cosine from `start` at step 0 to `end` at step `steps`; stay at `end` afterwards."""
     progress = min(1.0, step / steps) if steps > 0 else float(step > 0)
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,4 +1,4 @@
-"""What a step calls: the student, wrapped for several ranks, compiled where the recipe asks for it."""
+"""The student as a training step calls it: wrapped for data parallelism, compiled on request."""
 
 import warnings
 from collections.abc import Iterable
@@ -13,26 +13,25 @@ from w2skd.errors import TrainingError
 from w2skd.platform.ranks import Ranks
 
 _MOST_GRAPHS = 64
-"""Of one model, one a shape."""
+"""Limit on the compiled graphs of a model. Each input shape needs one."""
 
 
 class Network:
-    """The student as training sees it; its weights, its state dict and its evaluation stay those of the bare module.
+    """Wraps a student for training. Weights, state dict and evaluation stay those of the bare module.
 
-    Only the student is compiled. A teacher is small and helps for a share of the run, which seldom earns back what its
-    compilation would take at every start. Evaluation is not compiled either: its odd last batch would cost a graph of
-    its own.
+    Only the student is compiled. A teacher is small and runs during a part of training only, which rarely pays for its
+    compilation. Evaluation is not compiled either, because its smaller last batch would need a graph of its own.
 
     Args:
-        student: on its device.
-        ranks: this process among its peers.
-        compiled: whether `torch.compile` makes one graph a shape of the inputs.
+        student: the model on its device.
+        ranks: this process among the ranks.
+        compiled: whether to use `torch.compile`, with one graph per input shape.
 
     Attributes:
-        module: what losses call.
+        module: the module that losses call.
 
     Raises:
-        TrainingError: torch cannot compile here; told at the first call as far as it is not known before.
+        TrainingError: torch cannot compile on this machine. Some causes only show at the first call of `module`.
     """
 
     def __init__(self, student: nn.Module, *, ranks: Ranks, compiled: bool):
@@ -41,25 +40,25 @@ class Network:
         self._compiled = compiled
         self._met: set[tuple[torch.Size, ...]] = set()
         if ranks.world > 1:
-            # Running statistics are averaged before they are used instead of copied from rank 0 at every step.
+            # The engine averages running statistics before they are used; DDP would copy rank 0's at every step.
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # the option's new name is unknown to older versions
+                warnings.simplefilter("ignore", FutureWarning)  # older versions of torch lack the option's new name
                 self._parallel = DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
             self.module = self._parallel
         if compiled:
             self.module = _Compiled(self.module)
 
     def sync_gradients(self, last: bool) -> AbstractContextManager[None]:
-        """For a forward and its backward: gradients travel between ranks once a step, with its last micro-batch."""
+        """Return the context of a micro-batch. Ranks reduce gradients in the last one of each step only."""
         if self._parallel is not None and not last:
             return self._parallel.no_sync()
         return nullcontext()
 
     def meets(self, inputs: Iterable[Tensor]) -> bool:
-        """Whether a step with these inputs pays for more than itself, such as allocations or compilation.
+        """Return whether a step with these inputs has one-off costs such as compilation, and remember their shapes.
 
-        The first step of a process does, and of a compiled network the first with every shape. Others may see new
-        shapes at every step, as images of many sizes make them, and pay nothing that a later step would not pay too.
+        The first step of a process does. In a compiled network, so does the first step with each combination of shapes.
+        Without compilation, new shapes cost nothing extra; images of many sizes bring some at every step.
         """
         shapes = tuple(tensor.shape for tensor in inputs if isinstance(tensor, Tensor))
         new = not self._met or (self._compiled and shapes not in self._met)
@@ -68,16 +67,16 @@ class Network:
 
 
 class _Compiled(nn.Module):
-    """A compiled module, which says in one line why it could not be compiled."""
+    """A compiled module that reports a failed compilation as a `TrainingError`."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
         try:
-            # Static shapes: the few sizes of a progressive schedule each get the fast kernels of their own. What
-            # comes after torch's limit stays uncompiled, and the full size comes last and lasts longest.
+            # Static shapes give each of a progressive schedule's few sizes its own fast kernels. Beyond its limit torch
+            # runs new shapes uncompiled, which would hit the full size: it comes last, and most steps use it.
             self._module = torch.compile(module, dynamic=False)
             torch._dynamo.config.recompile_limit = max(_MOST_GRAPHS, torch._dynamo.config.recompile_limit)
-        except RuntimeError as error:  # this version of Python, say
+        except RuntimeError as error:  # such as an unsupported version of Python
             raise _cannot_compile(error) from error
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
@@ -88,9 +87,9 @@ class _Compiled(nn.Module):
 
 
 def _cannot_compile(error: Exception) -> TrainingError:
-    cause = getattr(error, "inner_exception", error)  # the compiler's own words, without those of torch around them
+    cause = getattr(error, "inner_exception", error)  # the compiler's message, without torch's preamble
     reason = next(iter(str(cause).splitlines()), type(cause).__name__).rstrip(".")
     return TrainingError(
-        f"train.compile: torch cannot compile the model here: {reason}; a C++ compiler is needed, for GPUs Triton too: "
-        "install what is missing, or set train.compile=false"
+        f"train.compile: torch cannot compile the model: {reason}; "
+        "install a C++ compiler (and Triton for GPUs), or set train.compile=false"
     )

@@ -1,6 +1,7 @@
-"""From the recipe's words to torch's optimizers and weight averages."""
+"""Optimizers and weight averages, built from recipe sections."""
 
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from w2skd.recipe.schema import AdamWSection, EmaSection, SgdSection, TrainSecti
 
 
 def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Optimizer:
-    """The recipe's optimizer, fused: one kernel a step, and able to skip an update without asking the host."""
+    """Build the recipe's optimizer, fused: one kernel per step, which can skip an update without synchronisation."""
     groups = _groups(model, section.optimizer.decay_norms_and_biases)
     match section.optimizer:
         case SgdSection(lr=lr, momentum=momentum, weight_decay=decay, nesterov=nesterov):
@@ -21,10 +22,10 @@ def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Opti
 
 
 def _groups(model: nn.Module, decay_norms_and_biases: bool) -> list[dict[str, Any]]:
-    """One group of all parameters, or two: those that decay, then those that don't, each in the model's order.
+    """Return one group with all parameters, or one with weight decay and one without, each in the model's order.
 
-    Scales, offsets and biases have fewer than two dimensions. What else should not decay, such as the position
-    embedding of a ViT, the model names in ``no_weight_decay()`` if it has one (timm's convention).
+    Parameters with fewer than two dimensions (scales, offsets, biases) don't decay, nor do those that the model lists
+    in ``no_weight_decay()`` (timm's convention), such as the position embedding of a ViT.
     """
     if decay_norms_and_biases:
         return [{"params": list(model.parameters())}]
@@ -37,13 +38,13 @@ def _groups(model: nn.Module, decay_norms_and_biases: bool) -> list[dict[str, An
 
 
 class ExponentialAverage(AveragedModel):
-    """torch's average, without its copy of a counter to the device, for which the host would wait at every step."""
+    """`AveragedModel` that keeps its counter on the CPU, since copying it to the device would synchronise each step."""
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Take in the weights and running statistics after a step; the first time they are taken as they are."""
+        """Average in the weights and running statistics after a step; the first update copies them."""
         ours, theirs = self.module.state_dict(), model.state_dict()
-        begun = int(self.n_averaged) > 0  # a counter that stays on the CPU
+        begun = int(self.n_averaged) > 0  # on the CPU
         mean = [name for name, value in ours.items() if begun and value.is_floating_point()]
         if mean:
             assert self.multi_avg_fn is not None
@@ -66,20 +67,11 @@ def build_average(
     """
     if section is None:
         return None
-    decay_at = _decay(section, steps_per_epoch, total_steps)
+    half_life = max(1, section.half_life.steps(steps_per_epoch, total_steps)) if section.half_life else math.inf
+    ramp_up = math.inf if section.ramp_up is None else section.ramp_up
 
     def average(means: Any, weights: Any, updates: Tensor | int) -> None:
-        get_ema_multi_avg_fn(decay_at(int(updates)))(means, weights, updates)  # type: ignore[no-untyped-call]
+        decay = section.decay or 0.5 ** (1 / min(half_life, ramp_up * int(updates)))
+        get_ema_multi_avg_fn(decay)(means, weights, updates)  # type: ignore[no-untyped-call]
 
     return ExponentialAverage(model, multi_avg_fn=average, use_buffers=True)
-
-
-def _decay(section: EmaSection, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
-    """What an update keeps of the average, by the number of updates before it: 0.5 ** (1 / half-life)."""
-    if section.decay is not None:
-        decay = section.decay
-        return lambda _: decay
-    assert section.half_life is not None
-    half_life = max(1, section.half_life.steps(steps_per_epoch, total_steps))
-    ramp_up = section.ramp_up
-    return lambda updates: 0.5 ** (1 / (half_life if ramp_up is None else min(half_life, ramp_up * updates)))

@@ -115,7 +115,7 @@ def test_a_truncated_file_is_refused(name: str, share: float, recipe: Path, root
         ),
         (
             lambda root: rewrite(root / EVALUATION, lambda document: document["categories"][1].update(name="fox")),
-            "the categories for training and for evaluation differ; only in {root}/annotations/instances_train2017.json"
+            "the categories of training and evaluation differ; only in {root}/annotations/instances_train2017.json"
             ": dog; only in {root}/annotations/instances_val2017.json: fox",
         ),
         (
@@ -147,7 +147,7 @@ def test_every_training_command_checks_the_annotations(command: Any, recipe: Pat
 def test_more_examples_than_available_are_refused(recipe: Path, root: Path, tmp_path: Path) -> None:
     more = (*on_coco(root), "--set", "data.eval_examples=4")
     line = refused("train-teacher", "-r", recipe, "--out", tmp_path / "runs", *more, code=1)
-    assert line == f"{root / EVALUATION}: 4 examples were asked for, but there are only 3"
+    assert line == f"{root / EVALUATION}: 4 examples requested, but only 3 exist"
 
 
 @pytest.mark.parametrize(("name", "images", "purpose"), [(TRAIN, 4, "to learn from"), (EVALUATION, 3, "to score by")])

@@ -178,7 +178,7 @@ def test_exif_orientation_is_applied_where_the_annotations_match_it(
 def test_an_image_of_another_size_is_refused_when_it_is_opened(tmp_path: Path) -> None:
     path, folder = save(tmp_path)
     Image.new("RGB", (24, 33)).save(folder / "a.png")
-    with pytest.raises(DataError, match=r"a\.png: has 24 x 33 px .*, but its annotations are of .* 32 x 24 px$"):
+    with pytest.raises(DataError, match=r"a\.png: is 24 x 33 px .*, but its annotations state 32 x 24 px$"):
         read_coco(path, folder).examples.open(1)
 
 
@@ -320,7 +320,7 @@ def test_a_file_that_changes_between_readings_is_refused(tmp_path: Path) -> None
     path, folder = save(tmp_path)
     listing = read_coco(path, folder)
     path.write_text(json.dumps(changed(lambda document: document["images"].pop(0))))
-    with pytest.raises(DataError, match="has been changed since it was first read"):
+    with pytest.raises(DataError, match="changed since it was first read"):
         listing.ground_truth()
 
 

@@ -73,7 +73,7 @@ def test_every_coco_metric_can_be_the_metric(recipe_file: Write, metric: str) ->
         ("eval.backend=fast", "eval.backend: should be 'auto', 'pycocotools' or 'faster', not 'fast'"),
         ("eval=faster", "eval: should be a section with keys of its own, not 'faster'"),
         ("loss.label_smoothing=0.1", "loss: unknown key"),
-        ("report.thresholds=[20]", "report: thresholds: 20 is out of reach, ap50 goes from 0 to 1"),
+        ("report.thresholds=[20]", "report: thresholds: 20 is out of range; ap50 lies between 0 and 1"),
     ],
 )
 def test_a_value_out_of_range_or_place_is_refused(recipe_file: Write, override: str, start: str) -> None:

@@ -1,6 +1,6 @@
-"""What every feed of images with boxes hands out.
+"""Micro-batches of images with boxes.
 
-Legend: n images, k boxes of one of them; H x W px of the batch with its padding.
+Shapes: n images, k boxes of one image; H x W px with padding.
 """
 
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """The objects of one image.
+    """The labelled boxes of one image.
 
     Attributes:
-        boxes: float32 [k, 4], xyxy in px; of a batch those of the input image.
-        labels: int64 [k], from 0 to K - 1 in the order of the categories' ids.
+        boxes: float32 [k, 4], xyxy in px; in a batch, px of the resized image.
+        labels: int64 [k], 0 to K - 1, in the order of the category ids.
     """
 
     boxes: Tensor
@@ -32,13 +32,13 @@ class ImagesWithBoxes:
     """One micro-batch of n examples.
 
     Attributes:
-        images: float32 [n, 3, H, W], normalised, padded with 0 at right and bottom; H and W are multiples of 32.
-        sizes: (height, width) in px of each image within its padding.
-        targets: of each image, boxes in px of it as it is here.
+        images: float32 [n, 3, H, W], normalised, padded with 0 at the right and bottom; H and W are multiples of 32.
+        sizes: (height, width) in px of each image without padding.
+        targets: boxes of each image.
         ids: int64 [n], indices into the set.
-        step: the global optimizer step that it belongs to; 0 outside training.
-        scales: float32 [n, 2], (y, x); px of the original image = px here / scale, where nothing was cropped or
-            mirrored. On the CPU, where scoring is done.
+        step: global optimizer step; 0 outside training.
+        scales: float32 [n, 2] on the CPU, (y, x): px of the original image = px / scale, if nothing was cropped or
+            mirrored.
     """
 
     images: Tensor
@@ -50,7 +50,7 @@ class ImagesWithBoxes:
 
     @property
     def model_inputs(self) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
-        """What a detector's forward takes: images and their sizes."""
+        """Arguments of a detector's forward: images and their sizes."""
         return (self.images, self.sizes)
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
-"""Images with boxes as COCO has them, listed but not read yet.
+"""Listings of images with boxes in COCO's terms; pixels are read on demand.
 
-Legend: N images, M boxes of all of them, K categories.
+Shapes: N images, M boxes of all images, K categories.
 """
 
 import hashlib
@@ -18,35 +18,35 @@ from w2skd.tasks.detection.batch import Boxes
 
 
 class Pictures(Protocol):
-    """Images of any sizes, whose pixels are read when they are needed. Picklable, since it travels to data workers."""
+    """Images of any sizes whose pixels are read on demand. Picklable, because data workers read them."""
 
     def __len__(self) -> int: ...
 
     def open(self, index: int) -> Image.Image:
-        """One image in mode RGB and in its own size, decoded.
+        """Decode one image in mode RGB at its own size.
 
         Raises:
-            DataError: the file cannot be read or decoded, or has another size than was said of it; it is named.
+            DataError: the file cannot be read or decoded, or its size differs from the annotations.
         """
         ...
 
     def name(self, index: int) -> str:
-        """What to call an example in an error or in a table of predictions: its file's path, else its number."""
+        """Return the name of an example for errors and predictions: the path of its file, or its index."""
         ...
 
     def select(self, indices: Tensor) -> "Pictures":
-        """The images at these int64 indices, in their order."""
+        """Return the images at these int64 indices, in this order."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class BoxTable:
-    """The boxes of N images, in one piece so that they travel to data workers fast.
+    """The boxes of N images in a few tensors, which reach data workers quickly.
 
     Attributes:
-        boxes: float32 [M, 4], xyxy in px of the original image, each of positive area and within its image.
+        boxes: float32 [M, 4], xyxy in px of the original image, with positive area and within the image.
         labels: int64 [M], 0 to K - 1.
-        starts: int64 [N + 1]; image i has the boxes from ``starts[i]`` to ``starts[i + 1]``.
+        starts: int64 [N + 1]; image i has the boxes ``starts[i]`` to ``starts[i + 1] - 1``.
     """
 
     boxes: Tensor
@@ -61,12 +61,12 @@ class BoxTable:
         return len(self.starts) - 1
 
     def of(self, index: int) -> Boxes:
-        """The boxes of one image; views."""
+        """Return the boxes of one image, as views."""
         start, end = self.starts[index : index + 2].tolist()
         return Boxes(self.boxes[start:end], self.labels[start:end])
 
     def select(self, indices: Tensor) -> "BoxTable":
-        """The boxes of the images at these int64 indices, in their order."""
+        """Return the boxes of the images at these int64 indices, in this order."""
         counts = self.starts.diff()[indices]
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
         image = torch.repeat_interleave(torch.arange(len(indices)), counts)
@@ -75,12 +75,12 @@ class BoxTable:
 
     @classmethod
     def grouped(cls, boxes: Tensor, labels: Tensor, images: Tensor, count: int) -> "BoxTable":
-        """Sort boxes by their images; those of one image keep their order.
+        """Sort boxes by image; boxes of the same image keep their order.
 
         Args:
             boxes: float32 [M, 4].
             labels: int64 [M].
-            images: int64 [M], the image of each, below `count`.
+            images: int64 [M], index of each box's image, below `count`.
             count: N.
         """
         order = torch.argsort(images, stable=True)
@@ -91,18 +91,18 @@ class BoxTable:
 
 @dataclass(frozen=True, eq=False)
 class CocoListing:
-    """Examples for detection, whose pixels are not read yet.
+    """Images with boxes whose pixels are not read yet.
 
     Attributes:
-        name: what to call them in an error.
+        name: name of the set in errors.
         examples: N images.
-        image_ids: int64 [N], by which scoring knows them.
+        image_ids: int64 [N], their ids for scoring.
         sizes: int64 [N, 2], (height, width) in px.
-        table: what is trained on: no crowd regions, every box clipped to its image.
-        categories: K names, in the order of their ids.
-        category_ids: rising, with or without gaps; label i stands for ``category_ids[i]``.
-        account: what was done to the boxes that the source has; a line each, for people.
-        source_truth: returns all that the source has in COCO's format, of these and perhaps of other images.
+        table: the boxes for training: without crowd regions, clipped to the image.
+        categories: K names in the order of their ids.
+        category_ids: ascending, gaps allowed; label i stands for ``category_ids[i]``.
+        account: what was changed in the source's boxes, one line each.
+        source_truth: returns the complete ground truth of the source in COCO format, possibly with other images.
     """
 
     name: str
@@ -124,11 +124,11 @@ class CocoListing:
         return len(self.image_ids)
 
     def boxes(self, index: int) -> Boxes:
-        """What is trained on in one image, in px of the original."""
+        """Return the training boxes of one image, in px of the original."""
         return self.table.of(index)
 
     def select(self, indices: Tensor) -> "CocoListing":
-        """Return the examples at these int64 indices, in their order."""
+        """Return the examples at these int64 indices, in this order."""
         return CocoListing(
             self.name,
             self.examples.select(indices),
@@ -142,33 +142,33 @@ class CocoListing:
         )
 
     def subset(self, count: int | None, seed: int) -> "CocoListing":
-        """Return `count` examples drawn at random, in the order of the listing; all if `count` is None or their number.
+        """Return `count` random examples in the order of the listing; None returns all.
 
-        A smaller subset of the same seed is part of a larger one.
+        A smaller subset with the same seed is part of a larger one.
 
         Raises:
-            DataError: there are fewer.
+            DataError: the listing has fewer examples.
         """
         if count is None or count == len(self):
             return self
         if count > len(self):
-            raise DataError(f"{self.name}: {count} examples were asked for, but there are only {len(self)}")
+            raise DataError(f"{self.name}: {count} examples requested, but only {len(self)} exist")
         return self.select(permutation(len(self), seed, 0)[:count].sort().values)
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return what scoring needs, in COCO's format: ``images``, ``annotations`` and ``categories`` as they are.
+        """Return the ground truth for scoring in COCO format: ``images``, ``annotations`` and ``categories``.
 
-        They are restricted to these images, in this order. Crowd regions, masks and areas are kept, and boxes are
-        neither clipped nor dropped.
+        It is restricted to these images, in this order. Crowd regions, masks and areas are kept; boxes are neither
+        clipped nor dropped.
 
         Raises:
-            DataError: the source cannot be read any more, or is another one by now.
+            DataError: the source cannot be read any more, or has changed.
         """
         truth = self.source_truth()
         images = {image["id"]: image for image in truth["images"]}
         listed = self.image_ids.tolist()
         if not set(listed) <= images.keys():
-            raise DataError(f"{self.name}: has been changed since it was first read: images are gone; start again")
+            raise DataError(f"{self.name}: changed since it was first read: images are missing; restart the command")
         chosen = set(listed)
         return truth | {
             "images": [images[image_id] for image_id in listed],
@@ -176,7 +176,7 @@ class CocoListing:
         }
 
     def fingerprint(self) -> str:
-        """Return the SHA-256, in hexadecimal, of names, ids, sizes, boxes, labels and categories, not of the pixels."""
+        """Return the SHA-256 (hexadecimal) of names, ids, sizes, boxes, labels and categories, without pixels."""
         digest = hashlib.sha256(repr((self.categories, self.category_ids)).encode())
         for index in range(len(self)):
             digest.update(f"{self.examples.name(index)}\n".encode())
@@ -186,10 +186,10 @@ class CocoListing:
 
 
 def check_same_categories(train: CocoListing, evaluation: CocoListing) -> None:
-    """Refuse two listings whose labels do not mean the same.
+    """Check that two listings have the same categories in the same order.
 
     Raises:
-        DataError: naming the categories that only one of them has, or the first two that differ in their order.
+        DataError: they differ; lists the categories that only one of them has, or the first difference in order.
     """
     if train.categories == evaluation.categories:
         return
@@ -204,5 +204,8 @@ def check_same_categories(train: CocoListing, evaluation: CocoListing) -> None:
             for place, pair in enumerate(zip(train.categories, evaluation.categories, strict=True))
             if len(set(pair)) > 1
         )
-        differences = [f"by their ids, number {place + 1} is '{pair[0]}' in {train.name}, '{pair[1]}' in the other"]
-    raise DataError(f"the categories for training and for evaluation differ; {'; '.join(differences)}")
+        differences = [
+            f"in the order of ids, number {place + 1} is '{pair[0]}' in {train.name} "
+            f"and '{pair[1]}' in {evaluation.name}"
+        ]
+    raise DataError(f"the categories of training and evaluation differ; {'; '.join(differences)}")

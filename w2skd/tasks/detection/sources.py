@@ -1,4 +1,4 @@
-"""Where images with boxes come from: files in COCO's format, or generated scenes."""
+"""Sources of images with boxes: files in COCO format, or generated scenes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _EVAL_SCENES = 256
 
 @dataclass(frozen=True, eq=False)
 class DetectionListing:
-    """What a detector is trained and scored on, not read yet."""
+    """Training and evaluation examples whose pixels are not read yet."""
 
     train: CocoListing
     evaluation: CocoListing
@@ -28,10 +28,10 @@ class DetectionListing:
 
 @lru_cache(maxsize=2)
 def list_detection_data(section: DetectionData) -> DetectionListing:
-    """List what a recipe's ``data`` section asks for, without reading images; runs in one process share the result.
+    """List the examples of a recipe's ``data`` section without reading images; runs in one process share the result.
 
     Raises:
-        DataError: files are missing, damaged, too few or contradictory, or there is no box in one of the sets.
+        DataError: files are missing, damaged, too few or inconsistent, or one of the sets has no boxes.
     """
     train, evaluation, normalization = SOURCES[section.source](section)
     check_same_categories(train, evaluation)
@@ -55,7 +55,7 @@ def _coco(section: DetectionData) -> tuple[CocoListing, CocoListing, Normalizati
 
 
 def _shapes(section: DetectionData) -> tuple[CocoListing, CocoListing, Normalization]:
-    """As many as are asked for; `split_seed` draws the scenes themselves too."""
+    """Generate the requested number of scenes; `split_seed` is the seed of the scenes, too."""
     counts = (section.train_examples or _TRAIN_SCENES, section.eval_examples or _EVAL_SCENES)
     train, evaluation = (
         list_scenes(f"the {part} set of shapes", seed_from(section.split_seed, number), count, section.min_size)

@@ -1,8 +1,8 @@
-"""From one image with boxes in its own size to the pixels and boxes that a detector sees.
+"""Augmentation and resizing of one image with its boxes. Pixels stay bytes.
 
-Every draw is a function of counters, so that nobody's generator is read or moved. Pixels stay bytes throughout.
+Random draws are functions of counters; no generator is used.
 
-Legend: H x W px of an image; k boxes, xyxy in px.
+Shapes: H x W px of an image; k boxes, xyxy in px.
 """
 
 from dataclasses import dataclass, replace
@@ -21,12 +21,12 @@ _DRAWS = 6
 
 
 class Transformed(NamedTuple):
-    """What became of one image.
+    """One transformed image.
 
     Attributes:
         pixels: uint8 [H, W, 3].
-        target: its boxes, in px of `pixels`, of positive area and within the image; none may be left.
-        scale: (y, x), by which it was enlarged.
+        target: its boxes in px of `pixels`, with positive area and within the image; possibly none.
+        scale: (y, x) factors from the original (or its crop) to `pixels`.
     """
 
     pixels: NDArray[np.uint8]
@@ -36,18 +36,18 @@ class Transformed(NamedTuple):
 
 @dataclass(frozen=True)
 class DetectionTransform:
-    """Crop, resize, mirror, in this order.
+    """Crop, resize and mirror, in this order.
 
-    An image is resized (bilinear, antialiased) so that its shorter side is `min_size_px`, or less where its longer side
-    would exceed `max_size_px` (Ren et al. 2015, "Faster R-CNN"); smaller images are enlarged.
+    Images are resized (bilinear, antialiased) so that the shorter side is `min_size_px`, or less if the longer side
+    would exceed `max_size_px` (Ren et al. 2015, "Faster R-CNN"). Smaller images are enlarged.
 
     Attributes:
-        min_size_px: of the shorter side.
-        max_size_px: that the longer side may have.
-        flip: mirror every second image from left to right.
-        jitter: least and greatest factor on both sizes, drawn evenly.
-        crop: least and greatest share of either side that is kept, drawn for each side on its own, at a random place;
-            None keeps all. A box stays when its centre does, and is clipped.
+        min_size_px: length of the shorter side.
+        max_size_px: maximum length of the longer side.
+        flip: mirror horizontally with probability 0.5.
+        jitter: minimum and maximum factor on both lengths, drawn uniformly.
+        crop: minimum and maximum share of each side to keep, drawn per side, at a random position; None disables
+            cropping. A box is kept if its centre is, and clipped.
     """
 
     min_size_px: int
@@ -63,17 +63,17 @@ class DetectionTransform:
 
     @property
     def plain(self) -> "DetectionTransform":
-        """The same sizes, with nothing drawn."""
+        """The same transform without augmentation."""
         return replace(self, flip=False, jitter=(1.0, 1.0), crop=None)
 
     def __call__(self, image: Image.Image, target: Boxes, seed: int = 0, *counters: int) -> Transformed:
         """Transform one image.
 
         Args:
-            image: RGB, in its own size.
+            image: RGB, at its own size.
             target: boxes in px of `image`.
-            seed: of the draws.
-            counters: what they are for: (epoch, example).
+            seed: seed of the draws.
+            counters: (epoch, example).
         """
         flip, factor, *crop = uniform(seed, *counters, torch.arange(_DRAWS)).tolist()
         boxes, labels = target.boxes.clone(), target.labels
@@ -87,18 +87,18 @@ class DetectionTransform:
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
             boxes *= torch.tensor([scale[1], scale[0]] * 2)
-            # Rounding may have moved an edge by the last bit.
+            # Rounding may move an edge beyond the image by the last bit.
             boxes = torch.minimum(boxes, torch.tensor([width, height] * 2, dtype=torch.float32))
         if self.flip and flip < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-        # What is too thin for float32 after all this would make a detector's logarithms infinite.
+        # A box that became too thin for float32 would make the logarithms of the box coder infinite.
         solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
         return Transformed(np.asarray(image), Boxes(boxes[solid], labels[solid]), scale)
 
 
 def _fitted(size: tuple[int, int], min_size_px: int, max_size_px: int, factor: float) -> tuple[int, int]:
-    """The size of the same shape that fits; each side is rounded, and is 1 px at least."""
+    """Return the resized (width, height), rounded, at least 1 px each."""
     short, long = min(size), max(size)
     scale = factor * min(min_size_px / short, max_size_px / long)
     width, height = (max(1, round(side * scale)) for side in size)
@@ -106,7 +106,7 @@ def _fitted(size: tuple[int, int], min_size_px: int, max_size_px: int, factor: f
 
 
 def _frame(size: tuple[int, int], share: tuple[float, float], draws: list[float]) -> tuple[int, int, int, int]:
-    """What is kept of an image of (width, height): xyxy in whole px."""
+    """Return the crop of an image of (width, height): xyxy in whole px."""
     edges = []
     for side, share_drawn, place_drawn in zip(size, draws[:2], draws[2:], strict=True):
         kept = max(1, round(side * (share[0] + (share[1] - share[0]) * share_drawn)))
