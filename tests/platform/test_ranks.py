@@ -28,8 +28,8 @@ from w2skd.records.rows import EvalRow, EventRow, Row, StepRow
 from w2skd.records.rundir import RunDir, run_path
 from w2skd.runs import arm
 from w2skd.runs.arm import train_arm
-from w2skd.runs.options import RunOptions
-from w2skd.runs.score import score_checkpoint
+from w2skd.runs.options import RunOptions, ScoreOptions
+from w2skd.runs.score import score_model
 from w2skd.tasks.classification.task import ClassificationTask
 from w2skd.weights.load import load_weights
 
@@ -146,7 +146,7 @@ def train_and_score(ranks: Ranks, teacher: Path, out: Path) -> Any:
 
 
 def score(path: Path, ranks: Ranks) -> Any:
-    return score_checkpoint(path, recipe_name=None, overrides=[], role=None, device_name="cpu", ranks=ranks).evaluation
+    return score_model(ScoreOptions(path, device="cpu"), ranks).evaluation
 
 
 @pytest.fixture(scope="module")
@@ -242,8 +242,7 @@ def train_and_predict(ranks: Ranks, out: Path) -> str:
 
 
 def predict(path: Path, ranks: Ranks, file: Path) -> str:
-    keys = {"recipe_name": None, "overrides": [], "role": None, "device_name": "cpu"}
-    evaluation = score_checkpoint(path, ranks=ranks, wanted=("predictions",), **keys).evaluation
+    evaluation = score_model(ScoreOptions(path, device="cpu", outputs=("predictions",)), ranks).evaluation
     evaluation.files["predictions"](file)
     return file.read_text()
 

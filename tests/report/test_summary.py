@@ -18,7 +18,7 @@ from w2skd.tasks.catalog import recipe_types
     [
         (0.70, "12.9% weaker than the target"),
         (0.90, "outside the working band of 15%"),
-        (0.5, "it is unlikely to help"),
+        (0.5, "it may help little"),
     ],
 )
 def test_the_teachers_gap_to_the_target_is_reported(make_run, experiment: Path, target: float, expected: str) -> None:

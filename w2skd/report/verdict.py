@@ -23,7 +23,7 @@ def note(distance: float | None) -> str | None:
     if distance > 0:
         return (
             f"the teacher is {units.share(distance)} better than the target, outside the working band: "
-            "it is unlikely to help"
+            "it may help little"
         )
     if distance < -WORKING_BAND:
         return (
