@@ -143,7 +143,7 @@ def scored_model(metrics: dict[str, float], tables: dict[str, Any]) -> Any:
     shares = tuple(Metric(name, higher_is_better=True, is_share=name in ("top1", "ap")) for name in metrics)
     recipe = SimpleNamespace(metric=shares[0], report=SimpleNamespace(metrics=shares))
     evaluation = SimpleNamespace(metrics=metrics, tables=tables)
-    return SimpleNamespace(checkpoint=Path("a.pt"), model="m", recipe=recipe, account=(), evaluation=evaluation)
+    return SimpleNamespace(checkpoint=Path("a.pt"), model="m", recipe=recipe, notes=(), evaluation=evaluation)
 
 
 def test_of_a_long_table_the_terminal_gets_the_lowest_rows(capsys: pytest.CaptureFixture[str]) -> None:

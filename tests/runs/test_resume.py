@@ -382,13 +382,9 @@ def test_who_stops_is_told_which_command_goes_on(recipe: Path, copied: Path) -> 
     common = ("distill", "--recipe", recipe, "--out", copied)
     run = run_in(copied)
     stopped_at(14, *common, "--overwrite")
-    assert status(run)["reason"].endswith(
-        "checkpoint was written, resume with the same command without --overwrite"
-    )
+    assert status(run)["reason"].endswith("checkpoint was written, resume with the same command without --overwrite")
     stopped_at(20, *common, "--resume", run / "checkpoints" / "previous.pt")
-    assert status(run)["reason"].endswith(
-        "checkpoint was written, resume with the same command without --resume"
-    )
+    assert status(run)["reason"].endswith("checkpoint was written, resume with the same command without --resume")
     stopped_at(25, *common)
     assert status(run)["reason"].endswith("checkpoint was written, resume with the same command")
 

@@ -24,12 +24,12 @@ def _drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluate(self: ClassificationTask, model: nn.Module, **arguments: Any) -> Evaluation:
         evaluation = original(self, model, **arguments)
         loss = evaluation.metrics["loss"]
-        account = ("of 40 images", "the loss is low") if loss < 2.6 else ("of 40 images",)
+        notes = ("of 40 images", "the loss is low") if loss < 2.6 else ("of 40 images",)
 
         def draw(path: Path) -> None:
             write_atomically(path, f"{loss:.17g}".encode())
 
-        return replace(evaluation, account=account, snapshot=draw)
+        return replace(evaluation, notes=notes, snapshot=draw)
 
     monkeypatch.setattr(ClassificationTask, "evaluate", evaluate)
 

@@ -501,7 +501,7 @@ def test_remarks_and_a_snapshot_follow_their_validation_and_precede_its_checkpoi
     class Drawing(ToyTask):
         def evaluate(self, model: nn.Module, *, with_predictions: bool = False) -> Evaluation:
             plain = super().evaluate(model)
-            return replace(plain, account=("one", "two"), snapshot=draw if self.evaluations == 2 else None)
+            return replace(plain, notes=("one", "two"), snapshot=draw if self.evaluations == 2 else None)
 
     rows = list(engine(Drawing(), train_section(steps=10, log_every=100)).train())
     assert [type(row) for row in rows] == [

@@ -43,7 +43,7 @@ def test_imagenet_matches_itself_and_a_part_of_itself() -> None:
     match = match_classes(None, ids, ten, 1000)
     assert match.columns is not None
     assert [ids[column] for column in match.columns] == ten
-    assert match.account == "the data's 2 classes are among its 1,000, matched by ImageNet id"
+    assert match.note == "the data's 2 classes are among its 1,000, matched by ImageNet id"
 
 
 def test_with_unknown_names_the_order_is_assumed_and_reported() -> None:

@@ -121,11 +121,11 @@ def print_score(scored: "ScoredModel", as_json: bool) -> None:
     """Print the metrics and tables of an evaluation."""
     metrics, tables = scored.evaluation.metrics, scored.evaluation.tables
     if as_json:
-        facts = {"checkpoint": str(scored.checkpoint), "model": scored.model, "account": list(scored.account)}
+        facts = {"checkpoint": str(scored.checkpoint), "model": scored.model, "account": list(scored.notes)}
         print_json({**facts, "metrics": metrics, "tables": {name: list(rows) for name, rows in tables.items()}})
         return
     print_line(Text.assemble(scored.model, "  ", (str(scored.checkpoint), "dim")))
-    for line in scored.account:
+    for line in scored.notes:
         print_line(f"  {line}", "dim")
     for name in metrics:
         style = "bold" if name == scored.recipe.metric.name else ""

@@ -153,7 +153,7 @@ class _Training:
             self.ranks.on_main(partial(self.run.append, EventRow(0, "teacher", self.teacher_facts)))
         self.view.show(EventRow(0, "teacher", self.teacher_facts))
         if self.ranks.is_main:
-            self._note_teacher(loaded.account, evaluation)
+            self._note_teacher(loaded.notes, evaluation)
 
     def plan_distillation(self) -> None:
         """Turn the recipe's distill section into a schedule in steps."""
@@ -263,8 +263,8 @@ class _Training:
             )
         return known
 
-    def _note_teacher(self, account: tuple[str, ...], evaluation: Evaluation | None) -> None:
-        lines = [f"teacher: {line}" for line in (*account, *(evaluation.account if evaluation else ()))]
+    def _note_teacher(self, notes: tuple[str, ...], evaluation: Evaluation | None) -> None:
+        lines = [f"teacher: {line}" for line in (*notes, *(evaluation.notes if evaluation else ()))]
         types, thresholds = recipe_types(), self.setup.recipe.report.thresholds
         lines += teacher_gaps(read_run(self.run.path, types), self.options.out, thresholds, types)
         for line in lines:

@@ -272,7 +272,7 @@ class _Pace:
         self._step = 0
 
     def add(self, row: StepRow | EvalRow) -> None:
-        """Take a row's clock into account."""
+        """Add a row and its clock."""
         self._clock, self._step = row.clock, row.step
         if isinstance(row, StepRow):
             self._points.append((row.step, row.examples, training_seconds(row.clock)))

@@ -26,14 +26,14 @@ class ScoredModel:
         checkpoint: file of the weights.
         model: name of the architecture.
         recipe: that says how it is scored.
-        account: what was adapted or assumed, and how it was scored, one line each.
+        notes: what was adapted or assumed, and how it was scored, one line each.
         evaluation: metrics, tables and files.
     """
 
     checkpoint: Path
     model: str
     recipe: Recipe
-    account: tuple[str, ...]
+    notes: tuple[str, ...]
     evaluation: Evaluation
 
 
@@ -59,13 +59,13 @@ def score_model(options: ScoreOptions, ranks: Ranks) -> ScoredModel:
     train, device = recipe.train_of(role), open_device(options.device, ranks)
     with process_group(ranks, device):
         task = recipe.task_type()(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)
-        model, account = task.fit_model(role, weights)
+        model, notes = task.fit_model(role, weights)
         model.to(device)
         if train.channels_last:
             model.to(memory_format=torch.channels_last)
         evaluation = evaluate(task, model, device, train.precision, with_predictions=bool(options.outputs))
         model.eval()  # pictures that are drawn later call the model again
-    lines = (*account, *prepared, *evaluation.account)
+    lines = (*notes, *prepared, *evaluation.notes)
     return ScoredModel(weights.path, recipe.model_of(role), recipe, lines, evaluation)
 
 

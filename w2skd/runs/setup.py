@@ -29,12 +29,12 @@ class LoadedTeacher:
     Attributes:
         model: on the device, answering in the task's terms.
         weights: as read from its checkpoint.
-        account: what was adapted or assumed, one line each.
+        notes: what was adapted or assumed, one line each.
     """
 
     model: nn.Module
     weights: Weights
-    account: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Setup:
         if self.teacher:
             # A backward pass costs about twice a forward pass, and the teacher has none.
             facts["distilled_step_floor"] = round((3 * flops["student"] + flops["teacher"]) / (3 * flops["student"]), 4)
-            facts["teacher_account"] = list(self.teacher.account)
+            facts["teacher_account"] = list(self.teacher.notes)
         if (plugin := plugin_fingerprint()) is not None:
             facts["plugin"] = plugin
         return facts
@@ -135,7 +135,7 @@ def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Setup
     teacher = None
     if weights is not None:
         fitted = task.fit_model(Role.TEACHER, weights)
-        teacher = LoadedTeacher(fitted.model.to(device), weights, fitted.account)
+        teacher = LoadedTeacher(fitted.model.to(device), weights, fitted.notes)
     model.to(device)
     if train.channels_last:
         model.to(memory_format=torch.channels_last)

@@ -53,11 +53,11 @@ class FittedModel(NamedTuple):
 
     Attributes:
         model: takes the task's inputs and returns its outputs.
-        account: what was adapted or assumed, one line each.
+        notes: what was adapted or assumed, one line each.
     """
 
     model: nn.Module
-    account: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Evaluation:
     Attributes:
         metrics: by name, equal on all ranks.
         tables: name -> rows of plain values.
-        account: what a reader of the scores must know, one line each.
+        notes: what a reader of the scores must know, one line each.
         files: name of a `Recipe.outputs` entry -> function that writes it; empty unless predictions were requested.
         pictures: draws the first N examples into a folder and returns the files; None if the task draws none, or
             predictions were not requested.
@@ -77,7 +77,7 @@ class Evaluation:
 
     metrics: dict[str, float]
     tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    account: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
     pictures: Callable[[Path, int], list[Path]] | None = None
     snapshot: Callable[[Path], None] | None = None

@@ -205,7 +205,7 @@ class Engine:
         if not math.isnan(value) and (self.best is None or self.task.metric.is_better(value, self.best)):
             self.best, self.best_step = value, self.step
         yield EvalRow(self.step, self._epoch, self._examples, evaluation.metrics, self.process.clock.read())
-        yield from (Remark(self.step, line) for line in evaluation.account)
+        yield from (Remark(self.step, line) for line in evaluation.notes)
         if evaluation.snapshot is not None:
             yield Snapshot(self.step, evaluation.snapshot)
         if self.schedule is not None:

@@ -18,12 +18,12 @@ class ClassMatch:
 
     Attributes:
         columns: for each class of the data, its index in the model's logits; None if both have the same order.
-        account: one line that describes the match.
+        note: one line that describes the match.
         assumed: the model's classes are unknown, so equal order is an assumption.
     """
 
     columns: tuple[int, ...] | None
-    account: str
+    note: str
     assumed: bool = False
 
 
@@ -57,8 +57,8 @@ def match_classes(
         return ClassMatch(None, f"class names unknown: assumed to be the data's {len(ours):,} in the same order", True)
     columns, ways = _find_all(theirs or (), their_ids or (), ours)
     if len(columns) < their_count:
-        account = f"the data's {len(ours):,} classes are among its {their_count:,}, matched by {' and '.join(ways)}"
-        return ClassMatch(columns, account)
+        note = f"the data's {len(ours):,} classes are among its {their_count:,}, matched by {' and '.join(ways)}"
+        return ClassMatch(columns, note)
     if columns == tuple(range(their_count)):
         return ClassMatch(None, f"the same {their_count:,} classes")
     return ClassMatch(columns, f"the same {their_count:,} classes in a different order")

@@ -73,7 +73,7 @@ def test_labels_follow_the_ids_of_categories_and_boxes_their_images(tmp_path: Pa
     assert listing.boxes(1).labels.tolist() == [1, 0]
     assert (listing.boxes(1).boxes.dtype, listing.boxes(1).labels.dtype) == (torch.float32, torch.int64)
     assert listing.boxes(2).boxes.shape == (0, 4)
-    assert listing.account == (
+    assert listing.notes == (
         "1 crowd regions are used for scoring only",
         "1 of 3 images have no boxes for training",
     )
@@ -102,7 +102,7 @@ def test_missing_fields_that_scorers_need_get_defaults(tmp_path: Path) -> None:
     assert [row["iscrowd"] for row in truth] == [0, 0, 0, 0]
     assert [row["id"] for row in truth] == [1, 2, 3, 4]  # a match with id 0 counts as none
     assert len(listing.table.labels) == 4
-    assert "4 annotations have no area: scoring uses the areas of their boxes" in listing.account
+    assert "4 annotations have no area: scoring uses the areas of their boxes" in listing.notes
 
 
 def test_boxes_are_clipped_or_dropped_for_training_only_and_counted(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_boxes_are_clipped_or_dropped_for_training_only_and_counted(tmp_path: Pa
     listing = read(tmp_path, changed(change))
     expected = [[0, 0, 5, 5], [30, 20, 32, 24], [1e-9, 3, 2e-9, 8], [30, 3, 32, 8]]
     torch.testing.assert_close(listing.boxes(1).boxes, torch.tensor(expected))
-    assert listing.account == (
+    assert listing.notes == (
         "2 boxes without area are excluded from training",
         "3 boxes outside of their images are excluded from training",
         "2 boxes beyond the edges of their images are clipped for training",
@@ -142,7 +142,7 @@ def test_a_box_too_thin_for_float32_is_dropped(tmp_path: Path) -> None:
 
     listing = read(tmp_path, changed(change))
     assert len(listing.table.labels) == 0
-    assert listing.account[0] == "1 boxes without area are excluded from training"
+    assert listing.notes[0] == "1 boxes without area are excluded from training"
 
 
 def test_greyscale_images_become_rgb(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_real_coco_is_read(coco_tiny: Path) -> None:
     path = coco_tiny / "annotations/instances_val2017.json"
     listing = read_coco(path, coco_tiny / "val2017")
     assert (len(listing), len(listing.categories), listing.category_ids[-1]) == (80, 80, 90)
-    assert listing.account == ("11 crowd regions are used for scoring only",)
+    assert listing.notes == ("11 crowd regions are used for scoring only",)
     document = json.loads(path.read_text())
     truth = listing.ground_truth()
     assert truth == {key: document[key] for key in ("images", "annotations", "categories")}

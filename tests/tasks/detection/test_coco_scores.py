@@ -150,7 +150,7 @@ def test_perfect_boxes_of_one_size_score_one_and_other_sizes_have_no_number(back
         {"class": "class 7", "boxes": 0, "ap": nothing, "ap50": nothing},
         {"class": "class 90", "boxes": 1, "ap": pytest.approx(1), "ap50": pytest.approx(1)},
     ]
-    assert result.account == ()
+    assert result.notes == ()
 
 
 def test_average_precision_over_thresholds_is_what_the_overlap_says() -> None:
@@ -190,7 +190,7 @@ def test_the_area_is_the_files_where_it_has_one(backend: str) -> None:
 def test_finding_nothing_is_zero(backend: str) -> None:
     result = scored(truth([box(1, [10, 10, 50, 50])], images=2), [found(), found()], backend)
     assert (result.numbers["ap"], result.numbers["ap50"], result.numbers["ar100"]) == (0, 0, 0)
-    assert (result.classes[0]["ap"], result.account) == (0, ())
+    assert (result.classes[0]["ap"], result.notes) == (0, ())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -201,9 +201,7 @@ def test_nothing_to_find_is_no_number_and_is_reported(
 ) -> None:
     result = scored(truth(annotations, len(detections)), detections, backend)
     assert all(math.isnan(value) for value in result.numbers.values()), result.numbers
-    assert result.account == (
-        f"the {len(detections)} evaluation images have no ground-truth boxes: all scores are NaN",
-    )
+    assert result.notes == (f"the {len(detections)} evaluation images have no ground-truth boxes: all scores are NaN",)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -216,7 +214,7 @@ def test_a_detection_that_is_not_finite_finds_nothing_and_is_reported(backend: s
     table[0, place] = value
     result = scored(truth([box(1, [0, 0, 50, 50])]), [(table[:, :4], table[:, 4], labels)], backend)
     assert result.numbers["ap50"] == 0
-    assert result.account == ("dropped 1 of 2 detections with non-finite values",)
+    assert result.notes == ("dropped 1 of 2 detections with non-finite values",)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -281,7 +279,7 @@ def _share(ranks: Ranks, seed: int) -> tuple[dict[str, float], tuple[str, ...], 
             scorer.add(torch.tensor([place]), [detections[place]])
         scorer.merge(ranks)
         result = scorer.result("pycocotools")
-    return result.numbers, result.account, scorer._rows.tolist()
+    return result.numbers, result.notes, scorer._rows.tolist()
 
 
 def test_ranks_score_like_one_process() -> None:

@@ -122,8 +122,8 @@ def test_a_classifiers_weights_are_taken(name, tensors, left_out, wrapper):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
     detector = build_detector(name, 2, frozen_norm=True).eval()
-    account = load_backbone(detector, name, {wrapper + key: each for key, each in classifier.state_dict().items()})
-    assert account == (
+    notes = load_backbone(detector, name, {wrapper + key: each for key, each in classifier.state_dict().items()})
+    assert notes == (
         f"backbone: loaded {tensors} tensors of {backbone_classifier(name)}, ignored {left_out} after its last features"
     )
     images = torch.randn(1, 3, 64, 64)

@@ -203,7 +203,7 @@ def test_boxes_are_scored_in_the_px_of_the_originals(tmp_path: Path) -> None:
     found = task.evaluate(Oracle([both, (torch.tensor([cat]), torch.tensor([0])), both]))
     assert found.metrics["ap"] == pytest.approx(1.0)
     assert [(row["class"], row["boxes"]) for row in found.tables["classes"]] == [("cat", 3), ("dog", 2)]
-    assert found.account[0].startswith("scored by pycocotools ")
+    assert found.notes[0].startswith("scored by pycocotools ")
     missed = task.evaluate(Oracle([(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))] * 3))
     assert missed.metrics["ap50"] == 0.0
 
@@ -308,7 +308,7 @@ def test_a_finished_model_fits_its_own_task(family: str, tmp_path: Path) -> None
     task = make_task(family)
     weights = weights_of(task, tmp_path / "teacher.pt")
     fitted = task.fit_model(Role.TEACHER, weights)
-    assert fitted.account == ()
+    assert fitted.notes == ()
     assert all(torch.equal(value, weights.state[name]) for name, value in fitted.model.state_dict().items())
 
 
@@ -333,7 +333,7 @@ def test_a_nameless_teacher_of_other_categories_is_refused_by_their_number(famil
     with pytest.raises(CheckpointError, match=r"teacher\.pt: it has 2 categories, the data 10$"):
         make_task(family).fit_model(Role.TEACHER, Weights(tmp_path / "teacher.pt", state))
     fitted = other.fit_model(Role.TEACHER, Weights(tmp_path / "teacher.pt", state))
-    assert fitted.account == ("teacher.pt does not name its categories: assuming those of the data in the same order",)
+    assert fitted.notes == ("teacher.pt does not name its categories: assuming those of the data in the same order",)
 
 
 def test_a_teacher_of_other_anchors_is_refused_and_a_model_to_be_scored_keeps_its_own(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_a_teacher_of_other_anchors_is_refused_and_a_model_to_be_scored_keeps_it
         task.fit_model(Role.TEACHER, weights)
     fitted = task.fit_model(Role.STUDENT, weights)
     assert fitted.model.grid.sizes_px[0] == (16, 20, 25)
-    assert fitted.account == ("keeping the anchors it was trained with (anchor_scale 0.5)",)
+    assert fitted.notes == ("keeping the anchors it was trained with (anchor_scale 0.5)",)
 
 
 def test_a_teacher_of_the_other_family_or_of_a_classifier_is_refused(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def test_non_finite_samples_have_no_score_and_are_reported(folder: Path, tmp_pat
     next(model.parameters()).data.fill_(math.nan)
     found = scored(task, model)
     assert all(math.isnan(value) for value in found.metrics.values())
-    assert "12 of 12 samples are non-finite: fid and kid are undefined" in found.account
+    assert "12 of 12 samples are non-finite: fid and kid are undefined" in found.notes
     assert found.snapshot is not None
     found.snapshot(tmp_path / "nan.png")
     assert not task.metric.is_better(found.metrics["fid"], 1e9)
@@ -355,7 +355,7 @@ def test_a_finished_model_fits_its_own_task(conditional: str, folder: Path, tmp_
     weights = load_weights(made.path)
     assert weights.details == task.describe_model()
     fitted = task.fit_model(Role.TEACHER, weights)
-    assert fitted.account == ()
+    assert fitted.notes == ()
     assert all(torch.equal(value, made.state[name]) for name, value in fitted.model.state_dict().items())
 
 
@@ -406,7 +406,7 @@ def test_weights_of_another_network_are_refused(folder: Path, tmp_path: Path) ->
 def test_details_that_bare_weights_lack_are_assumed_and_reported(folder: Path, tmp_path: Path) -> None:
     task = make_task(folder)
     bare = Weights(tmp_path / "teacher.pt", network(task).state_dict())
-    assert task.fit_model(Role.TEACHER, bare).account == (
+    assert task.fit_model(Role.TEACHER, bare).notes == (
         "teacher.pt does not record timesteps, beta_schedule, prediction, image_size: assuming the recipe's values",
     )
 
@@ -415,7 +415,7 @@ def test_an_epsilon_teachers_prediction_is_converted_to_v(folder: Path, tmp_path
     task = make_task(folder, "diffusion.prediction=v")
     weights = weights_of(task, tmp_path / "teacher.pt", prediction="epsilon")
     fitted = task.fit_model(Role.TEACHER, weights)
-    [line] = fitted.account
+    [line] = fitted.notes
     assert line.startswith(
         "its epsilon predictions are converted to v, which multiplies their errors by up to 1 at the "
     )
@@ -442,16 +442,16 @@ def test_the_conversions_error_factor_and_its_remedy_are_reported(
         f"{factor} at the noisiest timesteps"
     )
     advised = f"{plain}; distill.timestep_weighting=min_snr reduces the weight of these"
-    assert task.fit_model(Role.TEACHER, weights).account == (advised,)
-    assert task.fit_model(Role.STUDENT, weights).account == (plain,)
+    assert task.fit_model(Role.TEACHER, weights).notes == (advised,)
+    assert task.fit_model(Role.STUDENT, weights).notes == (plain,)
     weighed = make_task(folder, process, "distill.timestep_weighting=min_snr")
-    assert weighed.fit_model(Role.TEACHER, weights).account == (plain,)
+    assert weighed.fit_model(Role.TEACHER, weights).notes == (plain,)
 
 
 def test_a_v_teachers_prediction_is_converted_to_epsilon(folder: Path, tmp_path: Path) -> None:
     task = make_task(folder)
     fitted = task.fit_model(Role.TEACHER, weights_of(task, tmp_path / "teacher.pt", prediction="v"))
-    assert fitted.account == ("its v predictions are converted to epsilon",)
+    assert fitted.notes == ("its v predictions are converted to epsilon",)
     assert isinstance(fitted.model, Converted)
     found = scored(task, fitted.model.eval())
     own = scored(make_task(folder, "diffusion.prediction=v"), fitted.model.model)
@@ -477,12 +477,12 @@ def test_a_network_of_diffusers_can_be_the_teacher(pipeline: Path, folder: Path)
     task = make_task(folder, f"teacher={{model: '{model}', checkpoint: pretrained}}")
     weights = DiffusionTask.open_weights(Path("pretrained"), model)
     fitted = task.fit_model(Role.TEACHER, weights)
-    assert fitted.account == ()
+    assert fitted.notes == ()
     assert all(torch.equal(value, weights.state[name]) for name, value in fitted.model.state_dict().items())
     found = task.losses(network(task), FrozenTeacher(fitted.model, device=CPU), next(task.train_batches(0)))
     assert found.distill["mse"].item() > 0
     as_v = make_task(folder, f"teacher.model='{model}'", "diffusion.prediction=v")
-    assert as_v.fit_model(Role.TEACHER, weights).account[0].startswith("its epsilon predictions are converted to v, ")
+    assert as_v.fit_model(Role.TEACHER, weights).notes[0].startswith("its epsilon predictions are converted to v, ")
 
 
 def test_a_network_of_diffusers_with_another_process_is_refused(pipeline: Path, folder: Path) -> None:
@@ -500,6 +500,6 @@ def test_a_network_of_diffusers_without_a_scheduler_is_assumed_to_match(pipeline
     model = f"diffusers:{pipeline}/unet"
     (pipeline / "scheduler" / "scheduler_config.json").unlink()
     task = make_task(folder, f"teacher.model='{model}'")
-    assert task.fit_model(Role.TEACHER, DiffusionTask.open_weights(Path("pretrained"), model)).account == (
+    assert task.fit_model(Role.TEACHER, DiffusionTask.open_weights(Path("pretrained"), model)).notes == (
         f"{model.replace(':', ' ')} does not record timesteps, beta_schedule, prediction: assuming the recipe's values",
     )

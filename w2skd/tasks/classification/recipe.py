@@ -183,7 +183,7 @@ class ClassificationRecipe(Recipe):
                 ``normalization`` is three means, then three standard deviations.
 
         Returns:
-            The changed recipe and an account of the changes, one line each; the recipe itself and no lines if the
+            The changed recipe and one note per change; the recipe itself and no notes if the
             details contain no ``preprocessing``.
         """
         if "preprocessing" not in details:
@@ -205,9 +205,7 @@ class ClassificationRecipe(Recipe):
         train = self.train.model_copy(update={"precision": "fp32"})
         crop = f"center crop of {crop_px} px" if crop_px != resize_px else "center crop"
         resize = f"resize of the shorter side to {resize_px} px ({preprocessing['interpolation']})"
-        account = [f"preprocessing of its library: {resize}, {crop}; in fp32"]
+        notes = [f"preprocessing of its library: {resize}, {crop}; in fp32"]
         if preprocessing.get("crop_mode") == "squash":
-            account.append(
-                "its library squashes whole images to a square; a center crop is used here, so scores differ"
-            )
-        return self.model_copy(update={"data": data, "teacher": teacher, "train": train}), tuple(account)
+            notes.append("its library squashes whole images to a square; a center crop is used here, so scores differ")
+        return self.model_copy(update={"data": data, "teacher": teacher, "train": train}), tuple(notes)

@@ -118,20 +118,20 @@ class ClassificationTask:
             model = self._build(role, heads, sizes_px)
         load_into(model, weights, expected=self._recipe.model_of(role))
         details = weights.details
-        account = [f"{weights.path.name} has no metadata: {details['source']}"] if details.get("assumed") else []
+        notes = [f"{weights.path.name} has no metadata: {details['source']}"] if details.get("assumed") else []
         try:
             match = match_classes(details.get("classes"), details.get("class_ids"), self.classes, heads)
         except CheckpointError as error:
-            raise CheckpointError(f"{weights.path}: {'; '.join([str(error), *account])}") from None
+            raise CheckpointError(f"{weights.path}: {'; '.join([str(error), *notes])}") from None
         if match.columns is not None or match.assumed:
-            account.append(match.account)
+            notes.append(match.note)
         theirs = self._normalization_of(role, weights)
         if theirs is None:
             remedy = "; set teacher.normalization if it differs" if role is Role.TEACHER else ""
-            account.append(f"its image normalisation is not recorded: assumed to be the data's{remedy}")
+            notes.append(f"its image normalisation is not recorded: assumed to be the data's{remedy}")
             theirs = self._normalization
         if not own_size:
-            account.append(f"sees images of {size_px} px, the student of {self._feeds.size_px} px")
+            notes.append(f"sees images of {size_px} px, the student of {self._feeds.size_px} px")
         if match.columns is not None or theirs != self._normalization or not own_size:
             model = AdaptedClassifier(
                 model,
@@ -141,7 +141,7 @@ class ClassificationTask:
                 interpolation=self._recipe.data.interpolation,
                 columns=match.columns,
             )
-        return FittedModel(model, tuple(account))
+        return FittedModel(model, tuple(notes))
 
     def example_batch(self) -> LabelledImages:
         """Return a batch of one training image."""

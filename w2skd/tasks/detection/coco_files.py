@@ -109,15 +109,15 @@ def read_coco(annotations: Path, images: Path) -> CocoListing:
     label_of = records.places(box_rows, "category_id", category_ids[by_id], "category")
     crowd = records.numbers("annotations", box_rows, "iscrowd", default=0) != 0
     records.numbers("annotations", box_rows, "area", default=0)
-    xyxy, usable, account = _clip(records.boxes(box_rows), crowd, sizes[image_of])
+    xyxy, usable, notes = _clip(records.boxes(box_rows), crowd, sizes[image_of])
 
     boxes = torch.from_numpy(xyxy[usable])
     labels = torch.from_numpy(label_of[usable])
     table = BoxTable.grouped(boxes, labels, torch.from_numpy(image_of[usable]), len(image_ids))
     empty = int((table.starts.diff() == 0).sum())
-    account += [f"{empty:,} of {len(image_ids):,} images have no boxes for training"] if empty else []
+    notes += [f"{empty:,} of {len(image_ids):,} images have no boxes for training"] if empty else []
     without = sum("area" not in row for row in box_rows)
-    account += [f"{without:,} annotations have no area: scoring uses the areas of their boxes"] if without else []
+    notes += [f"{without:,} annotations have no area: scoring uses the areas of their boxes"] if without else []
     return CocoListing(
         str(annotations),
         CocoFiles(images, tuple(names), torch.from_numpy(sizes)),
@@ -126,7 +126,7 @@ def read_coco(annotations: Path, images: Path) -> CocoListing:
         table,
         tuple(titles[place] for place in by_id),
         tuple(category_ids[by_id].tolist()),
-        tuple(account),
+        tuple(notes),
         partial(_truth, annotations),
     )
 

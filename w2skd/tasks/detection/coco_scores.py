@@ -45,13 +45,13 @@ class CocoResult:
         classes: one row per category in label order: ``class`` is its name, ``boxes`` the number of its ground-truth
             boxes without crowd regions, ``ap`` and ``ap50`` its scores (NaN without boxes).
         backend: name and version of the scoring package.
-        account: caveats of the scores, one line each; usually empty.
+        notes: caveats of the scores, one line each; usually empty.
     """
 
     numbers: dict[str, float]
     classes: list[dict[str, Any]]
     backend: str
-    account: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def choose_backend(backend: str) -> str:

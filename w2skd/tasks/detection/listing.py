@@ -101,7 +101,7 @@ class CocoListing:
         table: the boxes for training: without crowd regions, clipped to the image.
         categories: K names in the order of their ids.
         category_ids: ascending, gaps allowed; label i stands for ``category_ids[i]``.
-        account: what was changed in the source's boxes, one line each.
+        notes: what was changed in the source's boxes, one line each.
         source_truth: returns the complete ground truth of the source in COCO format, possibly with other images.
     """
 
@@ -112,7 +112,7 @@ class CocoListing:
     table: BoxTable
     categories: tuple[str, ...]
     category_ids: tuple[int, ...]
-    account: tuple[str, ...]
+    notes: tuple[str, ...]
     source_truth: Callable[[], dict[str, Any]]
 
     def __post_init__(self) -> None:
@@ -137,7 +137,7 @@ class CocoListing:
             self.table.select(indices),
             self.categories,
             self.category_ids,
-            self.account,
+            self.notes,
             self.source_truth,
         )
 

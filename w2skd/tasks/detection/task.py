@@ -100,7 +100,7 @@ class DetectionTask:
             "data_fingerprint": f"{train.fingerprint()[:16]}/{evaluation.fingerprint()[:16]}",
             "train_examples": len(train),
             "eval_examples": len(evaluation),
-            "data_account": [f"{listing.name}: {line}" for listing in (train, evaluation) for line in listing.account],
+            "data_account": [f"{listing.name}: {line}" for listing in (train, evaluation) for line in listing.notes],
         }
 
     def describe_model(self) -> dict[str, list[Any]]:
@@ -137,10 +137,10 @@ class DetectionTask:
                 those of the data.
         """
         name = self._recipe.model_of(role)
-        account = []
+        notes = []
         theirs = weights.details.get("classes")
         if theirs is None:
-            account.append(
+            notes.append(
                 f"{weights.path.name} does not name its categories: assuming those of the data in the same order"
             )
         elif list(theirs) != list(self.classes):
@@ -152,7 +152,7 @@ class DetectionTask:
         known = (weights.recipe or {}).get("detector", {}).get("anchor_scale", anchor_scale)
         if known != anchor_scale:
             anchor_scale = known
-            account.append(f"keeping the anchors it was trained with (anchor_scale {anchor_scale:g})")
+            notes.append(f"keeping the anchors it was trained with (anchor_scale {anchor_scale:g})")
         detector = self._build(name, anchor_scale)
         count = _categories_in(detector, weights)
         if count not in (None, len(self.classes)):
@@ -162,7 +162,7 @@ class DetectionTask:
             with torch.device("meta"):
                 student = self._build(self._recipe.student.model, self._recipe.detector.anchor_scale)
             check_same_grid(student, detector)
-        return FittedModel(detector, tuple(account))
+        return FittedModel(detector, tuple(notes))
 
     def example_batch(self) -> ImagesWithBoxes:
         """Return one training image."""
@@ -203,7 +203,7 @@ class DetectionTask:
         return Evaluation(
             result.numbers,
             {"classes": result.classes},
-            account=(f"scored by {result.backend}", *result.account),
+            notes=(f"scored by {result.backend}", *result.notes),
             files=files,
             pictures=partial(self._draw, model) if with_predictions else None,
         )

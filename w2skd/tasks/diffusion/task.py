@@ -202,7 +202,7 @@ class DiffusionTask:
         result = self._ranks.on_main(scorer.result)
         return Evaluation(
             {"fid": result.fid, "kid": result.kid},
-            account=(*scoring.notes(), *result.notes),
+            notes=(*scoring.notes(), *result.notes),
             files={"samples": partial(write_samples, samples)} if with_predictions else {},
             pictures=partial(self._draw, samples) if with_predictions else None,
             snapshot=partial(self._draw_grid, samples[:_SHOWN]),

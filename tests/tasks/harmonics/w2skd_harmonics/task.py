@@ -159,7 +159,7 @@ class HarmonicsTask:
         errors = (found[:, 1] - found[:, 2]).abs().double()
         metrics = {"rmse": errors.square().mean().sqrt().item(), "max_error": errors.max().item()}
         files = {"curve": partial(_write_curve, found)} if with_predictions else {}
-        return Evaluation(metrics, account=(f"scored at {len(found)} points",), files=files)
+        return Evaluation(metrics, notes=(f"scored at {len(found)} points",), files=files)
 
 
 def _write_curve(found: Tensor, path: Path) -> None:
