@@ -1,4 +1,4 @@
-"""The process that a training run lives in."""
+"""The process that trains: its device, its rank, its clock and its stop requests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ from w2skd.training.clock import Clock
 
 @dataclass(frozen=True)
 class Process:
-    """A process of a training run.
+    """A training process, as the engine sees it.
 
     Attributes:
         device: device of the student, the teacher and the batches.
         ranks: this process among the ranks of the run.
         clock: measures the time of each segment.
-        should_stop: whether a stop was requested; the run then ends with a checkpoint. Called after every step with a
-            single rank, at log rows with several.
+        should_stop: returns whether to end the run with a checkpoint. Called after every step with a single rank, and
+            at log rows with several.
     """
 
     device: torch.device
