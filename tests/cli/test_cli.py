@@ -189,7 +189,7 @@ def test_a_dry_run_tells_how_scores_come_about(recipe: Path, tmp_path: Path, mon
 def test_a_dry_run_tells_the_costs_and_writes_a_picture_only(recipe: Path, copied: Path, tmp_path: Path) -> None:
     before, files = contents(tmp_path), set(tmp_path.rglob("*"))
     said = done("distill", "-r", recipe, "--out", copied, "--dry-run").out
-    for word in ("64 training, 40 evaluation", "30 steps of 4 an epoch", "small_cnn_weak", "cifar_resnet8", "MFLOPs"):
+    for word in ("64 training, 40 evaluation", "30 steps, 4 per epoch", "small_cnn_weak", "cifar_resnet8", "MFLOPs"):
         assert word in said
     assert "a distilled step takes at least" in said
     assert "at 8 validations in a row" in " ".join(said.split())
@@ -198,7 +198,7 @@ def test_a_dry_run_tells_the_costs_and_writes_a_picture_only(recipe: Path, copie
     assert str(copied / "first_batch_w2s.png") in re.sub(r"\s+", "", said)
     done("distill", "-r", recipe, "--out", tmp_path / "new", "--dry-run", "--baseline")
     said = done("train-teacher", "-r", recipe, "--out", tmp_path / "new", "--dry-run").out
-    assert "6 steps of 4 an epoch" in said
+    assert "6 steps, 4 per epoch" in said
     assert "small_cnn_weak" not in said
     new = tmp_path / "new"
     pictures = {copied / "first_batch_w2s.png", new / "first_batch_baseline.png", new / "first_batch_teacher.png"}

@@ -23,7 +23,7 @@ def experiment(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_run(experiment: Path, tmp_path: Path) -> MakeRun:
-    """Write one run directory whose metric takes the given values, one validation an epoch."""
+    """Write one run directory whose metric takes the given values, one validation per epoch."""
 
     def make(
         arm: str,

@@ -115,7 +115,7 @@ def test_a_run_that_has_only_begun_is_reported(make_run: MakeRun, experiment: Pa
     report = build_report(experiment)
     run = next(run for run in report.runs if run.run == "w2s/seed1")
     assert (run.best, run.final, run.reached) == (None, None, None)
-    assert "seed 1: w2s not validated yet (baseline at epoch 8)" in threshold(report, "0.7").verdict
+    assert "seed 1: w2s has no validation yet (baseline at epoch 8)" in threshold(report, "0.7").verdict
 
 
 def test_times_are_in_steps_if_the_length_is(make_run: MakeRun, experiment: Path) -> None:
@@ -123,7 +123,7 @@ def test_times_are_in_steps_if_the_length_is(make_run: MakeRun, experiment: Path
     make_run("w2s", 0, [0.1] * 10, overrides=["train.steps=100"])
     report = build_report(experiment)
     assert report.unit == "step"
-    assert "w2s not reached by step 100 (baseline at step 60)" in threshold(report, "teacher").verdict
+    assert "w2s did not reach it by step 100 (baseline at step 60)" in threshold(report, "teacher").verdict
 
 
 def test_the_same_runs_give_the_same_bytes_wherever_they_lie(make_run: MakeRun, experiment: Path) -> None:

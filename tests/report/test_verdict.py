@@ -22,7 +22,7 @@ def test_the_median_is_over_complete_pairs_and_lists_excluded_seeds(make_run: Ma
     assert last is not None
     assert last.epoch == 10.0
     assert "median of 2 of 3 seeds" in found.verdict
-    assert "seed 2: w2s not reached by epoch 10 (baseline at epoch 6)" in found.verdict
+    assert "seed 2: w2s did not reach it by epoch 10 (baseline at epoch 6)" in found.verdict
     assert mentions(report, "teacher (65.0%)", "w2s did not reach the target with seed 2")
 
 
@@ -40,7 +40,7 @@ def test_no_pair_gives_no_figure(make_run: MakeRun, experiment: Path) -> None:
     found = threshold(build_report(experiment), "teacher")
     assert found.speedup["epochs"] == {}
     assert found.speedup_over_seeds["epochs"] is None
-    assert found.verdict == "no speed-up; seed 0: baseline not reached by epoch 4 (w2s at epoch 3)"
+    assert found.verdict == "no speed-up; seed 0: baseline did not reach it by epoch 4 (w2s at epoch 3)"
 
 
 def test_the_interval_spans_what_lies_between_validations(make_run: MakeRun, experiment: Path) -> None:

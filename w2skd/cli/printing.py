@@ -86,7 +86,7 @@ def print_dry_run(facts: dict[str, Any], recipe: Recipe, arm: str) -> None:
     table.add_column(overflow="fold")
     feed = f", {facts['feed']}" if "feed" in facts else ""
     table.add_row("data", f"{facts['train_examples']:,} training, {facts['eval_examples']:,} evaluation examples{feed}")
-    table.add_row("length", f"{facts['total_steps']:,} steps of {facts['steps_per_epoch']:,} an epoch")
+    table.add_row("length", f"{facts['total_steps']:,} steps, {facts['steps_per_epoch']:,} per epoch")
     for role, count in facts["parameters"].items():
         shown = TEACHER if arm == TEACHER else role
         flops = facts["forward_flops"][role] / 1e6

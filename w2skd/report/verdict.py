@@ -70,7 +70,11 @@ def missing_text(seed: int, first: Crossings, not_reached: Crossings, unit: str)
     late = [arm for arm in STUDENT_ARMS if seed in not_reached[arm]]
     if not late:
         return None
-    texts = [f"{arm} {not_reached_text(not_reached[arm][seed], unit)}" for arm in late]
+    lasts = {arm: not_reached[arm][seed] for arm in late}
+    texts = [
+        f"{arm} did not reach it by {units.place(last, unit)}" if last else f"{arm} has no validation yet"
+        for arm, last in lasts.items()
+    ]
     other = next((arm for arm in STUDENT_ARMS if arm not in late), None)
     there = first[other][seed] if other else None
     return f"seed {seed}: {', '.join(texts)}" + (f" ({other} at {units.place(there, unit)})" if there else "")
