@@ -1,6 +1,6 @@
 """Distillation losses that tasks share.
 
-Shape letters: N examples of the batch, C classes.
+Shapes: N examples of the batch, C classes.
 """
 
 import torch

@@ -3,7 +3,7 @@
 Three stages of n blocks with 16, 32 and 64 channels, 6n + 2 layers in total. Shortcuts have no parameters (option A):
 at the start of a stage they take every second pixel and zero-pad the new channels.
 
-Shape letters: N images, C channels, H and W pixels.
+Shapes: N images, C channels, H and W pixels.
 """
 
 from torch import Tensor, nn

@@ -1,6 +1,6 @@
 """Plain convolutional networks for demonstrations, which train in minutes on a CPU.
 
-Shape letters: N images, H and W pixels.
+Shapes: N images, H and W pixels.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ scratch on CIFAR. The head classifies the mean over patches instead of a class t
 (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k"), and attention kernels are faster with 64 tokens than
 with 65.
 
-Shape letters: N images, T patches ("tokens"), C channels, H and W pixels.
+Shapes: N images, T patches ("tokens"), C channels, H and W pixels.
 """
 
 import torch

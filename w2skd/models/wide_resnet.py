@@ -4,7 +4,7 @@ WRN-d-k has three stages of n = (d - 4) / 6 blocks with 16k, 32k and 64k channel
 convolution. Where the number of channels changes, the shortcut is a 1x1 convolution of the first convolution's input.
 There is no dropout.
 
-Shape letters: N images, C channels, H and W pixels.
+Shapes: N images, C channels, H and W pixels.
 """
 
 from torch import Tensor, nn

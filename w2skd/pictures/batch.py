@@ -1,6 +1,6 @@
 """A picture of the images of a training batch.
 
-Shape letters: N images of H x W px.
+Shapes: N images of H x W px.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Accuracy of a classifier from its logits and the labels.
 
-Shape letters: N examples of the batch, C classes.
+Shapes: N examples of the batch, C classes.
 """
 
 from typing import Any

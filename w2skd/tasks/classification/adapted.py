@@ -1,6 +1,6 @@
 """A pretrained classifier adapted to the recipe's normalisation, image size and classes.
 
-Shape letters: N images, H and W pixels, C classes of the data, K classes of the pretrained model.
+Shapes: N images, H and W pixels, C classes of the data, K classes of the pretrained model.
 """
 
 from collections.abc import Sequence

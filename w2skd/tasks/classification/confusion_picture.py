@@ -1,6 +1,6 @@
 """A picture of a confusion matrix.
 
-Shape letters: C classes.
+Shapes: C classes.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Predictions of a classifier: files with one row per example, and the confusion matrix.
 
-Shape letters: N examples, C classes.
+Shapes: N examples, C classes.
 """
 
 import csv

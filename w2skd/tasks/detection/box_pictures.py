@@ -1,6 +1,6 @@
 """Pictures of images with predicted and ground-truth boxes.
 
-Shape letters: H x W px of one image, K boxes of one image.
+Shapes: H x W px of one image, K boxes of one image.
 """
 
 import math

@@ -4,7 +4,7 @@ The file holds the sizes of its images, so none is opened before its pixels are 
 startup, because silently skipped boxes look like a detector that trains badly. Checks run on whole columns; the records
 are searched one by one only to name the first invalid one.
 
-Shape letters: N images, M annotations.
+Shapes: N images, M annotations.
 """
 
 import json

@@ -4,7 +4,7 @@ Both packages get one array of all detections, and their console output is suppr
 rounding in the last digit: pycocotools computes the precision of a first hit as 1 - 2^-52, so a perfect detector may
 score slightly below 1.0.
 
-Shape letters: N images, n of them in one batch, d detections in one image, K categories.
+Shapes: N images, n of them in one batch, d detections in one image, K categories.
 """
 
 import io

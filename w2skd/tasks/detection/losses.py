@@ -1,6 +1,6 @@
 """Distillation losses of object detection: pure functions of the student's and the teacher's head outputs.
 
-Shape letters: N images of the batch, A anchors per image, K classes without the background, P proposals of all images.
+Shapes: N images of the batch, A anchors per image, K classes without the background, P proposals of all images.
 """
 
 from collections.abc import Mapping

@@ -4,7 +4,7 @@ Sizes, positions, rotations and colours are random, contrast may be low, and sha
 ones are in front. Scene i is a function of (seed, i) alone and is painted on demand, at about the cost of opening an
 image file. Boxes are computed from the geometry without painting.
 
-Shape letters: M objects of all scenes; S side of a scene in px, W of the window around an object. Planes are float32
+Shapes: M objects of all scenes; S side of a scene in px, W of the window around an object. Planes are float32
 [M, W, W], values per object ("scalars") [M, 1, 1], the canvas is [1, 3, S, S] in [0, 1].
 """
 

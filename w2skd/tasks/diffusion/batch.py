@@ -1,4 +1,4 @@
-"""What a denoising network learns from: clean images, to which the task adds noise."""
+"""Micro-batches for denoising networks: clean images, to which the task adds noise."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class ImagesToNoise:
 
     Attributes:
         images: float32 [n, 3, S, S] in [-1, 1].
-        labels: int64 [n], what the network is told of them; None where it is told nothing.
+        labels: int64 [n], classes for class-conditional networks; None otherwise.
         ids: int64 [n], indices into the set.
     """
 
@@ -22,9 +22,9 @@ class ImagesToNoise:
 
     @property
     def model_inputs(self) -> tuple[Tensor, ...]:
-        """What a network's forward takes: images, timesteps, and the classes if it is told of any."""
-        told = () if self.labels is None else (self.labels,)
-        return (self.images, torch.zeros_like(self.ids), *told)
+        """Arguments of a network's forward: images, timesteps and, if it is class-conditional, classes."""
+        classes = () if self.labels is None else (self.labels,)
+        return (self.images, torch.zeros_like(self.ids), *classes)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,6 +1,6 @@
 """Features of a classifier that was trained with w2skd: the inputs of its last linear layer.
 
-Shape letters: n images, H and W px, D features.
+Shapes: n images, H and W px, D features.
 """
 
 from collections.abc import Callable

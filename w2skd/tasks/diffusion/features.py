@@ -6,7 +6,7 @@ network's layout, and passed to torch-fidelity as a re-saved copy. Two families 
     clip-*      TorchScript files; only OpenAI's own are accepted, identified by SHA-256
     dinov2-*    code and weights of facebookresearch/dinov2, from torch.hub or its cache
 
-Shape letters: n images, H and W px, D features.
+Shapes: n images, H and W px, D features.
 """
 
 import io

@@ -4,7 +4,7 @@ FID (Heusel et al. 2017) is the Fréchet distance between two Gaussians with the
 with few samples it is biased upwards. KID (Bińkowski et al. 2018) is the squared maximum mean discrepancy with a cubic
 kernel; its estimate is unbiased and may therefore be slightly negative.
 
-Shape letters: n images of a batch, N of all batches, D features.
+Shapes: n images of a batch, N of all batches, D features.
 """
 
 import math

@@ -9,7 +9,7 @@ An image x_0 at timestep t is noised to x_t = a x_0 + s e, with e standard norma
 The first conversion is exact up to rounding. The second divides both the prediction error and the rounding error of
 the difference by a. At the last of 1,000 timesteps, a is 0.0064 with linear betas and 0.00005 with the cosine's.
 
-Shape letters: N images, S px, T timesteps.
+Shapes: N images, S px, T timesteps.
 """
 
 import copy

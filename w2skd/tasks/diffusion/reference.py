@@ -1,6 +1,6 @@
 """Features and feature statistics of the real images: computed once, then cached.
 
-Shape letters: M real images, m of a batch, D features.
+Shapes: M real images, m of a batch, D features.
 """
 
 import hashlib

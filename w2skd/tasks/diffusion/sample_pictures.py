@@ -1,6 +1,6 @@
 """Generated images on disk: a grid of the first ones, and one PNG file per image.
 
-Shape letters: n images of H x W px.
+Shapes: n images of H x W px.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Image generation by DDIM (Song et al. 2021, "Denoising diffusion implicit models"), without added noise.
 
-Shape letters: n images, S px.
+Shapes: n images, S px.
 """
 
 import torch

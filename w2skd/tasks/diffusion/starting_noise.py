@@ -1,4 +1,4 @@
-"""The noise that generated images start from."""
+"""Starting noise of generated images."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,13 @@ from w2skd.data.counter import normal
 
 
 def starting_noise(seed: int, ids: Tensor, size_px: int) -> Tensor:
-    """Standard normal noise of samples, each a function of seed, id and size only.
+    """Draw the standard normal noise of samples, a function of seed, id and size only.
 
-    It is drawn on the CPU, so that samples on every device start from the same.
+    It is drawn on the CPU, so that samples start from the same noise on every device.
 
     Args:
-        seed: of the sampler.
-        ids: which samples, int64 [n].
+        seed: seed of the sampler.
+        ids: int64 [n], ids of the samples.
         size_px: S, side of an image.
 
     Returns:

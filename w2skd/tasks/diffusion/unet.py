@@ -13,7 +13,7 @@ Everything else follows the original and diffusers' port of its weights (``googl
   residual block and of the network to zero. An untrained network would then output zeros, which is useless for trying
   it out and unexpected for users of diffusers.
 
-Shape letters: N images, S px.
+Shapes: N images, S px.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Anchor grids. Teacher and student must have the same grid.
 
-Shape letters: N images, A anchors of one image over all levels.
+Shapes: N images, A anchors of one image over all levels.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """torchvision's Faster R-CNN (Ren et al. 2015) with a feature pyramid, and one forward for losses and detections.
 
-Shape letters: N images, A anchors of one image over all levels, K classes, p proposals of one image, P of all images.
+Shapes: N images, A anchors of one image over all levels, K classes, p proposals of one image, P of all images.
 """
 
 from collections.abc import Sequence

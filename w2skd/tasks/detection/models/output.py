@@ -1,6 +1,6 @@
 """Inputs and outputs that all detectors share.
 
-Shape letters: N images of H x W px with padding, K classes; k ground-truth boxes and d detections of one image.
+Shapes: N images of H x W px with padding, K classes; k ground-truth boxes and d detections of one image.
 """
 
 from collections.abc import Sequence

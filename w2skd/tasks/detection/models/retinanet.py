@@ -1,6 +1,6 @@
 """torchvision's RetinaNet (Lin et al. 2017, "Focal loss for dense object detection"), one forward for losses and boxes.
 
-Shape letters: N images, A anchors of one image over all levels, K classes.
+Shapes: N images, A anchors of one image over all levels, K classes.
 """
 
 from collections.abc import Sequence
