@@ -1,8 +1,8 @@
-"""Commands of w2skd in processes of their own, which a signal of the test's choice hits at the moment of its choice.
+"""Runs commands of w2skd in forked processes and sends them a signal at a chosen moment.
 
-Started as a program, this file imports torch once and then forks a process for every command, so that each dies for
-real and none waits for torch. What dies is decided by patching: the n-th time that a function is called, the signal
-comes before it, or after it.
+Started as a program, this file imports torch once and then forks a process for every command, so that each process
+really dies and none waits for the import of torch. The moment is chosen by patching: the signal comes before or after
+the n-th call of a function.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What to draw, and how to find it again in a picture."""
+"""Test images, and functions that find them in a picture."""
 
 import numpy as np
 import torch

@@ -21,7 +21,7 @@ from w2skd.recipe.load import shipped_recipes
 # Recipes
 
 
-def test_a_recipe_that_is_not_there_is_told_with_near_names() -> None:
+def test_a_missing_recipe_is_reported_with_similar_names() -> None:
     line = refused("distill", "-r", "dmeo", code=2)
     assert line == "recipe dmeo: no such file or shipped recipe (did you mean 'demo'?)"
     line = refused("compare", "-r", "xyzzy", code=2)
@@ -30,7 +30,7 @@ def test_a_recipe_that_is_not_there_is_told_with_near_names() -> None:
     assert all(name.removesuffix("_smoke") in line for name in shipped_recipes())
 
 
-def test_a_recipes_file_without_its_ending_is_told(tmp_path: Path) -> None:
+def test_a_recipe_file_without_its_extension_is_reported(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine")
     line = refused("distill", "-r", tmp_path / "mine", code=2)
     assert line.endswith(f" (did you mean the file {tmp_path}/mine.yaml?)")
@@ -55,7 +55,7 @@ def test_a_recipes_file_without_its_ending_is_told(tmp_path: Path) -> None:
         (RECIPE.replace("steps: 6", "stepz: 6"), "teacher.train.stepz: unknown key (did you mean 'steps'?)"),
     ],
 )
-def test_a_recipe_that_is_wrong_is_told_line_by_line(text: str, problem: Any, tmp_path: Path) -> None:
+def test_a_wrong_recipe_is_reported_line_by_line(text: str, problem: Any, tmp_path: Path) -> None:
     path = recipe_file(tmp_path, text)
     said = w2skd("distill", "-r", path, "--out", tmp_path / "runs")
     assert said.code == 2
@@ -71,7 +71,7 @@ def test_a_recipe_that_is_wrong_is_told_line_by_line(text: str, problem: Any, tm
     assert os.listdir(tmp_path) == ["tiny.yaml"]
 
 
-def test_all_problems_are_told_together(tmp_path: Path) -> None:
+def test_all_problems_are_reported_in_one_message(tmp_path: Path) -> None:
     path = recipe_file(tmp_path, RECIPE.replace("lr: 0.01", "lr: -1.0").replace("hold: 8step", "hold: 8"))
     (message,) = w2skd("distill", "-r", path).problems
     assert message.splitlines()[0] == f"recipe {path}: 2 problems"
@@ -90,7 +90,7 @@ def test_all_problems_are_told_together(tmp_path: Path) -> None:
         ("train.steps=many", "train.steps: should be a valid integer, not 'many'"),
     ],
 )
-def test_a_setting_that_is_wrong_is_told(setting: str, problem: str, recipe: Path, tmp_path: Path) -> None:
+def test_a_setting_that_is_wrong_is_reported(setting: str, problem: str, recipe: Path, tmp_path: Path) -> None:
     assert problem in refused("distill", "-r", recipe, "--set", setting, "--out", tmp_path / "runs", code=2)
     assert os.listdir(tmp_path) == []
 
@@ -103,7 +103,7 @@ def test_a_baseline_has_no_teacher(recipe: Path) -> None:
     assert line == "--baseline trains without a teacher: leave out --teacher"
 
 
-def test_overwriting_what_is_to_be_resumed_is_refused(recipe: Path, copied: Path) -> None:
+def test_overwrite_and_resume_of_a_checkpoint_exclude_each_other(recipe: Path, copied: Path) -> None:
     before = contents(copied)
     last = copied / "w2s" / "seed0" / "checkpoints" / "last.pt"
     line = refused("distill", "-r", recipe, "--out", copied, "--overwrite", "--resume", last, code=2)
@@ -112,7 +112,7 @@ def test_overwriting_what_is_to_be_resumed_is_refused(recipe: Path, copied: Path
 
 
 @pytest.mark.parametrize("seeds", ["a,b", "", "0,,1", "0;1", "0.5", "-1", "1,1", "99999999999"])
-def test_seeds_that_are_none_are_told(seeds: str, recipe: Path, tmp_path: Path) -> None:
+def test_invalid_seeds_are_reported(seeds: str, recipe: Path, tmp_path: Path) -> None:
     line = refused("compare", "-r", recipe, f"--seeds={seeds}", "--out", tmp_path / "runs", code=2)
     assert line.startswith(f"--seeds {seeds}: ")
     assert os.listdir(tmp_path) == []
@@ -126,7 +126,7 @@ def test_a_seed_out_of_range_is_a_usage_error(seed: int, recipe: Path, tmp_path:
 
 @pytest.mark.parametrize("device", ["cuda:7", "foo", "cuda"])
 @pytest.mark.parametrize("command", [("train-teacher",), ("distill", "--baseline"), ("compare",)])
-def test_a_device_that_is_not_there_is_told(
+def test_a_missing_device_is_reported(
     device: str, command: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -138,7 +138,7 @@ def test_a_device_that_is_not_there_is_told(
 # Teachers
 
 
-def test_without_a_teacher_the_three_ways_are_told(recipe: Path, tmp_path: Path) -> None:
+def test_without_a_teacher_the_three_ways_to_get_one_are_listed(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     line = refused("distill", "-r", recipe, "--out", out, code=2)
     assert line.startswith("no teacher: ")
@@ -175,7 +175,7 @@ def test_without_a_teacher_torch_is_not_even_imported(recipe: Path, tmp_path: Pa
         ("folder", "not a run directory, model.safetensors is missing"),
     ],
 )
-def test_a_teacher_that_cannot_be_loaded_is_told(
+def test_a_teacher_that_cannot_be_loaded_is_reported(
     name: str, problem: str, recipe: Path, experiment: Path, tmp_path: Path
 ) -> None:
     class Arms:
@@ -216,7 +216,7 @@ def on_images(root: Path) -> tuple[object, ...]:
     return ("--set", source, "--set", "train.batch_size=8", "--set", "train.steps=2")
 
 
-def test_images_in_folders_are_learned_from(recipe: Path, tmp_path: Path) -> None:
+def test_image_folders_are_trained_on(recipe: Path, tmp_path: Path) -> None:
     root = image_folder(tmp_path / "images")
     done("train-teacher", "-r", recipe, "--out", tmp_path / "runs", *on_images(root))
     assert evaluations(tmp_path / "runs" / "teacher")
@@ -232,9 +232,7 @@ def test_images_in_folders_are_learned_from(recipe: Path, tmp_path: Path) -> Non
         (lambda root: os.rename(root / "test/dog", root / "test/wolf"), ("wolf", "dog", "differ")),
     ],
 )
-def test_images_that_cannot_be_learned_from_are_told(
-    spoil: Any, words: tuple[str, ...], recipe: Path, tmp_path: Path
-) -> None:
+def test_unusable_images_are_reported(spoil: Any, words: tuple[str, ...], recipe: Path, tmp_path: Path) -> None:
     root = image_folder(tmp_path / "images")
     spoil(root)
     before = contents(tmp_path)
@@ -243,7 +241,7 @@ def test_images_that_cannot_be_learned_from_are_told(
     assert contents(tmp_path) == before
 
 
-def test_a_teacher_of_other_classes_is_told(recipe: Path, tmp_path: Path) -> None:
+def test_a_teacher_of_other_classes_is_reported(recipe: Path, tmp_path: Path) -> None:
     root = image_folder(tmp_path / "images")
     done("train-teacher", "-r", recipe, "--out", tmp_path / "runs", *on_images(root))
     for part in ("train", "test"):

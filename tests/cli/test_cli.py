@@ -32,7 +32,7 @@ COMMANDS = ("train-teacher", "distill", "evaluate", "speedup-report", "compare",
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_every_command_explains_itself_with_an_example(command: str, flag: str) -> None:
+def test_the_help_of_every_command_has_an_example(command: str, flag: str) -> None:
     said = " ".join(done(command, flag).out.split())
     assert "Example:" in said
     assert f"w2skd {command}" in said.partition("Example:")[2]
@@ -52,7 +52,7 @@ def test_the_version() -> None:
     "arguments",
     [("train",), ("distill",), ("distill", "--no-such"), ("distill", "-r", "demo", "--seed", "x")],
 )
-def test_what_cannot_be_parsed_is_a_usage_error(arguments: Any) -> None:
+def test_unparsable_arguments_are_a_usage_error(arguments: Any) -> None:
     said = w2skd(*arguments)
     assert said.code == 2
     assert said.out == ""
@@ -80,7 +80,7 @@ def test_the_resolved_recipe_loads_back(recipe: Path, tmp_path: Path) -> None:
 def test_shipped_recipes_are_listed_and_printed_as_written() -> None:
     listed = done("recipes").out
     for name, path in shipped_recipes().items():
-        assert (f"{name} " in listed) != name.endswith("_smoke"), "a smoke subset is told once for all"
+        assert (f"{name} " in listed) != name.endswith("_smoke"), "smoke recipes are not listed"
         assert done("recipes", name).out == path.read_text()
         assert done("recipes", f"{name}.yaml").out == path.read_text()
     assert "did you mean 'demo'" in refused("recipes", "demmo", code=2)
@@ -146,7 +146,7 @@ def scored_model(metrics: dict[str, float], tables: dict[str, Any]) -> Any:
     return SimpleNamespace(checkpoint=Path("a.pt"), model="m", recipe=recipe, notes=(), evaluation=evaluation)
 
 
-def test_of_a_long_table_the_terminal_gets_the_lowest_rows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_terminal_shows_the_lowest_rows_of_a_long_table(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"class": f"n{place}", "examples": 5, "top1": place / 100} for place in reversed(range(60))]
     rows[0]["top1"] = math.nan
     print_score(scored_model({"top1": 0.3}, {"classes": rows}), as_json=False)
@@ -173,12 +173,12 @@ def test_flags_take_no_value() -> None:
     )
 
 
-def test_what_to_score_must_be_said() -> None:
+def test_evaluate_needs_a_checkpoint_or_a_model() -> None:
     line = refused("evaluate", code=2)
     assert line == "nothing to score: give --checkpoint CKPT, or --model NAME for published weights"
 
 
-def test_a_dry_run_tells_how_scores_come_about(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_prints_the_scoring(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = ClassificationTask.describe_data
     scoring = {"extractor": "vgg16", "samples": 2000}
     monkeypatch.setattr(ClassificationTask, "describe_data", lambda self: original(self) | {"scoring": scoring})
@@ -186,7 +186,7 @@ def test_a_dry_run_tells_how_scores_come_about(recipe: Path, tmp_path: Path, mon
     assert re.search(r"scores +extractor vgg16; samples 2,000", said)
 
 
-def test_a_dry_run_tells_the_costs_and_writes_a_picture_only(recipe: Path, copied: Path, tmp_path: Path) -> None:
+def test_a_dry_run_prints_costs_and_writes_only_a_picture(recipe: Path, copied: Path, tmp_path: Path) -> None:
     before, files = contents(tmp_path), set(tmp_path.rglob("*"))
     said = done("distill", "-r", recipe, "--out", copied, "--dry-run").out
     for word in ("64 training, 40 evaluation", "30 steps, 4 per epoch", "small_cnn_weak", "cifar_resnet8", "MFLOPs"):
@@ -213,13 +213,13 @@ def test_a_dry_run_tells_the_costs_and_writes_a_picture_only(recipe: Path, copie
 
 
 @pytest.mark.parametrize("target", ["top1>=1.1", "loss<=0.1", "top5 >= 2e0"])
-def test_a_target_that_is_not_reached_ends_with_3(target: str, experiment: Path) -> None:
+def test_a_missed_target_exits_with_3(target: str, experiment: Path) -> None:
     line = refused("evaluate", "-c", experiment / "teacher", "--require", "top1>=0", "--require", target, code=3)
     assert line.startswith(f"{target[:4]} is ")
     assert "required was" in line
 
 
-def test_targets_that_are_reached_change_nothing(experiment: Path) -> None:
+def test_reached_targets_exit_with_0(experiment: Path) -> None:
     targets = ("--require", "top1>=0", "--require", "loss <= 1e6")
     plain = done("evaluate", "-c", experiment / "teacher")
     assert done("evaluate", "-c", experiment / "teacher", *targets).out == plain.out
@@ -228,18 +228,18 @@ def test_targets_that_are_reached_change_nothing(experiment: Path) -> None:
 @pytest.mark.parametrize(
     "target", ["top1", "top1>0.5", "top1=0.5", ">=1", "top1>=", "top1>=e", "top1>=nan", "top1>=1 2"]
 )
-def test_a_target_that_means_nothing_is_told(target: str, experiment: Path) -> None:
+def test_a_malformed_target_is_reported(target: str, experiment: Path) -> None:
     line = refused("evaluate", "-c", experiment / "teacher", "--require", target, code=2)
     assert line == f"--require {target}: write it as top1>=0.9 or loss<=0.5"
 
 
-def test_a_target_of_an_unknown_metric_is_told(experiment: Path) -> None:
+def test_a_target_of_an_unknown_metric_is_reported(experiment: Path) -> None:
     line = refused("evaluate", "-c", experiment / "teacher", "--require", "top2>=0.5", code=2)
     assert line.startswith("--require top2: no such metric (did you mean 'top")
     assert all(name in line.partition("known: ")[2] for name in ("top1", "top5", "loss"))
 
 
-def test_a_role_that_is_none_is_told(experiment: Path) -> None:
+def test_an_unknown_role_is_reported(experiment: Path) -> None:
     line = refused("evaluate", "-c", experiment / "teacher", "--role", "pupil", code=2)
     assert line == "--role pupil: use teacher or student"
 
@@ -267,14 +267,14 @@ def test_without_thresholds_a_speedup_cannot_be_required(copied: Path) -> None:
     assert "the recipe has no thresholds" in refused("speedup-report", copied, "--require", "1", code=2)
 
 
-def test_a_row_that_was_cut_off_is_left_out_of_the_report(copied: Path) -> None:
+def test_a_truncated_row_is_excluded_from_the_report(copied: Path) -> None:
     whole = json.loads(done("speedup-report", copied, "--json").out)
     with (copied / "w2s" / "seed0" / "metrics.jsonl").open("a") as file:
         file.write('{"row": "eval", "step": 33, "epo')
     assert json.loads(done("speedup-report", copied, "--json").out) == whole
 
 
-def test_damaged_records_are_told(copied: Path) -> None:
+def test_damaged_records_are_reported(copied: Path) -> None:
     metrics = copied / "w2s" / "seed0" / "metrics.jsonl"
     metrics.write_text("garbage\n" + metrics.read_text())
     before = contents(copied)
@@ -283,12 +283,12 @@ def test_damaged_records_are_told(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])
-def test_a_folder_without_runs_is_told(name: str, tmp_path: Path) -> None:
+def test_a_folder_without_runs_is_reported(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert refused("speedup-report", tmp_path / name, code=2).startswith(f"{tmp_path / name}: ")
 
 
-def test_a_report_that_cannot_be_saved_is_told(copied: Path) -> None:
+def test_a_report_that_cannot_be_saved_is_reported(copied: Path) -> None:
     (copied / "report").write_text("mine")
     line = refused("speedup-report", copied, code=1)
     assert line == f"cannot write {copied}/report: File exists"
@@ -298,12 +298,12 @@ def test_a_report_that_cannot_be_saved_is_told(copied: Path) -> None:
 # Messages
 
 
-def test_messages_are_printed_as_they_are(tmp_path: Path) -> None:
+def test_messages_are_printed_without_markup(tmp_path: Path) -> None:
     name = f"{tmp_path}/[bold]x[/nothing] :warning: {'long ' * 40}.yaml"
     assert refused("distill", "-r", name, code=2).startswith(f"recipe {name}: no such file")
 
 
-def test_a_second_ctrl_c_ends_at_once_and_says_so(
+def test_a_second_ctrl_c_exits_at_once_with_a_message(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from w2skd.training.engine import Engine
@@ -317,7 +317,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_so(
     assert json.loads((tmp_path / "runs/teacher/status.json").read_text())["state"] == "stopped"
 
 
-def test_ranks_but_the_first_say_nothing() -> None:
+def test_only_the_first_rank_prints() -> None:
     environment = os.environ | {
         "PYTHONPATH": str(Path(w2skd_package.__file__).parents[1]),
         "RANK": "1",
@@ -329,7 +329,7 @@ def test_ranks_but_the_first_say_nothing() -> None:
     assert (found.returncode, found.stdout, found.stderr) == (2, b"", b"")
 
 
-def test_a_rank_that_lacks_its_device_says_so_itself(
+def test_a_rank_without_its_device_reports_it_itself(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "3")
@@ -339,7 +339,7 @@ def test_a_rank_that_lacks_its_device_says_so_itself(
     assert "w2skd: rank 3: --device cuda:9: all 4 ranks would share it" in said.err
 
 
-def test_a_dry_run_of_several_ranks_is_told_by_the_first(
+def test_only_the_first_of_several_ranks_prints_a_dry_run(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")

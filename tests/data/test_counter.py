@@ -35,7 +35,7 @@ def test_published_values_of_splitmix64():
     assert unsigned(bits(1234567)) == [6457827717110365317]
 
 
-def test_bits_equal_the_integer_reference_whatever_is_a_tensor():
+def test_bits_equal_the_integer_reference_for_integers_and_tensors():
     edges = [0, 1, 2, 41, 2**31, 2**62 + 3, -1, -(2**63)]
     expected = [reference(seed, 3, edge, other) for seed in (0, 7) for edge in edges for other in (0, 5)]
     first, second = torch.tensor(edges)[:, None], torch.tensor([0, 5])

@@ -1,4 +1,4 @@
-"""Images one by one and many at once: in memory, in files, generated, chosen among others."""
+"""Images read one at a time and many at once: in memory, from files, generated, and selections of them."""
 
 import pickle
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_other_sizes_can_be_had(examples: Examples) -> None:
     assert examples.read(torch.tensor([1, 5]), 8).shape == (2, 3, 8, 8)
 
 
-def test_colours_are_told_without_decoding(examples: Examples) -> None:
+def test_modes_are_read_without_decoding(examples: Examples) -> None:
     assert [examples.mode(index) for index in range(6)] == ["RGB"] * 6
 
 

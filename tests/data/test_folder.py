@@ -1,4 +1,4 @@
-"""Image folders: what is read, what is ignored, and what is refused and how."""
+"""Image folders: files that are read, ignored and refused."""
 
 import errno
 import os
@@ -68,7 +68,7 @@ def test_listing_is_sorted_and_ignores_what_is_hidden_or_no_image(tmp_path: Path
         ((8, 12), 6, None, True),
     ],
 )
-def test_an_image_is_turned_unless_its_size_is_said_to_be_the_other(
+def test_exif_orientation_is_applied_unless_the_stated_size_contradicts_it(
     stored: tuple[int, int], orientation: int, said: tuple[int, int] | None, upright: bool, tmp_path: Path
 ):
     exif = Image.Exif()
@@ -167,7 +167,7 @@ def test_grey_palette_alpha_and_wide_pixels_become_rgb(tmp_path: Path):
     assert values.std(1).max() < 1.5
 
 
-def test_how_colours_are_stored_is_told_by_the_header(tmp_path: Path):
+def test_the_mode_is_read_from_the_header(tmp_path: Path):
     palette = Image.new("RGB", (8, 8), (90, 90, 90)).quantize(4)
     images = {
         "grey.png": (Image.new("L", (8, 8)), {}, "L"),
@@ -180,7 +180,7 @@ def test_how_colours_are_stored_is_told_by_the_header(tmp_path: Path):
     for name, (image, options, _) in images.items():
         image.save(tmp_path / name, **options)
     assert {name: colour_mode(tmp_path / name) for name in images} == {
-        name: told for name, (*_, told) in images.items()
+        name: mode for name, (*_, mode) in images.items()
     }
     (tmp_path / "grey.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"grey\.png: not an image"):
@@ -243,7 +243,7 @@ def test_a_truncated_image_is_named(tmp_path: Path, name: str, share: float):
         read_images([path], 8)
 
 
-def test_the_first_bad_image_is_reported_whatever_the_threads_do(tmp_path: Path):
+def test_the_first_bad_image_is_reported_for_any_order_of_threads(tmp_path: Path):
     good = save(gradient(8, 8), tmp_path / "good.png")
     paths = [good] * 300
     for place in (70, 200, 290):

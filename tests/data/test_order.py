@@ -1,4 +1,4 @@
-"""Places of examples in batches."""
+"""Positions of examples in batches."""
 
 from itertools import islice
 

@@ -132,7 +132,7 @@ def test_augmentation_changes_from_epoch_to_epoch_and_with_the_seed():
 
 
 @pytest.mark.parametrize("first_step", [1, 3, 7])
-def test_a_later_start_goes_on_with_the_same_batches(first_step: int):
+def test_a_later_start_continues_with_the_same_batches(first_step: int):
     images = image_set()
     whole = take(feed(images).micro_batches(0, accumulate=2), 20)
     assert_same(

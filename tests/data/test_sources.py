@@ -1,4 +1,4 @@
-"""Sources: CIFAR's files true and false, folders, generated shapes; subsets and hold-outs on top of them."""
+"""Sources: intact and damaged CIFAR files, folders, generated shapes; their subsets and hold-outs."""
 
 import hashlib
 import pickle

@@ -1,4 +1,4 @@
-"""What happens to one image, against torchvision's v2 transforms called by hand under the same seed."""
+"""Transforms of one image equal torchvision's v2 transforms called directly with the same seed."""
 
 import numpy as np
 import pytest

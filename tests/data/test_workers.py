@@ -1,4 +1,4 @@
-"""Data workers that do their work, fail, die, hang, and end."""
+"""Data workers that finish, fail, die, hang and are closed."""
 
 import errno
 import gc

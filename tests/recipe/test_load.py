@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from known import load_recipe
-from told import Write
+from recipe_problems import Write
 
 from w2skd.errors import RecipeError
 from w2skd.recipe.load import find_recipe, shipped_recipes, with_overrides

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from told import Write, problems
+from recipe_problems import Write, problems
 
 WRITE_DURATIONS = "write epochs as 5ep, steps as 2000step, a share as 0.25run"
 EITHER = "train: set either epochs or steps"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from known import load_recipe, validate_recipe
-from told import Write, problems
+from recipe_problems import Write, problems
 
 from w2skd.errors import RecipeError
 from w2skd.recipe.load import dump_recipe, parse_yaml

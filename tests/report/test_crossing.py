@@ -1,4 +1,4 @@
-"""first@tau on rows that were written down by hand."""
+"""first@tau on hand-written rows."""
 
 import json
 import math

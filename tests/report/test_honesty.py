@@ -1,4 +1,4 @@
-"""What should be known before a comparison is believed."""
+"""Caveats of a comparison."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Records without weights, from which everything can be made again."""
+"""Records without weights, from which the report can be rebuilt."""
 
 import json
 from pathlib import Path

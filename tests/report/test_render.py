@@ -1,4 +1,4 @@
-"""What people read: the words, the widths, the files."""
+"""Rendered reports: words, widths, files."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Scores that came about in different ways are never compared."""
+"""Runs that are scored differently are never compared."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Reports on synthetic experiments whose every figure can be worked out by hand."""
+"""Reports on synthetic experiments whose numbers can be computed by hand."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What is said at a run's start about its teacher, and at its end about its crossings."""
+"""The notes about the teacher at the start of a run, and the summary of crossings at its end."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a threshold's crossings amount to, in words."""
+"""The verdict on a threshold in words."""
 
 from pathlib import Path
 

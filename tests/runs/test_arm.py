@@ -77,7 +77,7 @@ def test_a_disk_that_fills_up_costs_what_came_after_the_last_checkpoint(
     assert not [path for path in out.rglob(".*") if path.name != ".lock"]
 
 
-def test_a_disk_too_full_for_a_row_is_told_in_one_line(
+def test_a_disk_too_full_for_a_row_is_reported_in_one_line(
     recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_in(out, "baseline")
@@ -89,7 +89,7 @@ def test_a_disk_too_full_for_a_row_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "status.json"])
-def test_a_folder_that_turns_read_only_is_told(
+def test_a_folder_that_turns_read_only_is_reported(
     name: str, recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = tempfile.mkstemp
@@ -104,7 +104,7 @@ def test_a_folder_that_turns_read_only_is_told(
     assert line == f"cannot write {run_in(out, 'baseline')}/{name}: Read-only file system"
 
 
-def test_an_output_folder_that_cannot_be_is_told(recipe: Path, tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_is_reported(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     line = refused("train-teacher", "--recipe", recipe, "--out", tmp_path / "file" / "runs", code=1)
     assert line == f"cannot write {tmp_path}/file/runs/teacher: Not a directory"

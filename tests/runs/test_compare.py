@@ -68,7 +68,7 @@ def test_a_given_teacher_is_not_trained(compare: Any, tmp_path: Path, experiment
     assert_same_course(tmp_path / "runs" / "w2s" / "seed0", experiment / "w2s" / "seed0")
 
 
-def test_a_given_teacher_that_is_not_there_is_told_before_anything_runs(compare: Any, tmp_path: Path) -> None:
+def test_a_given_teacher_that_is_not_there_is_reported_before_anything_runs(compare: Any, tmp_path: Path) -> None:
     line = refused(*compare, "--teacher", "/nowhere.pt", code=1)
     assert line == "teacher /nowhere.pt: no such checkpoint"
     assert not (tmp_path / "runs").exists()

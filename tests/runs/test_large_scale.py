@@ -104,7 +104,7 @@ def test_a_teacher_of_imagenet_teaches_two_of_its_classes(tmp_path: Path, imagen
     assert "already finished" in done(*command, *on_images(root)).err, "the same teacher is not known again"
 
 
-def test_what_was_assumed_of_a_teacher_is_told_with_its_refusal(tmp_path: Path, imagenet_teacher: Path) -> None:
+def test_what_was_assumed_of_a_teacher_is_reported_with_its_refusal(tmp_path: Path, imagenet_teacher: Path) -> None:
     root = image_folder(tmp_path / "images")
     for part in ("train", "test"):
         (root / part / FISH).rename(root / part / "zebrafish")
@@ -148,12 +148,12 @@ def test_unknown_normalisation_of_a_bare_file_is_reported(recipe: Path, out: Pat
     said = " ".join(said.split())
     assert "its image normalisation is not recorded: assumed to be the data's; set teacher.normalization" in said
     assert "class names unknown: assumed to be the data's 10 in the same order" in said
-    told = "teacher.normalization={mean: [0.4, 0.4, 0.4], std: [0.2, 0.2, 0.2]}"
-    said = done("distill", "-r", recipe, "--out", out, "--teacher", out / "bare.pt", "--dry-run", "--set", told).out
+    stated = "teacher.normalization={mean: [0.4, 0.4, 0.4], std: [0.2, 0.2, 0.2]}"
+    said = done("distill", "-r", recipe, "--out", out, "--teacher", out / "bare.pt", "--dry-run", "--set", stated).out
     assert "not recorded" not in said
 
 
-def test_published_weights_that_cannot_be_had_are_told_before_the_baseline(
+def test_published_weights_that_cannot_be_had_are_reported_before_the_baseline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))

@@ -162,7 +162,7 @@ def test_why_distillation_went_off(details: dict[str, object], expected: str, ep
     assert output.getvalue().splitlines()[-1] == f"distillation {expected}"
 
 
-def test_a_run_whose_length_is_told_in_steps_tells_its_places_in_steps() -> None:
+def test_a_run_with_its_length_in_steps_shows_positions_in_steps() -> None:
     view, output = make(unit="step", metric=FID, total_steps=30_000)
     with view:
         view.show(teacher_row(60.125, "fid"))

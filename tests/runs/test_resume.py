@@ -127,15 +127,15 @@ def test_a_run_begins_only_where_it_is_scored_as_the_others_of_its_experiment(
 def test_what_makes_samples_and_scores_changes_a_run_and_what_speeds_them_up_does_not() -> None:
     recipe = validate_recipe(yaml.safe_load(GENERATED), "here")
 
-    def told(*overrides: str) -> list[str]:
+    def differences(*overrides: str) -> list[str]:
         return differing_keys(recipe, with_overrides(recipe, overrides), "w2s")
 
-    assert told("diffusion.prediction=v") == ["diffusion.prediction: epsilon -> v"]
-    assert told("sampler.steps=20") == ["sampler.steps: 50 -> 20"]
-    assert told("fid.samples=500") == ["fid.samples: 10000 -> 500"]
-    assert told("fid.extractor=vgg16") == ["fid.extractor: inception-v3-compat -> vgg16"]
+    assert differences("diffusion.prediction=v") == ["diffusion.prediction: epsilon -> v"]
+    assert differences("sampler.steps=20") == ["sampler.steps: 50 -> 20"]
+    assert differences("fid.samples=500") == ["fid.samples: 10000 -> 500"]
+    assert differences("fid.extractor=vgg16") == ["fid.extractor: inception-v3-compat -> vgg16"]
     speed = ("sampler.batch_size=8", "fid.batch_size=8", "fid.cache=elsewhere", "fid.weights=moved.pth")
-    assert told(*speed) == []
+    assert differences(*speed) == []
 
 
 def test_what_a_recipe_finds_in_a_place_may_have_been_moved() -> None:
@@ -210,7 +210,7 @@ def test_a_crash_is_noted_and_the_run_goes_on_from_its_checkpoint(distill: Any, 
 
 
 @pytest.mark.parametrize("damage", ["cut off", "emptied", "a flipped byte", "code"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_taken(
     damage: str, distill: Any, out: Path, experiment: Path
 ) -> None:
     stopped_at(14, *distill)
@@ -378,7 +378,7 @@ def test_a_run_that_is_under_way_is_left_alone(distill: Any, out: Path) -> None:
     done(*distill)
 
 
-def test_who_stops_is_told_which_command_goes_on(recipe: Path, copied: Path) -> None:
+def test_who_stops_is_reported_which_command_goes_on(recipe: Path, copied: Path) -> None:
     common = ("distill", "--recipe", recipe, "--out", copied)
     run = run_in(copied)
     stopped_at(14, *common, "--overwrite")

@@ -92,7 +92,7 @@ def test_what_people_see_has_every_metric_and_every_class(run: Path) -> None:
     assert said.count("\n") > 10
 
 
-def test_what_was_written_is_said(run: Path, tmp_path: Path) -> None:
+def test_written_files_are_listed(run: Path, tmp_path: Path) -> None:
     said = done("evaluate", "-c", run, "--predictions", tmp_path / "p.csv", "--confusion", tmp_path / "c.png").out
     assert said.splitlines()[-2:] == [f"saved {tmp_path}/p.csv", f"saved {tmp_path}/c.png"]
 
@@ -142,17 +142,17 @@ def test_published_weights_need_a_recipe_and_a_known_model(recipe: Path) -> None
 
 
 @pytest.mark.parametrize(("name", "problem"), [("missing.pt", "no such checkpoint"), ("", "not a run directory")])
-def test_what_is_not_there_is_told(name: str, problem: str, tmp_path: Path) -> None:
+def test_missing_things_are_reported(name: str, problem: str, tmp_path: Path) -> None:
     assert f"{tmp_path / name}: {problem}" in refused("evaluate", "-c", tmp_path / name, code=1)
 
 
-def test_of_an_experiment_the_runs_are_told(experiment: Path) -> None:
+def test_a_folder_of_an_experiment_lists_its_runs(experiment: Path) -> None:
     line = refused("evaluate", "-c", experiment, code=1)
     assert line.startswith(f"{experiment}: not a run directory, model.safetensors is missing; finished runs in it: ")
     assert f"{experiment}/w2s/seed0" in line
 
 
-def test_a_run_that_is_not_finished_is_told(experiment: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_not_finished_is_reported(experiment: Path, tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text('{"state": "running"}')
     assert "run not finished" in refused("evaluate", "-c", tmp_path, code=1)
 

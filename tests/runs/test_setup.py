@@ -244,14 +244,14 @@ def test_after_the_switch_the_teacher_no_longer_matters(distill: Any, out: Path,
     assert_same_course(run_in(out), run_in(experiment))
 
 
-def test_images_too_small_for_a_model_are_told(recipe: Path, out: Path) -> None:
+def test_images_too_small_for_a_model_are_reported(recipe: Path, out: Path) -> None:
     settings = ("--set", "data.image_size=8", "--set", "student.model=small_cnn_strong")
     line = refused("distill", "--baseline", "--recipe", recipe, "--out", out, *settings, code=2)
     assert line.startswith("small_cnn_strong cannot process images of 8 px: ")
     assert not run_in(out, "baseline").exists()
 
 
-def test_a_distillation_longer_than_the_run_is_told(recipe: Path, out: Path) -> None:
+def test_a_distillation_longer_than_the_run_is_reported(recipe: Path, out: Path) -> None:
     said = done("distill", "--recipe", recipe, "--out", out, "--set", "distill.hold=40step")
     assert "warm-up, hold and decay take 60 steps, but the run has 30" in said.err
     said = done("distill", "--recipe", recipe, "--out", out, "--seed", 1)

@@ -1,4 +1,4 @@
-"""Pictures and remarks that a validation leaves."""
+"""Pictures and remarks of validations."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_overwrite_discards_pictures_too(distill: Any, out: Path) -> None:
     assert list(pictures(run_in(out))) == ["step_00000003.png", "step_00000006.png", "teacher.png"]
 
 
-def test_a_picture_that_cannot_be_written_is_told_and_not_worth_the_run(distill: Any, out: Path) -> None:
+def test_a_picture_that_cannot_be_written_is_reported_and_not_worth_the_run(distill: Any, out: Path) -> None:
     crashed_at(4, *distill)
     for path in (run_in(out) / "pictures").iterdir():
         path.unlink()
@@ -104,7 +104,7 @@ def test_drawing_counts_as_validation(distill: Any, out: Path, monkeypatch: pyte
     assert held == ["evaluate"] * (len(VALIDATED) + 1)
 
 
-def test_a_remark_is_told_when_it_is_new(distill: Any, out: Path) -> None:
+def test_a_remark_is_reported_when_it_is_new(distill: Any, out: Path) -> None:
     said = done(*distill).err.splitlines()
     assert said.count("of 40 images") == 1
     assert said.count("teacher: of 40 images") == 1

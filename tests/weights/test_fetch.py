@@ -1,4 +1,4 @@
-"""Published files come out of torch's cache, else from their server, and what can be done instead is told."""
+"""Published files are read from torch's cache or downloaded; errors explain how to provide them."""
 
 import hashlib
 import socket

@@ -169,10 +169,10 @@ FAMILY = "probably another model of the same family, such as a deeper or wider o
     ],
 )
 def test_the_likely_reason_is_reported(model: str, state: State, reason: str) -> None:
-    told = misfit(model, state)
-    assert told.startswith(f"not the weights of {model}: ")
-    assert reason in told
-    assert "\n" not in told
+    message = misfit(model, state)
+    assert message.startswith(f"not the weights of {model}: ")
+    assert reason in message
+    assert "\n" not in message
 
 
 def test_an_unexplained_misfit_has_no_reason() -> None:

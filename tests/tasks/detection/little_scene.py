@@ -1,4 +1,4 @@
-"""A little picture with objects, and what it takes to learn it by heart."""
+"""A small picture with objects, and a training that memorises it."""
 
 from types import SimpleNamespace
 

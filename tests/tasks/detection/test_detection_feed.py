@@ -176,7 +176,7 @@ def test_workers_change_nothing(workers: int) -> None:
 
 
 @pytest.mark.parametrize("first_step", [1, 3, 5])
-def test_a_later_start_goes_on_with_the_same_batches(first_step: int) -> None:
+def test_a_later_start_continues_with_the_same_batches(first_step: int) -> None:
     whole = take(feed().micro_batches(0), 8)
     assert_same(take(feed().micro_batches(first_step), 8 - first_step), whole[first_step:])
 

@@ -1,4 +1,4 @@
-"""Listings of images with boxes: parts of them, their fingerprints, and whether two go together."""
+"""Listings of images with boxes: subsets, fingerprints, and matching categories."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ def test_subsets_are_drawn_by_seed_grow_and_keep_the_order(listing: CocoListing)
         listing.subset(13, 0)
 
 
-def test_the_fingerprint_changes_with_whatever_counts(listing: CocoListing) -> None:
+def test_the_fingerprint_covers_everything_that_matters(listing: CocoListing) -> None:
     table = listing.table
     others = [
         listing.select(torch.arange(11)),

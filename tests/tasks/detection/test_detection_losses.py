@@ -1,4 +1,4 @@
-"""Distillation losses of detection against float64 references, values worked out by hand and finite differences."""
+"""Distillation losses of detection against float64 references, hand-computed values and finite differences."""
 
 import math
 

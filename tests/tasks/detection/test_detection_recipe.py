@@ -2,7 +2,7 @@
 
 import pytest
 from known import load_recipe
-from told import Write, problems
+from recipe_problems import Write, problems
 
 from w2skd.recipe.load import dump_recipe
 from w2skd.tasks.detection.recipe import DetectionRecipe, DetectionReport
@@ -21,7 +21,7 @@ train:
 """
 
 
-def told(write: Write, *overrides: str) -> list[str]:
+def problems_of(write: Write, *overrides: str) -> list[str]:
     return problems(write, *overrides, content=RECIPE)
 
 
@@ -77,7 +77,7 @@ def test_every_coco_metric_can_be_the_metric(recipe_file: Write, metric: str) ->
     ],
 )
 def test_a_value_out_of_range_or_place_is_refused(recipe_file: Write, override: str, start: str) -> None:
-    (problem,) = told(recipe_file, override)
+    (problem,) = problems_of(recipe_file, override)
     assert problem.startswith(start)
 
 
@@ -93,12 +93,12 @@ def test_a_value_out_of_range_or_place_is_refused(recipe_file: Write, override: 
     ],
 )
 def test_an_unknown_name_is_refused_with_the_known_ones(recipe_file: Write, override: str, start: str) -> None:
-    (problem,) = told(recipe_file, override)
+    (problem,) = problems_of(recipe_file, override)
     assert problem.startswith(start)
 
 
 def test_the_error_lists_all_models(recipe_file: Write) -> None:
-    (problem,) = told(recipe_file, "student.model=yolo")
+    (problem,) = problems_of(recipe_file, "student.model=yolo")
     assert problem.endswith(
         "retinanet_slim, fasterrcnn_resnet18, fasterrcnn_resnet34, fasterrcnn_resnet50, "
         "fasterrcnn_resnet101, fasterrcnn_mobilenet_v2, fasterrcnn_slim"
@@ -127,7 +127,7 @@ COMPILED = "compile: true would recompile for every image size: remove it"
     ],
 )
 def test_a_contradiction_is_refused(recipe_file: Write, override: str, problem: str) -> None:
-    assert told(recipe_file, override) == [problem]
+    assert problems_of(recipe_file, override) == [problem]
 
 
 def test_what_a_part_of_weight_0_means_depends_on_the_family(recipe_file: Write) -> None:
@@ -158,12 +158,12 @@ def test_a_frozen_norm_needs_weights_to_keep(recipe_file: Write, overrides: tupl
     if fresh is None:
         assert load(recipe_file, *frozen).detector.frozen_norm
     else:
-        assert told(recipe_file, *frozen) == [FRESH.format(fresh)]
+        assert problems_of(recipe_file, *frozen) == [FRESH.format(fresh)]
 
 
 def test_all_problems_are_reported_together(recipe_file: Write) -> None:
     overrides = ("data.min_size=1400", "student.model=yolo", "distill.box_weight=-1", "eval.backend=x")
-    assert sorted(problem.split(": ")[0] for problem in told(recipe_file, *overrides)) == [
+    assert sorted(problem.split(": ")[0] for problem in problems_of(recipe_file, *overrides)) == [
         "data",
         "distill.box_weight",
         "eval.backend",

@@ -100,7 +100,7 @@ def test_an_experiment_of_both_arms_is_compared(compared: Path) -> None:
     assert report["higher_is_better"] is True
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(compared: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_to_the_same_end(compared: Path, tmp_path: Path) -> None:
     """In the midst of distillation, between two validations; bit for bit."""
     stopped_at(2, *distill(compared, tmp_path / "runs"))
     assert load_checkpoint(run_in(tmp_path / "runs") / "checkpoints" / "last.pt")["engine"]["step"] == 2
@@ -109,7 +109,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(compared: Path, t
     assert_same_course(run_in(tmp_path / "runs"), run_in(compared))
 
 
-def test_the_teacher_stays_as_it_was_and_is_let_go_of_at_the_switch(
+def test_the_teacher_is_unchanged_and_dropped_at_the_switch(
     compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[weakref.ref[torch.nn.Module]] = []
@@ -268,7 +268,7 @@ def test_invalid_recipes_are_refused(setting: str, problem: str, tmp_path: Path)
     assert os.listdir(tmp_path) == ["boxes.yaml"]
 
 
-def test_a_scorer_that_is_not_there_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_scoring_package_is_reported_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coco, "find_spec", lambda name: None)
     line = refused(
         *("train-teacher", "-r", recipe_of(tmp_path), "--out", tmp_path / "runs", "--set", "eval.backend=faster"),
@@ -278,7 +278,7 @@ def test_a_scorer_that_is_not_there_is_told_before_training(tmp_path: Path, monk
     assert os.listdir(tmp_path) == ["boxes.yaml"]
 
 
-def test_anchors_too_small_to_be_told_apart_are_refused(tmp_path: Path) -> None:
+def test_indistinguishably_small_anchors_are_refused(tmp_path: Path) -> None:
     small = ("--set", "detector.anchor_scale=0.1")
     line = refused("train-teacher", "-r", recipe_of(tmp_path), "--out", tmp_path / "runs", *small, code=2)
     assert line.startswith("anchor_scale: 0.1 gives anchors of 3.2 px, ")

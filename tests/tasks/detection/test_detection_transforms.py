@@ -1,4 +1,4 @@
-"""Transforms for detection: boxes stay where their objects are, sizes are as asked, draws come from counters."""
+"""Transforms for detection: boxes follow their objects, sizes are as requested, draws come from counters."""
 
 import numpy as np
 import pytest

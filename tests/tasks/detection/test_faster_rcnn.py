@@ -170,7 +170,7 @@ def test_lower_precision_is_for_convolutions_only(detector, images, precision):
     torch.testing.assert_close(heads, full.heads, rtol=0.1, atol=0.1)
 
 
-def test_nobody_trains_on_anothers_proposals(detector, images):
+def test_each_model_trains_on_its_own_proposals(detector, images):
     with pytest.raises(AssertionError, match="own proposals"):
         detector(images, SIZES, TARGETS, [torch.zeros(0, 4)] * 2)
 

@@ -92,7 +92,7 @@ def decode(anchor, deltas):
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
-def test_what_nobody_asked_for_is_not_made(sure, images):
+def test_outputs_are_computed_only_on_request(sure, images):
     assert sure(images, SIZES, None, None, False).detections == []
     assert len(sure(images, SIZES).detections) == 2
 

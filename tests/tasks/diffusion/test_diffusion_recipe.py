@@ -2,7 +2,7 @@
 
 import pytest
 from known import load_recipe
-from told import Write, problems
+from recipe_problems import Write, problems
 
 from w2skd.recipe.load import dump_recipe
 from w2skd.tasks.diffusion.recipe import DENOISERS, FEATURE_EXTRACTORS, DiffusionRecipe, DiffusionReport

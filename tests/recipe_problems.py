@@ -1,4 +1,4 @@
-"""What a recipe's problems are told as."""
+"""Collects the problems that a recipe is rejected with."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ Write = Callable[..., str]
 
 
 def problems(write: Write, *overrides: str, content: str | None = None) -> list[str]:
-    """What is wrong with the tiny recipe after overrides, one entry a problem, without the file's name."""
+    """Return the problems of the tiny recipe after overrides, one entry per problem, without the file's name."""
     path = write() if content is None else write(content)
     with pytest.raises(RecipeError) as raised:
         load_recipe(path, overrides)
