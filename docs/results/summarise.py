@@ -25,7 +25,7 @@ HEAD = (
 )
 RULE = (
     f"\nOne target per experiment: of those defined as a share of the {REFERENCE}'s best, the one closest to the "
-    "teacher's level, whatever the speed-up there.\n"
+    "teacher's level, regardless of its speed-up.\n"
 )
 
 

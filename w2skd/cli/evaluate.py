@@ -48,7 +48,10 @@ class ModelFlags:
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", metavar="NAME", help="The architecture; without --checkpoint, with its published weights."
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="Architecture; without --checkpoint, its published weights.",
         ),
     ] = None
     recipe: Annotated[
@@ -57,7 +60,7 @@ class ModelFlags:
     ] = None
     set_: Overrides
     role: Annotated[
-        str | None, typer.Option("--role", metavar="teacher|student", help="Which of the recipe's models.")
+        str | None, typer.Option("--role", metavar="teacher|student", help="Score the recipe's teacher or its student.")
     ] = None
     device: Device = "auto"
     plugin: Plugin = None
@@ -99,7 +102,7 @@ def evaluate(
             metavar="METRIC>=X",
             default_factory=list,
             show_default=False,
-            help="Exit with 3 unless this holds; repeatable.",
+            help="Exit with code 3 unless this holds; repeatable.",
         ),
     ],
     as_json: AsJson = False,

@@ -26,9 +26,8 @@ app = typer.Typer(
 
 _COMMANDS: dict[Callable[..., None], str] = {
     train_teacher: "w2skd train-teacher --recipe demo --out runs/demo",
-    distill: "w2skd distill --recipe demo --baseline; torchrun --nproc-per-node 8 -m w2skd distill -r demo",
-    evaluate: "w2skd evaluate --checkpoint runs/demo/w2s/seed0; "
-    "w2skd evaluate --model torchvision:mobilenet_v2 --recipe imagenet_resnet50",
+    distill: "torchrun --nproc-per-node 8 -m w2skd distill --recipe demo --baseline",
+    evaluate: "w2skd evaluate --model torchvision:mobilenet_v2 --recipe imagenet_resnet50",
     speedup_report: "w2skd speedup-report runs/demo --require 1.2",
     compare: "w2skd compare --recipe demo --seeds 0,1,2",
     recipes: "w2skd recipes demo > my_recipe.yaml",

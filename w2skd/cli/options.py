@@ -78,7 +78,7 @@ class TrainFlags:
         typer.Option(
             "--resume",
             metavar="auto|never|PATH",
-            help="Resume an existing run, refuse it, or resume from this checkpoint of it.",
+            help="auto resumes an existing run, never refuses it, PATH resumes from this checkpoint of it.",
         ),
     ] = "auto"
     overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Discard an existing run.")] = False

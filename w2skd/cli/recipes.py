@@ -11,7 +11,7 @@ from w2skd.recipe.load import find_recipe, shipped_recipes
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe as it was written.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this recipe as it was written.")] = None,
 ) -> None:
     """List the shipped recipes, or print one to start from."""
     if name is not None:

@@ -19,7 +19,9 @@ def speedup_report(
     require: Annotated[
         float | None,
         typer.Option(
-            "--require", metavar="X", help="Exit with 3 unless the first threshold's median speed-up is at least X."
+            "--require",
+            metavar="X",
+            help="Exit with code 3 if the first threshold's median speed-up is below X.",
         ),
     ] = None,
     records: Annotated[

@@ -17,7 +17,7 @@ from w2skd.data.streaming import StreamingFeed, stream_once
 from w2skd.data.transforms import EvalTransform, TrainTransform
 from w2skd.data.workers import Workers
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.data import ImageSection
+from w2skd.recipe.data import ImageDataSection
 from w2skd.recipe.schema import TrainSection
 
 EVALUATION_BATCH = 500
@@ -45,8 +45,9 @@ class ImageFeeds:
         DataError: files are missing, damaged, too few or inconsistent.
     """
 
-    def __init__(self, section: ImageSection, train: TrainSection, *, seed: int, device: torch.device):
+    def __init__(self, section: ImageDataSection, train: TrainSection, *, seed: int, device: torch.device):
         self._section = section
+        self._preparation = section.preparation
         self._train = train
         self._seed = seed
         self._device = device
@@ -74,7 +75,7 @@ class ImageFeeds:
     @property
     def smallest_px(self) -> int:
         """Side of the smallest training images; below `size_px` with progressive resolution."""
-        progressive = self._section.progressive
+        progressive = self._preparation.progressive
         return self.size_px if progressive is None else min(progressive.from_px, self.size_px)
 
     def fingerprint(self) -> str:
@@ -90,13 +91,13 @@ class ImageFeeds:
             DataError: an image cannot be read.
             UsageError: the batch size is not a multiple of the recipe's repeats.
         """
-        section, listing = self._section, self.train_listing
-        order = BatchOrder(len(listing), self._train.batch_size, section.repeats, self._seed)
-        size_at = None if section.progressive is None else self._size_at
+        section, listing, preparation = self._section, self.train_listing, self._preparation
+        order = BatchOrder(len(listing), self._train.batch_size, preparation.repeats, self._seed)
+        size_at = None if preparation.progressive is None else self._size_at
         if self.resident:
-            return ResidentFeed(load_image_data(section).train, order, self._normalize, section.augment, size_at)
+            return ResidentFeed(load_image_data(section).train, order, self._normalize, preparation.augment, size_at)
         transform = TrainTransform(
-            section.augment, section.crop_scale, section.interpolation, section.erasing_probability
+            preparation.augment, preparation.crop_scale, preparation.interpolation, preparation.erasing_probability
         )
         return StreamingFeed(
             order,
@@ -113,7 +114,7 @@ class ImageFeeds:
         batch_size = max(1, min(EVALUATION_BATCH, _EVALUATION_PIXELS // self.size_px**2))
         if self.resident:
             return evaluation_batches(load_image_data(section).evaluation, self._normalize, batch_size, ranks)
-        transform = EvalTransform(section.eval_resize or self.size_px, section.interpolation)
+        transform = EvalTransform(self._preparation.eval_resize or self.size_px, self._preparation.interpolation)
         return stream_once(
             ReadImages(listing.examples, transform),
             DeliverImages(listing.labels, self._normalize),
@@ -128,11 +129,11 @@ class ImageFeeds:
             return self._section.feed == "resident"
         # Four bytes per pixel for the training set only: the evaluation set stays on the host.
         needed = 4 * len(self.train_listing) * self.size_px**2
-        return not self._section.needs_streaming and needed <= _MAX_RESIDENT_SHARE * _memory_of(self._device)
+        return not self._preparation.needs_streaming and needed <= _MAX_RESIDENT_SHARE * _memory_of(self._device)
 
     def _size_at(self, step: int) -> int:
         """Return the side in px at a global step, from 0."""
-        progressive = self._section.progressive
+        progressive = self._preparation.progressive
         assert progressive is not None
         steps_per_epoch = self.train.steps_per_epoch
         until = progressive.until.steps(steps_per_epoch, self._train.total_steps(steps_per_epoch))

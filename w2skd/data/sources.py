@@ -24,7 +24,7 @@ from w2skd.data.examples import ChosenExamples, Examples, PixelExamples
 from w2skd.data.folder import FileExamples, check_same_classes, list_class_folders
 from w2skd.data.images import ImageSet, Normalization, balanced_subset, split_validation
 from w2skd.errors import DataError
-from w2skd.recipe.data import ImageSection
+from w2skd.recipe.data import ImageDataSection
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Normalisation of torchvision's pretrained classifiers."""
@@ -121,7 +121,7 @@ class _Source:
 
 
 @lru_cache(maxsize=2)
-def list_image_data(section: ImageSection) -> ImageListing:
+def list_image_data(section: ImageDataSection) -> ImageListing:
     """List the examples of a recipe's ``data`` section without reading images.
 
     The hold-out is drawn from the whole training set before `train_examples` reduces the rest, so that runs on
@@ -133,18 +133,19 @@ def list_image_data(section: ImageSection) -> ImageListing:
     source = SOURCES[section.source](section)
     train, evaluation = source.train, source.evaluation
     if evaluation is None:
-        assert section.validation_share is not None
-        kept, held = split_validation(train.labels, train.classes, section.validation_share, section.split_seed)
+        share = section.preparation.validation_share
+        assert share is not None
+        kept, held = split_validation(train.labels, train.classes, share, section.split_seed)
         train, evaluation = train.select(kept), train.select(held)
     train = train.subset(section.train_examples, section.split_seed)
     evaluation = evaluation.subset(section.eval_examples, section.split_seed)
-    own = section.normalization
+    own = section.preparation.normalization
     normalization = source.normalization if own is None else Normalization(own.mean, own.std)
     return ImageListing(train, evaluation, normalization, section.image_size or source.size_px)
 
 
 @lru_cache(maxsize=2)
-def load_image_data(section: ImageSection) -> ImageData:
+def load_image_data(section: ImageDataSection) -> ImageData:
     """Load the images of a recipe's ``data`` section; runs in one process share the result.
 
     Raises:
@@ -155,15 +156,15 @@ def load_image_data(section: ImageSection) -> ImageData:
     return ImageData(train, evaluation, listing.normalization)
 
 
-def _cifar10(section: ImageSection) -> _Source:
+def _cifar10(section: ImageDataSection) -> _Source:
     return _cifar(section, CIFAR10, Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)))
 
 
-def _cifar100(section: ImageSection) -> _Source:
+def _cifar100(section: ImageDataSection) -> _Source:
     return _cifar(section, CIFAR100, Normalization((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)))
 
 
-def _cifar(section: ImageSection, dataset: type[CIFAR10], normalization: Normalization) -> _Source:
+def _cifar(section: ImageDataSection, dataset: type[CIFAR10], normalization: Normalization) -> _Source:
     """Open CIFAR (Krizhevsky 2009) with torchvision, which checks the MD5 of all files before unpickling."""
     try:
         try:
@@ -187,7 +188,7 @@ def _cifar(section: ImageSection, dataset: type[CIFAR10], normalization: Normali
         )
         for name, part in zip(("training", "test"), parts, strict=True)
     )
-    return _Source(train, None if section.validation_share else evaluation, normalization, _CIFAR_SIZE_PX)
+    return _Source(train, None if section.preparation.validation_share else evaluation, normalization, _CIFAR_SIZE_PX)
 
 
 def _open_cifar(dataset: type[CIFAR10], root: Path) -> tuple[CIFAR10, CIFAR10]:
@@ -230,7 +231,7 @@ def _cifar_problem(source: str, dataset: type[CIFAR10], root: Path) -> str:
     return f"{source}: neither the folder {folder} nor the archive {archive} exists; {fix}"
 
 
-def _fashion_mnist(section: ImageSection) -> _Source:
+def _fashion_mnist(section: ImageDataSection) -> _Source:
     files = fashion_mnist.find_files(section.root)
     if files is None and section.download:
         _download_fashion_mnist(section.root)
@@ -248,7 +249,7 @@ def _fashion_mnist(section: ImageSection) -> _Source:
         )
     )
     normalization = Normalization((0.2860,) * 3, (0.3530,) * 3)
-    return _Source(train, None if section.validation_share else evaluation, normalization, 28)
+    return _Source(train, None if section.preparation.validation_share else evaluation, normalization, 28)
 
 
 def _download_fashion_mnist(root: Path) -> None:
@@ -262,12 +263,12 @@ def _download_fashion_mnist(root: Path) -> None:
         ) from None
 
 
-def _image_folder(section: ImageSection) -> _Source:
+def _image_folder(section: ImageDataSection) -> _Source:
     root, size = section.root, section.image_size
     assert size is not None
     train = list_class_folders(root, section.train_folder, "data.train_folder")
     listing = _from_files(root, section.train_folder, train)
-    if section.validation_share:
+    if section.preparation.validation_share:
         return _Source(listing, None, IMAGENET, size)
     evaluation = list_class_folders(root, section.eval_folder, "data.eval_folder")
     check_same_classes(list(train), root / section.train_folder, list(evaluation), root / section.eval_folder)
@@ -280,9 +281,9 @@ def _from_files(root: Path, folder: str, files: dict[str, list[Path]]) -> Listin
     return Listing(str(root / folder), FileExamples(root, paths), labels, tuple(files))
 
 
-def _shapes(section: ImageSection) -> _Source:
+def _shapes(section: ImageDataSection) -> _Source:
     """Generate the requested number of shapes; `split_seed` is the seed of the shapes, too."""
-    share = section.validation_share or 0.0
+    share = section.preparation.validation_share or 0.0
     count = section.train_examples or _SHAPES_TRAIN_EXAMPLES
     if section.train_examples and share:
         # Enough for a full training set after the hold-out, which may take one more per class by rounding.
@@ -300,7 +301,7 @@ def _drawn(part: str, count: int, size: int, split_seed: int) -> Listing:
     return Listing(f"the {part} set of shapes", examples, shapes.labels_of(torch.arange(count)), shapes.CLASSES)
 
 
-SOURCES: dict[str, Callable[[ImageSection], _Source]] = {
+SOURCES: dict[str, Callable[[ImageDataSection], _Source]] = {
     "cifar10": _cifar10,
     "cifar100": _cifar100,
     "fashion_mnist": _fashion_mnist,

@@ -89,7 +89,7 @@ def build_from_plugin(name: str, classes: int, image_size_px: int | None = None)
 
 
 def plugin_fingerprint() -> dict[str, str] | None:
-    """Return path -> SHA-256 of the loaded plug-ins for the run's records, or None if there are none."""
+    """Return path -> SHA-256 of the loaded plug-ins for the run's records, or None if no plug-in is loaded."""
     return {str(path): plugin.sha256 for path, plugin in _plugins.items()} or None
 
 

@@ -1,10 +1,9 @@
 """Recipe sections of data that several tasks share."""
 
-# ruff: noqa: D102  # the attributes of `ImageSection` are documented in the sections
-
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -58,6 +57,25 @@ class DataSection(Section):
     worker_timeout_s: PositiveFloat = 300.0
 
 
+@dataclass(frozen=True)
+class ImagePreparation:
+    """How a task prepares its images; the keys of `ClassificationData` document the values.
+
+    The defaults are the behaviour of tasks without such keys.
+    """
+
+    augment: tuple[str, ...] = ()
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    erasing_probability: float = 0.25
+    repeats: int = 1
+    progressive: ProgressiveSection | None = None
+    eval_resize: int | None = None
+    interpolation: str = "bicubic"
+    normalization: NormalizationSection | None = None
+    validation_share: float | None = None
+    needs_streaming: Sequence[str] = ()
+
+
 class ImageDataSection(DataSection):
     """Labelled images. Subsets are class-balanced; null takes 4,096 and 1,024 examples of ``shapes``.
 
@@ -88,55 +106,7 @@ class ImageDataSection(DataSection):
             raise ValueError(f"download: true is for {', '.join(DOWNLOADABLE)}, not for {self.source}")
         return self
 
-
-class ImageSection(Protocol):
-    """Everything that the data feeds read from a section of labelled images.
-
-    A task's section derives from `ImageDataSection` and adds the rest as recipe keys or as constants.
-    """
-
     @property
-    def source(self) -> str: ...
-    @property
-    def root(self) -> Path: ...
-    @property
-    def download(self) -> bool: ...
-    @property
-    def train_folder(self) -> str: ...
-    @property
-    def eval_folder(self) -> str: ...
-    @property
-    def image_size(self) -> int | None: ...
-    @property
-    def eval_resize(self) -> int | None: ...
-    @property
-    def interpolation(self) -> str: ...
-    @property
-    def normalization(self) -> NormalizationSection | None: ...
-    @property
-    def train_examples(self) -> int | None: ...
-    @property
-    def eval_examples(self) -> int | None: ...
-    @property
-    def validation_share(self) -> float | None: ...
-    @property
-    def split_seed(self) -> int: ...
-    @property
-    def feed(self) -> str: ...
-    @property
-    def workers(self) -> int | None: ...
-    @property
-    def worker_timeout_s(self) -> float: ...
-    @property
-    def augment(self) -> tuple[str, ...]: ...
-    @property
-    def crop_scale(self) -> tuple[float, float]: ...
-    @property
-    def erasing_probability(self) -> float: ...
-    @property
-    def repeats(self) -> int: ...
-    @property
-    def progressive(self) -> ProgressiveSection | None: ...
-    @property
-    def needs_streaming(self) -> Sequence[str]: ...
-    def __hash__(self) -> int: ...
+    def preparation(self) -> ImagePreparation:
+        """How the task prepares these images."""
+        return ImagePreparation()

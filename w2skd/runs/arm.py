@@ -72,7 +72,7 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
 
 @dataclass
 class _Training:
-    """What the stations of one training share.
+    """The state that the stages of one training run share.
 
     Attributes:
         run: the locked run directory.

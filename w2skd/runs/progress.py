@@ -307,5 +307,7 @@ class _Pace:
         (step, _, seconds), (last_step, _, last_seconds) = self._points[0], self._points[-1]
         if last_step == step or self._step == 0:
             return 0.0
-        besides = self._clock.get("evaluate", 0.0) + self._clock.get("checkpoint", 0.0)
-        return (self._total_steps - self._step) * ((last_seconds - seconds) / (last_step - step) + besides / self._step)
+        overhead = self._clock.get("evaluate", 0.0) + self._clock.get("checkpoint", 0.0)
+        return (self._total_steps - self._step) * (
+            (last_seconds - seconds) / (last_step - step) + overhead / self._step
+        )

@@ -25,7 +25,7 @@ class ScoredModel:
     Attributes:
         checkpoint: file of the weights.
         model: name of the architecture.
-        recipe: that says how it is scored.
+        recipe: the recipe that defines the scoring.
         notes: what was adapted or assumed, and how it was scored, one line each.
         evaluation: metrics, tables and files.
     """

@@ -58,8 +58,8 @@ def test_a_dumped_recipe_loads_as_the_same_recipe(recipe_file: Write) -> None:
 def test_pixels_are_scaled_to_minus_one_to_one(recipe_file: Write) -> None:
     images = load(recipe_file, "data={source: shapes, image_size: 16, train_examples: 9, split_seed: 4}").data
     assert (images.source, images.image_size, images.train_examples, images.split_seed) == ("shapes", 16, 9, 4)
-    assert images.normalization is not None
-    assert (images.normalization.mean, images.normalization.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert images.preparation.normalization is not None
+    assert (images.preparation.normalization.mean, images.preparation.normalization.std) == ((0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.mark.parametrize("metric", [metric.name for metric in DiffusionReport.metrics])

@@ -1,6 +1,7 @@
 """The recipe sections of image classification."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -12,7 +13,7 @@ from pydantic import (
 )
 
 from w2skd.models.names import PUBLISHERS, is_classifier, unknown_classifier
-from w2skd.recipe.data import ImageDataSection, NormalizationSection, ProgressiveSection
+from w2skd.recipe.data import ImageDataSection, ImagePreparation, NormalizationSection, ProgressiveSection
 from w2skd.recipe.evaluation import Metric, Output
 from w2skd.recipe.schema import (
     Recipe,
@@ -84,6 +85,11 @@ class ClassificationData(ImageDataSection):
         if self.feed == "resident" and self.needs_streaming:
             raise ValueError(f"feed: resident cannot do {', '.join(self.needs_streaming)}: streaming can")
         return self
+
+    @property
+    def preparation(self) -> ImagePreparation:
+        """How classification prepares these images."""
+        return ImagePreparation(**{field.name: getattr(self, field.name) for field in fields(ImagePreparation)})
 
     @property
     def needs_streaming(self) -> list[str]:

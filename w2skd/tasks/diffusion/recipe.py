@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from w2skd.errors import suggest
-from w2skd.recipe.data import ImageDataSection, NormalizationSection, ProgressiveSection
+from w2skd.recipe.data import ImageDataSection, ImagePreparation, NormalizationSection
 from w2skd.recipe.evaluation import Metric, Output
 from w2skd.recipe.schema import (
     LARGEST_SEED,
@@ -95,15 +95,10 @@ class DiffusionData(ImageDataSection):
     image_size: SidePx | None = None
     augment: Annotated[tuple[Literal["flip"], ...], Field(strict=False, max_length=1)] = ("flip",)
 
-    eval_resize: ClassVar[int | None] = None
-    interpolation: ClassVar[str] = "bicubic"
-    normalization: ClassVar[NormalizationSection | None] = NormalizationSection(mean=(0.5,) * 3, std=(0.5,) * 3)
-    validation_share: ClassVar[float | None] = None
-    crop_scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
-    erasing_probability: ClassVar[float] = 0.25
-    repeats: ClassVar[int] = 1
-    progressive: ClassVar[ProgressiveSection | None] = None
-    needs_streaming: ClassVar[tuple[str, ...]] = ()
+    @property
+    def preparation(self) -> ImagePreparation:
+        """How diffusion prepares these images."""
+        return ImagePreparation(self.augment, normalization=NormalizationSection(mean=(0.5,) * 3, std=(0.5,) * 3))
 
 
 class DiffusionSection(Section):
