@@ -308,6 +308,5 @@ class _Pace:
         if last_step == step or self._step == 0:
             return 0.0
         overhead = self._clock.get("evaluate", 0.0) + self._clock.get("checkpoint", 0.0)
-        return (self._total_steps - self._step) * (
-            (last_seconds - seconds) / (last_step - step) + overhead / self._step
-        )
+        seconds_per_step = (last_seconds - seconds) / (last_step - step) + overhead / self._step
+        return (self._total_steps - self._step) * seconds_per_step
