@@ -115,7 +115,7 @@ def test_a_value_out_of_range_is_refused(recipe_file: Write, override: str, star
         ("train.checkpoint_every=0step", "train: checkpoint_every: 0step is not a valid interval; use at least 1step"),
         (
             "data.source=image_folder",
-            "data: source: image_folder needs image_size, the side in px to which its images are brought",
+            "data: source: image_folder needs image_size, the side in px of its resized images",
         ),
         (
             "data={source: cifar10, feed: resident, augment: [trivial_augment]}",

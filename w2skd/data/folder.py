@@ -17,7 +17,7 @@ from w2skd.errors import DataError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
-"""Formats that are decoded, whatever the file's name. Pillow's other readers may start external programs."""
+"""Formats that are decoded, regardless of the file's extension. Pillow's other readers may start external programs."""
 
 _CHUNK = 64
 _MAX_THREADS = 8

@@ -202,17 +202,17 @@ class Dice:
     def __init__(self, seed: int, indices: Tensor):
         self._seed = seed
         self._indices = indices
-        self._thrown = 0
+        self._drawn = 0
         self._values = torch.empty(0, len(indices))
 
     def between(self, low: float, high: float) -> Tensor:
         """Draw one scalar per image."""
-        if self._thrown == len(self._values):
+        if self._drawn == len(self._values):
             # Many at once, because the overhead of a call dominates for few images.
-            draws = self._thrown + torch.arange(_DRAWS)[:, None]
+            draws = self._drawn + torch.arange(_DRAWS)[:, None]
             self._values = torch.cat([self._values, uniform(self._seed, self._indices, draws)])
-        value = self._values[self._thrown]
-        self._thrown += 1
+        value = self._values[self._drawn]
+        self._drawn += 1
         return (low + (high - low) * value)[:, None, None]
 
     def colour(self, low: float, high: float) -> Tensor:

@@ -110,14 +110,8 @@ class ImageData:
     normalization: Normalization
 
 
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """All examples of a source; `evaluation` is None if a hold-out of `train` replaces it."""
-
-    train: Listing
-    evaluation: Listing | None
-    normalization: Normalization
-    size_px: int
+_Source = tuple[Listing, Listing | None, Normalization, int]
+"""Training examples, evaluation examples (None if a hold-out replaces them), normalisation and side in px."""
 
 
 @lru_cache(maxsize=2)
@@ -130,8 +124,7 @@ def list_image_data(section: ImageDataSection) -> ImageListing:
     Raises:
         DataError: files are missing, damaged, too few or inconsistent.
     """
-    source = SOURCES[section.source](section)
-    train, evaluation = source.train, source.evaluation
+    train, evaluation, normalization, size_px = SOURCES[section.source](section)
     if evaluation is None:
         share = section.preparation.validation_share
         assert share is not None
@@ -140,8 +133,9 @@ def list_image_data(section: ImageDataSection) -> ImageListing:
     train = train.subset(section.train_examples, section.split_seed)
     evaluation = evaluation.subset(section.eval_examples, section.split_seed)
     own = section.preparation.normalization
-    normalization = source.normalization if own is None else Normalization(own.mean, own.std)
-    return ImageListing(train, evaluation, normalization, section.image_size or source.size_px)
+    if own is not None:
+        normalization = Normalization(own.mean, own.std)
+    return ImageListing(train, evaluation, normalization, section.image_size or size_px)
 
 
 @lru_cache(maxsize=2)
@@ -188,7 +182,7 @@ def _cifar(section: ImageDataSection, dataset: type[CIFAR10], normalization: Nor
         )
         for name, part in zip(("training", "test"), parts, strict=True)
     )
-    return _Source(train, None if section.preparation.validation_share else evaluation, normalization, _CIFAR_SIZE_PX)
+    return train, None if section.preparation.validation_share else evaluation, normalization, _CIFAR_SIZE_PX
 
 
 def _open_cifar(dataset: type[CIFAR10], root: Path) -> tuple[CIFAR10, CIFAR10]:
@@ -249,7 +243,7 @@ def _fashion_mnist(section: ImageDataSection) -> _Source:
         )
     )
     normalization = Normalization((0.2860,) * 3, (0.3530,) * 3)
-    return _Source(train, None if section.preparation.validation_share else evaluation, normalization, 28)
+    return train, None if section.preparation.validation_share else evaluation, normalization, 28
 
 
 def _download_fashion_mnist(root: Path) -> None:
@@ -269,10 +263,10 @@ def _image_folder(section: ImageDataSection) -> _Source:
     train = list_class_folders(root, section.train_folder, "data.train_folder")
     listing = _from_files(root, section.train_folder, train)
     if section.preparation.validation_share:
-        return _Source(listing, None, IMAGENET, size)
+        return listing, None, IMAGENET, size
     evaluation = list_class_folders(root, section.eval_folder, "data.eval_folder")
     check_same_classes(list(train), root / section.train_folder, list(evaluation), root / section.eval_folder)
-    return _Source(listing, _from_files(root, section.eval_folder, evaluation), IMAGENET, size)
+    return listing, _from_files(root, section.eval_folder, evaluation), IMAGENET, size
 
 
 def _from_files(root: Path, folder: str, files: dict[str, list[Path]]) -> Listing:
@@ -293,7 +287,7 @@ def _shapes(section: ImageDataSection) -> _Source:
     if not share:
         evaluation = _drawn("evaluation", section.eval_examples or _SHAPES_EVAL_EXAMPLES, size, section.split_seed)
     normalization = Normalization((0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
-    return _Source(_drawn("training", count, size, section.split_seed), evaluation, normalization, size)
+    return _drawn("training", count, size, section.split_seed), evaluation, normalization, size
 
 
 def _drawn(part: str, count: int, size: int, split_seed: int) -> Listing:

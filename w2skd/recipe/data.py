@@ -101,7 +101,7 @@ class ImageDataSection(DataSection):
     @model_validator(mode="after")
     def _check_source(self) -> Self:
         if self.source == "image_folder" and self.image_size is None:
-            raise ValueError("source: image_folder needs image_size, the side in px to which its images are brought")
+            raise ValueError("source: image_folder needs image_size, the side in px of its resized images")
         if self.download and self.source not in DOWNLOADABLE:
             raise ValueError(f"download: true is for {', '.join(DOWNLOADABLE)}, not for {self.source}")
         return self

@@ -150,14 +150,14 @@ def test_more_examples_than_available_are_refused(recipe: Path, root: Path, tmp_
     assert line == f"{root / EVALUATION}: 4 examples requested, but only 3 exist"
 
 
-@pytest.mark.parametrize(("name", "images", "purpose"), [(TRAIN, 4, "to learn from"), (EVALUATION, 3, "to score by")])
+@pytest.mark.parametrize(("name", "images", "purpose"), [(TRAIN, 4, "training"), (EVALUATION, 3, "scoring")])
 def test_sets_without_boxes_are_refused(
     name: str, images: int, purpose: str, recipe: Path, root: Path, tmp_path: Path
 ) -> None:
     """Every score of a run would be NaN."""
     rewrite(root / name, lambda document: [row.update(iscrowd=1) for row in document["annotations"]])
     line = refused("train-teacher", "-r", recipe, "--out", tmp_path / "runs", *on_coco(root), code=1)
-    assert line == f"{root / name}: no box {purpose} in {images} images; crowd regions do not count"
+    assert line == f"{root / name}: no boxes for {purpose} in {images} images; crowd regions do not count"
 
 
 def test_an_image_of_another_size_than_its_record_says_is_named(recipe: Path, root: Path, tmp_path: Path) -> None:

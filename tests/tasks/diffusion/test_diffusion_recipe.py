@@ -140,7 +140,7 @@ def test_errors_list_all_known_networks(recipe_file: Write) -> None:
     [
         (
             "data.source=image_folder",
-            "data: source: image_folder needs image_size, the side in px to which its images are brought",
+            "data: source: image_folder needs image_size, the side in px of its resized images",
         ),
         (
             "data={source: shapes, download: true}",

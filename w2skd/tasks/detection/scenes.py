@@ -1,4 +1,4 @@
-"""Generated scenes for detection without any files: one to five of the ten shapes at random positions.
+"""Generated scenes for detection: one to five of the ten shapes at random positions.
 
 Sizes, positions, rotations and colours are random, contrast may be low, and shapes may partly occlude each other; later
 ones are in front. Scene i is a function of (seed, i) alone and is painted on demand, at about the cost of opening an

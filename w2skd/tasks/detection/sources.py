@@ -37,9 +37,11 @@ def list_detection_data(section: DetectionData) -> DetectionListing:
     check_same_categories(train, evaluation)
     train = train.subset(section.train_examples, section.split_seed)
     evaluation = evaluation.subset(section.eval_examples, section.split_seed)
-    for listing, purpose in ((train, "to learn from"), (evaluation, "to score by")):
+    for listing, purpose in ((train, "training"), (evaluation, "scoring")):
         if not len(listing.table.boxes):
-            raise DataError(f"{listing.name}: no box {purpose} in {len(listing)} images; crowd regions do not count")
+            raise DataError(
+                f"{listing.name}: no boxes for {purpose} in {len(listing)} images; crowd regions do not count"
+            )
     return DetectionListing(train, evaluation, normalization)
 
 
