@@ -151,9 +151,9 @@ def evaluation_batches(
     """
     shard = ranks.shard(len(images))
     for start in range(shard.start, shard.stop, batch_size):
-        ids = torch.arange(start, min(start + batch_size, shard.stop))
-        part = images.select(ids).to(normalize.device)
-        yield LabelledImages(normalize(part.images), part.labels, ids.to(normalize.device), step=0)
+        end, device = min(start + batch_size, shard.stop), normalize.device
+        pixels, labels = images.images[start:end].to(device), images.labels[start:end].to(device)
+        yield LabelledImages(normalize(pixels), labels, torch.arange(start, end, device=device), step=0)
 
 
 class _Draw(IntEnum):
