@@ -95,7 +95,7 @@ def threshold_warnings(report: ThresholdReport, metric: Metric) -> list[str]:
     if failed:
         seeds = ", ".join(str(seed) for seed in failed)
         missed = f"{HELPED} did not reach the target with seed {seeds}, but {REFERENCE} did"
-        lines.append(f"{title}: {missed}; the median excludes those seeds")
+        lines.append(f"{title}: {missed}{'; the median excludes those seeds' if report.pairs else ''}")
     near = [seed for seed in report.pairs if _within_one_validation(seed, report)]
     if near:
         low = min(report.speedup_interval[seed][0] for seed in near)
