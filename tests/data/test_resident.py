@@ -12,6 +12,7 @@ from w2skd.data.counter import permutation, randint
 from w2skd.data.images import ImageSet, Normalization
 from w2skd.data.normalize import Normalizer
 from w2skd.data.order import BatchOrder
+from w2skd.data.parts import equal_parts
 from w2skd.data.resident import AUGMENTATIONS, ResidentFeed, evaluation_batches
 from w2skd.errors import UsageError
 from w2skd.platform.ranks import Ranks
@@ -234,7 +235,9 @@ def test_a_batch_is_the_callers_own():
 def test_evaluation_covers_every_example_once(ranks: int, channels_last: bool):
     images = image_set(10)
     normalize = Normalizer(NORMALIZATION, CPU, channels_last)
-    batches = [batch for rank in range(ranks) for batch in evaluation_batches(images, normalize, 3, Ranks(rank, ranks))]
+    shares = [Ranks(rank, ranks).share(equal_parts(range(10), 3)) for rank in range(ranks)]
+    batches = [batch for share in shares for batch in evaluation_batches(images, normalize, share)]
+    batches.sort(key=lambda batch: int(batch.ids[0]))
     assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(10))
     assert all(1 <= len(batch) <= 3 for batch in batches)
     assert torch.equal(torch.cat([batch.labels for batch in batches]), images.labels)

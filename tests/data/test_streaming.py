@@ -19,6 +19,7 @@ from w2skd.data.image_stream import DeliverImages, ReadImages, mean_colour
 from w2skd.data.images import Normalization
 from w2skd.data.normalize import Normalizer
 from w2skd.data.order import BatchOrder
+from w2skd.data.parts import equal_parts
 from w2skd.data.streaming import StreamingFeed, stream_once
 from w2skd.data.transforms import EvalTransform, TrainTransform
 from w2skd.data.workers import Workers
@@ -229,9 +230,10 @@ def test_a_killed_worker_is_one_line():
 def stream(photos: Photos | None = None, **options) -> Iterator[LabelledImages]:
     photos = photos or Photos()
     read, deliver = ReadImages(photos, EvalTransform(18, "bicubic")), delivery(photos, options)
-    shard, workers = options.pop("ranks", Ranks()).shard(len(photos)), Workers(options.pop("workers", 0))
+    parts = options.pop("ranks", Ranks()).share(equal_parts(range(len(photos)), 3))
+    workers = Workers(options.pop("workers", 0))
     assert not options
-    return stream_once(read, deliver, shard, batch_size=3, size_px=SIZE, workers=workers)
+    return stream_once(read, deliver, parts, size_px=SIZE, workers=workers)
 
 
 @pytest.mark.parametrize("ranks", [1, 3, 12])
@@ -240,6 +242,7 @@ def test_evaluation_covers_every_example_once(ranks: int, channels_last: bool):
     batches = [
         batch for rank in range(ranks) for batch in stream(ranks=Ranks(rank, ranks), channels_last=channels_last)
     ]
+    batches.sort(key=lambda batch: int(batch.ids[0]))
     assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(10))
     assert all(1 <= len(batch) <= 3 for batch in batches)
     assert torch.cat([batch.labels for batch in batches]).tolist() == [i % 4 for i in range(10)]

@@ -11,6 +11,7 @@ from w2skd.data.batch import LabelledImages
 from w2skd.data.image_stream import DeliverImages, ReadImages, mean_colour
 from w2skd.data.normalize import Normalizer
 from w2skd.data.order import BatchOrder
+from w2skd.data.parts import equal_parts, part_size
 from w2skd.data.resident import ResidentFeed, evaluation_batches
 from w2skd.data.sources import Listing, list_image_data, load_image_data
 from w2skd.data.streaming import StreamingFeed, stream_once
@@ -21,7 +22,7 @@ from w2skd.recipe.data import ImageDataSection
 from w2skd.recipe.schema import TrainSection
 
 EVALUATION_BATCH = 500
-"""Maximum number of examples per forward pass and rank; fewer for large images."""
+"""Maximum number of examples per forward pass; fewer for large images."""
 
 _EVALUATION_PIXELS = EVALUATION_BATCH * 64 * 64
 _MAX_RESIDENT_SHARE = 0.25
@@ -109,20 +110,31 @@ class ImageFeeds:
         )
 
     def evaluation_batches(self, ranks: Ranks) -> Iterator[LabelledImages]:
-        """Iterate over this rank's shard of the evaluation set, in order, without augmentation."""
+        """Iterate over this rank's share of the evaluation batches, without augmentation.
+
+        The last batch may be shorter than `evaluation_batch`.
+        """
         section, listing = self._section, self.evaluation_listing
-        batch_size = max(1, min(EVALUATION_BATCH, _EVALUATION_PIXELS // self.size_px**2))
+        parts = ranks.share(equal_parts(range(len(listing)), self._largest_evaluation_batch))
         if self.resident:
-            return evaluation_batches(load_image_data(section).evaluation, self._normalize, batch_size, ranks)
+            return evaluation_batches(load_image_data(section).evaluation, self._normalize, parts)
         transform = EvalTransform(self._preparation.eval_resize or self.size_px, self._preparation.interpolation)
         return stream_once(
             ReadImages(listing.examples, transform),
             DeliverImages(listing.labels, self._normalize),
-            ranks.shard(len(listing)),
-            batch_size=batch_size,
+            parts,
             size_px=self.size_px,
             workers=Workers.of(section.workers, section.worker_timeout_s),
         )
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Examples of an evaluation batch. It depends on the set and the size of its images only."""
+        return part_size(len(self.evaluation_listing), self._largest_evaluation_batch)
+
+    @property
+    def _largest_evaluation_batch(self) -> int:
+        return max(1, min(EVALUATION_BATCH, _EVALUATION_PIXELS // self.size_px**2))
 
     def _fits_on_device(self) -> bool:
         if self._section.feed != "auto":

@@ -7,7 +7,7 @@ at which a run resumes.
 Shapes: n examples of a micro-batch, N of the set, M positions in an epoch's batches; H rows and W columns of px.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -139,19 +139,17 @@ class ResidentFeed:
 
 
 def evaluation_batches(
-    images: ImageSet, normalize: Normalizer, batch_size: int, ranks: Ranks = Ranks()
+    images: ImageSet, normalize: Normalizer, parts: Iterable[Sequence[int]]
 ) -> Iterator[LabelledImages]:
-    """Iterate over this rank's shard of an evaluation set, in order, without augmentation.
+    """Iterate over batches of an evaluation set without augmentation.
 
     Args:
         images: the set; batches move to the device one at a time.
         normalize: normalisation on the device.
-        batch_size: examples per batch of this rank; the last batch may be smaller.
-        ranks: the ranks that share the set.
+        parts: consecutive indices of the examples of each batch.
     """
-    shard = ranks.shard(len(images))
-    for start in range(shard.start, shard.stop, batch_size):
-        end, device = min(start + batch_size, shard.stop), normalize.device
+    for part in parts:
+        start, end, device = part[0], part[-1] + 1, normalize.device
         pixels, labels = images.images[start:end].to(device), images.labels[start:end].to(device)
         yield LabelledImages(normalize(pixels), labels, torch.arange(start, end, device=device), step=0)
 

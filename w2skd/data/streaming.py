@@ -127,33 +127,30 @@ class StreamingFeed(Generic[Made, Batch_co]):
         Raises:
             DataError: it cannot be read.
         """
-        return next(stream_once(self._read.plain, self._deliver, range(1), size_px=self._size_px))
+        return next(stream_once(self._read.plain, self._deliver, [[0]], size_px=self._size_px))
 
 
 def stream_once(
     read: Reader[Made],
     deliver: Delivery[Made, Batch_co],
-    shard: range,
+    parts: Sequence[Sequence[int]],
     *,
-    batch_size: int = 1,
     size_px: int = 0,
     workers: Workers = Workers(0),
 ) -> Generator[Batch_co, None, None]:
-    """Iterate once over the examples of a shard, in order, with step 0.
+    """Iterate once over batches, in order, with step 0.
 
     Args:
         read: reads a micro-batch.
         deliver: moves it to the device.
-        shard: indices of the examples.
-        batch_size: examples per batch; the last batch may be smaller.
+        parts: indices of the examples of each batch.
         size_px: side of the images in px; 0 if the feed does not prescribe one.
         workers: the data workers, at most one per batch.
 
     Raises:
         DataError: during iteration: an example cannot be read, or a worker was killed or hangs.
     """
-    parts = [shard[first : first + batch_size] for first in range(0, len(shard), batch_size)]
-    ids = ((Slice(0, 0, 0, 0, 0), torch.arange(part.start, part.stop, device=deliver.device)) for part in parts)
+    ids = ((Slice(0, 0, 0, 0, 0), torch.tensor(part, device=deliver.device)) for part in parts)
     return _stream(read, deliver, workers.at_most(len(parts)), [Request(part, size_px) for part in parts], ids)
 
 

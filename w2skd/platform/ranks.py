@@ -5,7 +5,7 @@ rank 0 decides and broadcasts. With a single process every method is the identit
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,9 +46,9 @@ class Ranks:
         """Whether this is rank 0, which decides, writes files and prints."""
         return self.rank == 0
 
-    def shard(self, count: int) -> range:
-        """Return this rank's contiguous shard of `count` examples. The shards of all ranks are disjoint."""
-        return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+    def share(self, parts: Sequence[T]) -> Sequence[T]:
+        """Return this rank's share of the parts of a whole. The shares of all ranks are disjoint."""
+        return parts[self.rank :: self.world]
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the ranks, in place."""

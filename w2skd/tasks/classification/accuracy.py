@@ -20,22 +20,28 @@ class Accuracy:
 
     Args:
         classes: C.
+        examples: M, size of the evaluation set.
         device: device of logits and labels.
 
     Attributes:
-        sums: float64 [3 + 2 C], to be summed in place over ranks: top-1 hits, top-k hits, cross-entropy, then top-1
-            hits and examples per class.
+        sums: float64 [2 + 2 C + M], to be summed in place over ranks: top-1 hits, top-k hits, top-1 hits and examples
+            per class, then each example's cross-entropy. The losses are kept apart because a sum of sums depends on
+            their order.
     """
 
-    def __init__(self, classes: int, device: torch.device | str):
+    def __init__(self, classes: int, examples: int, device: torch.device | str):
         assert classes >= 1, classes
         self.classes = classes
-        # float64 counts exactly and makes the loss almost independent of the order of batches and ranks.
-        self.sums = torch.zeros(3 + 2 * classes, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(2 + 2 * classes + examples, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits [N, C] of any floating dtype; labels int64 [N] in 0..C-1.
+    def add(self, logits: Tensor, labels: Tensor, ids: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            logits: [N, C] of any floating dtype.
+            labels: int64 [N] in 0..C-1.
+            ids: int64 [N] in 0..M-1; each example is added once.
 
         Raises:
             ValueError: the shapes do not match.
@@ -53,7 +59,9 @@ class Accuracy:
         # A mask [N, C], because deterministic mode rejects index_add_ and bincount on CUDA.
         belongs = labels[:, None] == torch.arange(self.classes, device=labels.device)
         per_class = torch.cat([(belongs & top1[:, None]).sum(dim=0), belongs.sum(dim=0)])
-        self.sums += torch.cat([torch.stack([top1.sum(), topk.sum(), losses.sum()]), per_class])
+        counts = torch.cat([torch.stack([top1.sum(), topk.sum()]), per_class])
+        self.sums[: len(counts)] += counts
+        self.sums[len(counts) + ids] = losses
 
     def result(self) -> dict[str, float]:
         """Return ``top1`` and ``top5`` (top C with fewer classes) in 0..1 and ``loss``, the mean cross-entropy in nats.
@@ -61,13 +69,15 @@ class Accuracy:
         All are NaN without examples.
         """
         sums = self.sums.cpu()
-        top1, topk, loss = (sums[:3] / sums[3 + self.classes :].sum()).tolist()
+        start = 2 + 2 * self.classes
+        totals = torch.stack([sums[0], sums[1], sums[start:].sum()])
+        top1, topk, loss = (totals / sums[2 + self.classes : start].sum()).tolist()
         return {"top1": top1, "top5": topk, "loss": loss}
 
     def per_class(self) -> list[dict[str, Any]]:
         """Return one row per class: ``class`` (index), ``examples``, and ``top1`` in 0..1 (NaN without examples)."""
         sums = self.sums.cpu()
-        hits, examples = sums[3 : 3 + self.classes], sums[3 + self.classes :]
+        hits, examples = sums[2 : 2 + 2 * self.classes].chunk(2)
         return [
             {"class": index, "examples": int(count), "top1": share}
             for index, (count, share) in enumerate(zip(examples.tolist(), (hits / examples).tolist(), strict=True))

@@ -12,6 +12,7 @@ from torch.nn import functional
 from w2skd.data.batch import LabelledImages
 from w2skd.data.feeds import ImageFeeds
 from w2skd.data.normalize import to_bytes
+from w2skd.data.parts import filled
 from w2skd.errors import CheckpointError, RecipeError
 from w2skd.method.losses import distillation_kl
 from w2skd.method.teacher import FrozenTeacher
@@ -176,20 +177,21 @@ class ClassificationTask:
 
     def evaluate(self, model: nn.Module, *, with_predictions: bool = False) -> Evaluation:
         """Compute top-1, top-5, cross-entropy and a table of classes on the evaluation set."""
-        accuracy = Accuracy(len(self.classes), self._device)
-        found: list[Prediction] = []
+        accuracy = Accuracy(len(self.classes), len(self._feeds.evaluation_listing), self._device)
+        found: list[tuple[int, Prediction]] = []
         for batch in self._feeds.evaluation_batches(self._ranks):
-            logits = model(batch.images)
-            accuracy.add(logits, batch.labels)
+            logits = model(filled(batch.images, self._feeds.evaluation_batch))[: len(batch)]
+            accuracy.add(logits, batch.labels, batch.ids)
             if with_predictions:
                 found += self._predictions(logits, batch)
         self._ranks.sum_(accuracy.sums)
         if with_predictions:
-            found = [prediction for part in self._ranks.gather(found) for prediction in part]
+            found = sorted(pair for part in self._ranks.gather(found) for pair in part)
+        predictions = [prediction for _, prediction in found]
         per_class = [{**row, "class": name} for name, row in zip(self.classes, accuracy.per_class(), strict=True)]
         files = {
-            "predictions": partial(write_predictions, predictions=found),
-            "confusion": partial(self._draw_confusion, found),
+            "predictions": partial(write_predictions, predictions=predictions),
+            "confusion": partial(self._draw_confusion, predictions),
         }
         return Evaluation(accuracy.result(), {"classes": per_class}, files=files if with_predictions else {})
 
@@ -197,8 +199,8 @@ class ClassificationTask:
         title = f"{self._recipe.name}: confusion matrix"
         draw_confusion(count_confusion(predictions, self.classes), self.classes, path, title=title)
 
-    def _predictions(self, logits: Tensor, batch: LabelledImages) -> list[Prediction]:
-        """Return the predictions for a batch, copied from the device."""
+    def _predictions(self, logits: Tensor, batch: LabelledImages) -> list[tuple[int, Prediction]]:
+        """Return the index of each example of a batch and the prediction for it, copied from the device."""
         # A stable sort ranks ties as `Accuracy` does; they are frequent in bf16, and `topk` leaves them undefined.
         places = logits.float().sort(dim=1, descending=True, stable=True).indices[:, :TOP_K]
         shares = logits.float().softmax(dim=1).gather(1, places)
@@ -207,7 +209,7 @@ class ClassificationTask:
             batch.ids.tolist(), batch.labels.tolist(), places.tolist(), shares.tolist(), strict=True
         ):
             top = tuple((self.classes[place], share) for place, share in zip(best, confidence, strict=True))
-            rows.append(Prediction(examples.name(index), self.classes[label], top[0][0], top[0][1], top))
+            rows.append((index, Prediction(examples.name(index), self.classes[label], top[0][0], top[0][1], top)))
         return rows
 
     def _build(self, role: Role, classes: int, sizes_px: set[int]) -> nn.Module:

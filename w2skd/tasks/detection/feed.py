@@ -9,12 +9,14 @@ Shapes: n images of a micro-batch, H x W px with padding; k boxes of one image, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from w2skd.data.images import Normalization
+from w2skd.data.parts import equal_parts, part_size
 from w2skd.data.streaming import Request
 from w2skd.errors import DataError
 from w2skd.tasks.detection.batch import Boxes, ImagesWithBoxes
@@ -131,9 +133,49 @@ class DeliverBoxes:
         return colours.view(1, 3, 1, 1).expand(1, 3, 1, width).contiguous(memory_format=self._format)
 
 
+class Part(NamedTuple):
+    """Images that one evaluation batch holds.
+
+    Attributes:
+        ids: indices of the images, all of the same size with padding.
+        size: length to which the batch is filled up, equal for all images of this size.
+    """
+
+    ids: Sequence[int]
+    size: int
+
+
+def parts_of_one_shape(sizes: Tensor, transform: DetectionTransform, most: int) -> list[Part]:
+    """Divide a set into batches of images of the same padded size, since padding to a larger image moves boxes.
+
+    Args:
+        sizes: int64 [N, 2], (height, width) in px of the original images.
+        transform: resizes them.
+        most: maximum number of images per batch.
+
+    Returns:
+        The batches, those of large images first, so that ranks that take turns get about equal work.
+    """
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes.tolist()):
+        by_shape.setdefault(_padded([transform.plain_size(*size)]), []).append(index)
+    largest_first = sorted(by_shape, key=lambda shape: (-shape[0] * shape[1], shape))
+    return [
+        Part(ids, part_size(len(by_shape[shape]), most))
+        for shape in largest_first
+        for ids in equal_parts(by_shape[shape], most)
+    ]
+
+
+def _padded(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the least (height, width) in multiples of `STRIDE_PX` that all sizes fit in."""
+    height, width = (-(-max(sides) // STRIDE_PX) * STRIDE_PX for sides in zip(*sizes, strict=True))
+    return height, width
+
+
 def _pad(examples: Sequence[Transformed]) -> PaddedImages:
     sizes = tuple(example.pixels.shape[:2] for example in examples)
-    height, width = (-(-max(sides) // STRIDE_PX) * STRIDE_PX for sides in zip(*sizes, strict=True))
+    height, width = _padded(sizes)
     pixels = np.zeros((len(examples), height, width, 3), dtype=np.uint8)
     for place, example in enumerate(examples):
         pixels[place, : sizes[place][0], : sizes[place][1]] = example.pixels

@@ -10,6 +10,7 @@ from torch import nn
 
 from w2skd.data.normalize import to_bytes
 from w2skd.data.order import BatchOrder
+from w2skd.data.parts import filled
 from w2skd.data.streaming import StreamingFeed, stream_once
 from w2skd.data.workers import Workers
 from w2skd.errors import CheckpointError
@@ -20,7 +21,7 @@ from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
 from w2skd.tasks.detection.batch import ImagesWithBoxes
 from w2skd.tasks.detection.box_pictures import BoxedImage, draw_boxes
 from w2skd.tasks.detection.coco_scores import CocoScorer, choose_backend
-from w2skd.tasks.detection.feed import DeliverBoxes, PaddedImages, ReadBoxes
+from w2skd.tasks.detection.feed import DeliverBoxes, PaddedImages, ReadBoxes, parts_of_one_shape
 from w2skd.tasks.detection.listing import CocoListing
 from w2skd.tasks.detection.losses import dense_distillation, proposal_distillation
 from w2skd.tasks.detection.models.catalog import (
@@ -43,7 +44,7 @@ _SMALLEST_CROP = 0.5
 """Minimum share of each side that a random crop keeps."""
 
 _EVALUATION_BATCH = 8
-"""Images per forward of one process."""
+"""Maximum number of images per forward pass."""
 
 
 class DetectionTask:
@@ -191,12 +192,14 @@ class DetectionTask:
         """Compute COCO's twelve metrics on the evaluation set, and a table of categories."""
         listing = self._listing.evaluation
         scorer = CocoScorer(self._ground_truth, listing.category_ids, listing.image_ids)
-        shard = self._ranks.shard(len(listing))
-        for batch in stream_once(
-            self._read(listing).plain, self._deliver, shard, batch_size=_EVALUATION_BATCH, workers=self._workers
-        ):
-            found: list[Detections] = model(batch.images, batch.sizes).detections
-            scorer.add(batch.ids, found, batch.scales)
+        parts = self._ranks.share(parts_of_one_shape(listing.sizes, self._transform.plain, _EVALUATION_BATCH))
+        batches = stream_once(
+            self._read(listing).plain, self._deliver, [part.ids for part in parts], workers=self._workers
+        )
+        for part, batch in zip(parts, batches, strict=True):
+            sizes = (*batch.sizes, *batch.sizes[-1:] * (part.size - len(batch)))
+            found: list[Detections] = model(filled(batch.images, part.size), sizes).detections
+            scorer.add(batch.ids, found[: len(batch)], batch.scales)
         scorer.merge(self._ranks)
         result = self._ranks.on_main(partial(scorer.result, self._recipe.eval.backend))
         files = {"results": scorer.write_results} if with_predictions else {}
@@ -213,7 +216,9 @@ class DetectionTask:
         listing = self._listing.evaluation
         chosen = listing.select(torch.arange(min(count, len(listing))))
         paths = []
-        for index, batch in enumerate(stream_once(self._read(chosen).plain, self._deliver, range(len(chosen)))):
+        for index, batch in enumerate(
+            stream_once(self._read(chosen).plain, self._deliver, [[i] for i in range(len(chosen))])
+        ):
             with torch.inference_mode():
                 (found,) = model(batch.images, batch.sizes).detections
             height, width = batch.sizes[0]

@@ -66,6 +66,10 @@ class DetectionTransform:
         """The same transform without augmentation."""
         return replace(self, flip=False, jitter=(1.0, 1.0), crop=None)
 
+    def plain_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) in px that an image of this size has without augmentation."""
+        return _fitted((width, height), self.min_size_px, self.max_size_px, 1.0)[::-1]
+
     def __call__(self, image: Image.Image, target: Boxes, seed: int = 0, *counters: int) -> Transformed:
         """Transform one image.
 

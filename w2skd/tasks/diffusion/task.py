@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from w2skd.data.batch import LabelledImages
 from w2skd.data.feeds import ImageFeeds
 from w2skd.data.normalize import to_bytes
+from w2skd.data.parts import equal_parts
 from w2skd.errors import CheckpointError, RecipeError
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
@@ -192,13 +194,14 @@ class DiffusionTask:
         """Compute FID and KID of generated images; every model starts from the same noise."""
         scorer, scoring = self._scoring.scorer(), self._scoring
         wanted = self._recipe.fid.samples if with_predictions else _SHOWN
-        kept = [torch.empty(0, 3, self._feeds.size_px, self._feeds.size_px, dtype=torch.uint8)]
+        kept: list[tuple[int, Tensor]] = []
         for ids in self._sample_ids():
             pixels, finite = self._generate(model, ids)
             scorer.add(ids, pixels, finite)
-            kept.append(pixels[ids < wanted])
+            kept += zip(ids[ids < wanted].tolist(), pixels, strict=False)
         scorer.merge(self._ranks)
-        samples = torch.cat(self._ranks.gather(torch.cat(kept)))
+        found = sorted((pair for part in self._ranks.gather(kept) for pair in part), key=itemgetter(0))
+        samples = torch.stack([pixels for _, pixels in found])
         result = self._ranks.on_main(scorer.result)
         return Evaluation(
             {"fid": result.fid, "kid": result.kid},
@@ -210,9 +213,8 @@ class DiffusionTask:
 
     def _sample_ids(self) -> Iterator[Tensor]:
         """Iterate over the ids of this rank's samples, int64, batch by batch."""
-        shard = self._ranks.shard(self._recipe.fid.samples)
-        own = torch.arange(shard.start, shard.stop)
-        return (ids for ids in torch.split(own, self._recipe.sampler.batch_size) if len(ids))
+        parts = equal_parts(range(self._recipe.fid.samples), self._recipe.sampler.batch_size)
+        return map(torch.tensor, self._ranks.share(parts))
 
     def _generate(self, model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Generate samples, uint8 [n, 3, S, S] on the CPU, and flag the finite ones, bool [n]; classes alternate."""
