@@ -15,6 +15,7 @@ from w2skd.data.folder import (
     EXTENSIONS,
     check_same_classes,
     colour_mode,
+    describe_unused,
     list_class_folders,
     open_image,
     read_images,
@@ -46,16 +47,75 @@ def png_with_header_only(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def test_listing_is_sorted_and_ignores_what_is_hidden_or_no_image(tmp_path: Path):
+def test_listing_is_sorted_and_counts_what_is_hidden_or_no_image(tmp_path: Path):
     for name in ("train/b/2.JPEG", "train/b/10.png", "train/a/x.bmp", "train/.git/y.png", "train/a/.z.png"):
         save(gradient(8, 8), tmp_path / name)
     (tmp_path / "train/a/notes.txt").write_text("not an image")
     (tmp_path / "train/README.md").write_text("not a class")
     (tmp_path / "train/a/folder.jpg").mkdir()
     listed = list_class_folders(tmp_path, "train", "data.train_folder")
-    assert list(listed) == ["a", "b"]
-    assert [path.name for path in listed["a"]] == ["x.bmp"]
-    assert [path.name for path in listed["b"]] == ["10.png", "2.JPEG"]
+    assert list(listed.files) == ["a", "b"]
+    assert [path.name for path in listed.files["a"]] == ["x.bmp"]
+    assert [path.name for path in listed.files["b"]] == ["10.png", "2.JPEG"]
+    assert listed.notes == ("4 files are not read: 2 hidden (.git), 1 .md (README.md), 1 .txt (a/notes.txt)",)
+
+
+@pytest.mark.parametrize("folder", ["2021", "2021/may", "a b", "x.jpg"])
+def test_images_in_subfolders_belong_to_the_class(folder: str, tmp_path: Path):
+    for name in ("b/0.png", f"a/{folder}/1.png", "a/0.png", f"a/{folder}/notes.doc"):
+        save(gradient(8, 8), tmp_path / "train" / name) if name.endswith("png") else (
+            tmp_path / "train" / name
+        ).write_text("")
+    (tmp_path / "train/a/loop").symlink_to(tmp_path / "train/a")
+    listed = list_class_folders(tmp_path, "train", "data.train_folder")
+    assert {path.relative_to(tmp_path / "train").as_posix() for path in listed.files["a"]} == {
+        "a/0.png",
+        f"a/{folder}/1.png",
+    }
+    assert listed.notes == (f"1 file is not read: 1 .doc (a/{folder}/notes.doc)",)
+
+
+@pytest.mark.parametrize("ending", [".jfif", ".jpe", ".JFIF"])
+def test_other_endings_of_known_formats_are_read(ending: str, tmp_path: Path):
+    save(gradient(8, 8), tmp_path / f"train/a/1{ending}", format="JPEG")
+    listed = list_class_folders(tmp_path, "train", "data.train_folder")
+    assert len(read_images(listed.files["a"], 8)) == 1
+
+
+def test_a_single_class_is_reported(tmp_path: Path):
+    save(gradient(8, 8), tmp_path / "train/cat/1.png")
+    listed = list_class_folders(tmp_path, "train", "data.train_folder")
+    assert listed.notes == ("contains a single class, 'cat': there is nothing to tell apart",)
+
+
+def test_folders_beside_those_that_are_read_are_listed(tmp_path: Path):
+    for name in ("train", "val", "test", "extra", ".cache"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "labels.csv").write_text("")
+    assert describe_unused(tmp_path, ("train", "val")) == f"{tmp_path} also holds extra/, labels.csv, test/: not read"
+    assert describe_unused(tmp_path, ("train", "val", "test", "extra", "labels.csv")) is None
+
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+def test_names_of_classes_are_composed(tmp_path: Path):
+    for name in (NFD, "caff"):
+        save(gradient(8, 8), tmp_path / "train" / name / "1.png")
+    listed = list_class_folders(tmp_path, "train", "data.train_folder")
+    assert list(listed.files) == ["caff", NFC]
+    save(gradient(8, 8), tmp_path / "train" / NFC / "1.png")
+    with pytest.raises(DataError, match=f"two folders are named '{NFC}', in different Unicode forms; merge or rename"):
+        list_class_folders(tmp_path, "train", "data.train_folder")
+
+
+def test_classes_that_look_alike_are_told_apart_aloud(tmp_path: Path):
+    for name in ("Cat", "cat", "dog"):
+        save(gradient(8, 8), tmp_path / "train" / name / "1.png")
+    listed = list_class_folders(tmp_path, "train", "data.train_folder")
+    assert listed.notes == ("classes 'Cat' and 'cat' differ only in letter case",)
+    with pytest.raises(DataError, match=r"only in test: Dog; 'dog' and 'Dog' differ only in letter case: rename one$"):
+        check_same_classes(["a", "dog"], Path("train"), ["a", "Dog"], Path("test"))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +171,7 @@ def test_a_class_without_images_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"class 'b' has no images: the folder is empty"):
         list_class_folders(tmp_path, "train", "data.train_folder")
     (tmp_path / "train/b/notes.txt").write_text("")
-    with pytest.raises(DataError, match=r"class 'b' has no images: none of its 1 entries .*\.jpg, \.jpeg"):
+    with pytest.raises(DataError, match=r"class 'b' has no images: none of its 1 files .*\.jpg, \.jpeg"):
         list_class_folders(tmp_path, "train", "data.train_folder")
 
 
@@ -124,7 +184,8 @@ def test_different_classes_are_named():
 
 
 @pytest.mark.parametrize(
-    "extension", [name for name in EXTENSIONS if name not in (".jpg", ".jpeg", ".pgm", ".gif", ".webp")]
+    "extension",
+    [name for name in EXTENSIONS if name not in (".jpg", ".jpeg", ".jpe", ".jfif", ".pgm", ".gif", ".webp")],
 )
 def test_lossless_pixels_come_back(tmp_path: Path, extension: str):
     image = gradient(16, 16)
@@ -277,7 +338,7 @@ def test_a_dangling_link_is_an_error_and_not_ignored(tmp_path: Path):
     (tmp_path / "train/a/gone.png").symlink_to(tmp_path / "nowhere.png")
     listed = list_class_folders(tmp_path, "train", "data.train_folder")
     with pytest.raises(DataError, match=r"gone\.png: No such file"):
-        read_images(listed["a"], 8)
+        read_images(listed.files["a"], 8)
 
 
 def test_an_unreadable_file_or_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -291,7 +352,7 @@ def test_an_unreadable_file_or_folder_is_named(tmp_path: Path, monkeypatch: pyte
         patch.setattr(Path, "open", denied)
         with pytest.raises(DataError, match=r"secret\.png: Permission denied"):
             read_images([path], 8)
-    monkeypatch.setattr(Path, "iterdir", denied)
+    monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(DataError, match=r"train: cannot list the folder: Permission denied"):
         list_class_folders(tmp_path, "train", "data.train_folder")
 

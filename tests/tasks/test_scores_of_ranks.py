@@ -45,11 +45,11 @@ def boxed_images(root: Path, order: list[int]) -> Path:
     return root
 
 
-def detect(ranks: Ranks, recipe: Path, root: Path, out: Path, workers: int = 0) -> tuple[str, Any]:
+def detect(ranks: Ranks, recipe: Path, root: Path, out: Path, workers: int = 0, *more: str) -> tuple[str, Any]:
     """Return the scores of a detector that finds much, and all its detections in the order of the image ids."""
     parts = "train_images: images, train_annotations: boxes.json, eval_images: images, eval_annotations: boxes.json"
     data = f"data={{source: coco, root: {root}, {parts}, min_size: 64, max_size: 128, workers: {workers}}}"
-    evaluation = score(ranks, recipe, [data], wake_detector)
+    evaluation = score(ranks, recipe, [data, *more], wake_detector)
     if ranks.is_main:
         evaluation.files["results"](out)
     found = json.loads(out.read_text()) if ranks.is_main else []
@@ -95,6 +95,17 @@ def test_detections_do_not_depend_on_ranks_workers_or_order(family: str, tmp_pat
     np.random.default_rng(1).shuffle(order)
     shuffled = boxed_images(tmp_path / "shuffled", order)
     assert detect(Ranks(), recipe, shuffled, tmp_path / "shuffled.json") == (metrics, found)
+
+
+def test_detections_do_not_depend_on_ranks_in_bf16(tmp_path: Path) -> None:
+    recipe = tiny_boxes.recipe_of(tmp_path)
+    root = boxed_images(tmp_path / "sorted", list(range(IMAGES)))
+    bf16 = (0, "train.precision=bf16")
+    expected = detect(Ranks(), recipe, root, tmp_path / "alone.json", *bf16)
+    assert expected != detect(Ranks(), recipe, root, tmp_path / "fp32.json")
+    (main, *_) = run_ranks(detect, recipe, root, tmp_path / "ranks.json", *bf16, world=3)
+    assert main.error is None, main.error
+    assert main.value == expected
 
 
 def classify(ranks: Ranks, recipe: Path, out: Path, *overrides: str) -> tuple[dict[str, float], str, Any]:

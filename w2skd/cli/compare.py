@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from w2skd.cli.options import AsJson, Device, Plugin, PrintRecipe, Quiet, RecipeFlags, Teacher
+from w2skd.cli.options import AllowChangedData, AsJson, Device, Plugin, PrintRecipe, Quiet, RecipeFlags, Teacher
 from w2skd.cli.printing import print_line
 from w2skd.cli.speedup_report import speedup_report
 from w2skd.errors import UsageError
@@ -20,6 +20,7 @@ class CompareFlags:
 
     seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds of the student's runs.")] = "0,1,2"
     teacher: Teacher = None
+    allow_changed_data: AllowChangedData = False
     device: Device = "auto"
     plugin: Plugin = None
     print_recipe: PrintRecipe = False
@@ -37,7 +38,13 @@ def compare(recipe: RecipeFlags, flags: CompareFlags) -> None:
     from w2skd.platform.ranks import ranks_from_environment
     from w2skd.runs.experiment import run_experiment
 
-    options = RunOptions(recipe.experiment(resolved), device=flags.device, quiet=flags.quiet, plugin=flags.plugin)
+    options = RunOptions(
+        recipe.experiment(resolved),
+        device=flags.device,
+        quiet=flags.quiet,
+        plugin=flags.plugin,
+        allow_changed_data=flags.allow_changed_data,
+    )
     ranks = ranks_from_environment()
     run_experiment(resolved, seeds, options, ranks, lambda text: print_line(text, "bold", stderr=True))
     if ranks.is_main:

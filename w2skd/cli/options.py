@@ -31,6 +31,9 @@ Plugin = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print events and results only.")]
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object to standard output.")]
 PrintRecipe = Annotated[bool, typer.Option("--print-recipe", metavar="", help="Print the resolved recipe and exit.")]
+AllowChangedData = Annotated[
+    bool, typer.Option("--allow-changed-data", metavar="", help="Continue although the data changed.")
+]
 Teacher = Annotated[
     Path | None,
     typer.Option("--teacher", metavar="CKPT", help="A finished run, a file with weights, or pretrained[:TAG]."),
@@ -85,6 +88,7 @@ class TrainFlags:
     init_from: Annotated[Path | None, typer.Option("--init-from", metavar="CKPT", help="Start from these weights.")] = (
         None
     )
+    allow_changed_data: AllowChangedData = False
     device: Device = "auto"
     plugin: Plugin = None
     dry_run: Annotated[
@@ -101,7 +105,16 @@ class TrainFlags:
 
     def options(self, experiment: Path) -> RunOptions:
         """Return the options of the run."""
-        return RunOptions(experiment, self.resume, self.overwrite, self.init_from, self.device, self.quiet, self.plugin)
+        return RunOptions(
+            experiment,
+            resume=self.resume,
+            overwrite=self.overwrite,
+            init_from=self.init_from,
+            device=self.device,
+            quiet=self.quiet,
+            plugin=self.plugin,
+            allow_changed_data=self.allow_changed_data,
+        )
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

@@ -30,7 +30,7 @@ def train(recipe: Recipe, arm: Arm, experiment: Path, flags: TrainFlags) -> None
         )
     if arm == HELPED:  # before torch is imported
         find_teacher(recipe, experiment)
-    from w2skd.platform.ranks import ranks_from_environment
+    from w2skd.platform.ranks import Ranks, ranks_from_environment
     from w2skd.records.rundir import read_run
     from w2skd.report.render import summary_as_terminal
     from w2skd.report.summary import crossing_summary
@@ -43,6 +43,7 @@ def train(recipe: Recipe, arm: Arm, experiment: Path, flags: TrainFlags) -> None
         setup = set_up(recipe, arm, options, ranks)
         facts = {**setup.describe(), "memory_bytes": setup.memory(ranks)}
         if ranks.is_main:
+            facts = setup.with_identity(facts, Ranks())  # the others have no part in a dry run
             facts["first_batch"] = str(_draw_first_batch(setup, experiment))
             if flags.as_json:
                 print_json({"recipe": recipe.name, "arm": arm, **facts})

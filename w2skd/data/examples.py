@@ -44,6 +44,14 @@ class Examples(Protocol):
         """Return the name of an example for errors and predictions: the path of its file, or its index."""
         ...
 
+    def content(self, index: int) -> bytes:
+        """Return what identifies the image: the bytes of its file, its pixels, or what generates it.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class PixelExamples:
@@ -77,6 +85,10 @@ class PixelExamples:
         """Return the index."""
         return str(index)
 
+    def content(self, index: int) -> bytes:
+        """Return the pixels."""
+        return self.pixels[index].numpy().tobytes()
+
 
 @dataclass(frozen=True, eq=False)
 class ChosenExamples:
@@ -108,3 +120,7 @@ class ChosenExamples:
     def name(self, index: int) -> str:
         """Return the name of the selected example."""
         return self.examples.name(int(self.indices[index]))
+
+    def content(self, index: int) -> bytes:
+        """Return what identifies the selected example."""
+        return self.examples.content(int(self.indices[index]))

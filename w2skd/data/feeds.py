@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from w2skd.data.batch import LabelledImages
+from w2skd.data.identity import DataIdentity
 from w2skd.data.image_stream import DeliverImages, ReadImages, mean_colour
 from w2skd.data.normalize import Normalizer
 from w2skd.data.order import BatchOrder
 from w2skd.data.parts import equal_parts, part_size
 from w2skd.data.resident import ResidentFeed, evaluation_batches
-from w2skd.data.sources import Listing, list_image_data, load_image_data
+from w2skd.data.sources import Listing, identify_image_data, list_image_data, load_image_data
 from w2skd.data.streaming import StreamingFeed, stream_once
 from w2skd.data.transforms import EvalTransform, TrainTransform
 from w2skd.data.workers import Workers
@@ -83,6 +84,20 @@ class ImageFeeds:
         """Return a fingerprint of both sets: of pixels and labels if resident, else of names and labels."""
         sets = load_image_data(self._section) if self.resident else self._listing
         return f"{sets.train.fingerprint()[:16]}/{sets.evaluation.fingerprint()[:16]}"
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks about the sources of both sets, one line each."""
+        sets = (self.train_listing, self.evaluation_listing)
+        return list(dict.fromkeys(f"{part.name}: {line}" for part in sets for line in part.notes))
+
+    def identity(self) -> DataIdentity:
+        """Identify both sets, see `w2skd.data.identity`.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        return identify_image_data(self._section)
 
     @cached_property
     def train(self) -> ResidentFeed | StreamingFeed[Tensor, LabelledImages]:

@@ -102,6 +102,10 @@ class ShapeExamples:
         """Return the index."""
         return str(index)
 
+    def content(self, index: int) -> bytes:
+        """Return what the image is drawn from."""
+        return f"{self.seed} {index} {self.size_px}".encode()
+
 
 def _render_block(seed: int, indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Paint from back to front."""

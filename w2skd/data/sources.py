@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
@@ -21,7 +21,8 @@ from torchvision.datasets.utils import check_integrity
 from w2skd.data import fashion_mnist, shapes
 from w2skd.data.counter import seed_from
 from w2skd.data.examples import ChosenExamples, Examples, PixelExamples
-from w2skd.data.folder import FileExamples, check_same_classes, list_class_folders
+from w2skd.data.folder import ClassFolders, FileExamples, check_same_classes, describe_unused, list_class_folders
+from w2skd.data.identity import DataIdentity, identify, identify_set
 from w2skd.data.images import ImageSet, Normalization, balanced_subset, split_validation
 from w2skd.errors import DataError
 from w2skd.recipe.data import ImageDataSection
@@ -44,19 +45,21 @@ class Listing:
         examples: N images.
         labels: int64 [N].
         classes: names of the classes.
+        notes: remarks about the source, such as files that are not read, one line each.
     """
 
     name: str
     examples: Examples
     labels: Tensor
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, indices: Tensor) -> "Listing":
         """Return the examples at these indices, in this order."""
-        return Listing(self.name, ChosenExamples(self.examples, indices), self.labels[indices], self.classes)
+        return replace(self, examples=ChosenExamples(self.examples, indices), labels=self.labels[indices])
 
     def subset(self, count: int | None, seed: int) -> "Listing":
         """Return `count` class-balanced examples in the order of the listing; None returns all.
@@ -148,6 +151,20 @@ def load_image_data(section: ImageDataSection) -> ImageData:
     listing = list_image_data(section)
     train, evaluation = listing.train.load(listing.size_px), listing.evaluation.load(listing.size_px)
     return ImageData(train, evaluation, listing.normalization)
+
+
+@lru_cache(maxsize=2)
+def identify_image_data(section: ImageDataSection) -> DataIdentity:
+    """Identify the sets of a recipe's ``data`` section; runs in one process share the result.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    listing = list_image_data(section)
+    training, evaluation = (
+        identify_set(part.examples, part.classes, labels=part.labels) for part in (listing.train, listing.evaluation)
+    )
+    return identify(training, evaluation)
 
 
 def _cifar10(section: ImageDataSection) -> _Source:
@@ -261,18 +278,21 @@ def _image_folder(section: ImageDataSection) -> _Source:
     root, size = section.root, section.image_size
     assert size is not None
     train = list_class_folders(root, section.train_folder, "data.train_folder")
-    listing = _from_files(root, section.train_folder, train)
     if section.preparation.validation_share:
-        return listing, None, IMAGENET, size
+        return _from_files(root, section.train_folder, train), None, IMAGENET, size
     evaluation = list_class_folders(root, section.eval_folder, "data.eval_folder")
-    check_same_classes(list(train), root / section.train_folder, list(evaluation), root / section.eval_folder)
-    return listing, _from_files(root, section.eval_folder, evaluation), IMAGENET, size
+    names = list(train.files), root / section.train_folder, list(evaluation.files), root / section.eval_folder
+    check_same_classes(*names)
+    if unused := describe_unused(root, (section.train_folder, section.eval_folder)):
+        train = replace(train, notes=(*train.notes, unused))
+    listings = _from_files(root, section.train_folder, train), _from_files(root, section.eval_folder, evaluation)
+    return *listings, IMAGENET, size
 
 
-def _from_files(root: Path, folder: str, files: dict[str, list[Path]]) -> Listing:
-    paths = tuple(path for members in files.values() for path in members)
-    labels = torch.tensor([label for label, members in enumerate(files.values()) for _ in members])
-    return Listing(str(root / folder), FileExamples(root, paths), labels, tuple(files))
+def _from_files(root: Path, folder: str, found: ClassFolders) -> Listing:
+    paths = tuple(path for members in found.files.values() for path in members)
+    labels = torch.tensor([label for label, members in enumerate(found.files.values()) for _ in members])
+    return Listing(str(root / folder), FileExamples(root, paths), labels, tuple(found.files), found.notes)
 
 
 def _shapes(section: ImageDataSection) -> _Source:

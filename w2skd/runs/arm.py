@@ -26,7 +26,7 @@ from w2skd.records.rundir import RunDir, State, find_teacher, read_run, run_path
 from w2skd.report.summary import teacher_gaps
 from w2skd.runs.options import RunOptions
 from w2skd.runs.progress import ProgressView
-from w2skd.runs.resume import Start, check_scored_alike, open_run
+from w2skd.runs.resume import Start, check_comparable, open_run
 from w2skd.runs.setup import Setup, set_up
 from w2skd.tasks.base import Evaluation, Remark, Snapshot
 from w2skd.tasks.catalog import recipe_types
@@ -58,8 +58,8 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
         with _deterministic_kernels(recipe.train_of(arm).deterministic):
             # A run that cannot start leaves its directory and status unchanged.
             setup = ranks.on_all(lambda: set_up(recipe, arm, options, ranks))
-            facts = ranks.on_all(setup.describe)
-            ranks.on_main(lambda: check_scored_alike(run, start, facts, options.out))
+            facts = setup.with_identity(ranks.on_all(setup.describe), ranks)
+            ranks.on_main(lambda: check_comparable(run, start, facts, options))
             training = _Training(run, setup, facts, start, options, ranks, stop)
             with _failure_recorded(run, recipe, arm, ranks), training.view:
                 training.begin()
@@ -121,6 +121,8 @@ class _Training:
         """Record what is about to run. On a resume, drop the rows after the checkpoint."""
         if self.start.note:
             self.view.note(self.start.note)
+        for line in self.facts.get("data_account", ()):
+            self.view.note(f"data: {line}")
         self.ranks.on_main(self._write_start)
 
     def measure_teacher(self) -> None:
@@ -280,6 +282,7 @@ class _Training:
                 "role": str(self.setup.role),
                 "details": self.setup.task.describe_model(),
                 "teacher": self.teacher_facts,
+                "data": self.facts["data_identity"],
                 "metrics_offset": self.run.metrics_offset(),
                 "threads": torch.get_num_threads(),
                 "clock": self.clock.read(),

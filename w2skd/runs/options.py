@@ -18,6 +18,7 @@ class RunOptions:
         device: ``auto``, ``cpu``, ``cuda`` (one GPU per rank) or ``cuda:N``.
         quiet: print events and results only.
         plugin: the user's own Python file with models.
+        allow_changed_data: continue a run, or an experiment, on other data than before.
     """
 
     out: Path
@@ -27,6 +28,7 @@ class RunOptions:
     device: str = "auto"
     quiet: bool = False
     plugin: Path | None = None
+    allow_changed_data: bool = False
 
     @property
     def named_checkpoint(self) -> Path | None:

@@ -1,11 +1,12 @@
 """How a run starts: fresh, from a checkpoint, not at all, or with a refusal that gives the reason."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from w2skd.data.identity import differing_data
 from w2skd.errors import CheckpointError, RunDirError, UsageError
 from w2skd.method.teacher import state_fingerprint
 from w2skd.recipe.arms import HELPED, REFERENCE, TEACHER, Arm
@@ -13,7 +14,7 @@ from w2skd.recipe.flat import flatten, select
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
 from w2skd.records.rows import EventRow
-from w2skd.records.rundir import RunDir, find_teacher, read_recipe, read_run, readable_runs, run_path
+from w2skd.records.rundir import RunDir, RunRecord, find_teacher, read_recipe, read_run, readable_runs, run_path
 from w2skd.report.experiment import label
 from w2skd.report.scoring import difference, scoring_of
 from w2skd.runs.options import RunOptions
@@ -83,28 +84,53 @@ def open_run(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> Star
     return Start(checkpoint, f"{problem}; resuming from the checkpoint before" if problem else None)
 
 
-def check_scored_alike(run: RunDir, start: Start, facts: Mapping[str, Any], experiment: Path) -> None:
-    """Check that a run is scored as before its resume, and like the other runs of its experiment.
+def check_comparable(run: RunDir, start: Start, facts: Mapping[str, Any], options: RunOptions) -> None:
+    """Check that a run has the data and the scoring of its own start, and of the other runs of its experiment.
 
     The teacher's own run is exempt, because its scores are compared with no other run's.
 
     Raises:
-        RunDirError: the scoring differs.
+        RunDirError: they differ.
     """
+    facts = json.loads(json.dumps(facts))
     before = run.environment() if start.checkpoint is not None else {}
-    scoring = json.loads(json.dumps(facts.get("scoring", {})))
-    if "scoring" in before and "scoring" in facts:
+    teacher = run_path(options.out, TEACHER, 0)
+    siblings = [] if run.path == teacher else readable_runs(options.out, recipe_types())
+    siblings = [sibling for sibling in siblings if sibling.path not in (run.path, teacher)]
+    if not options.allow_changed_data:
+        checkpoint = start.checkpoint or {}
+        known = before | ({"data_identity": checkpoint["data"]} if "data" in checkpoint else {})
+        _check_same_data(run.path, known, facts, "since the run's start")
+        for sibling in siblings:
+            _check_same_data(run.path, sibling.environment, facts, f"since {label(sibling)} was trained")
+    _check_scored_alike(run, before, facts.get("scoring", {}), siblings)
+
+
+def _check_same_data(run: Path, before: Mapping[str, Any], now: Mapping[str, Any], when: str) -> None:
+    if "data_identity" in before:
+        difference = differing_data(before["data_identity"], now["data_identity"])
+    else:  # records of older versions, whose fingerprint depends on the feed
+        known = before.get("data_fingerprint") if before.get("feed") == now.get("feed") else None
+        difference = None if known in (None, now["data_fingerprint"]) else "their fingerprint"
+    if difference is not None:
+        raise RunDirError(
+            f"{run}: the data changed {when} ({difference}); restore the data, choose another --out, or continue "
+            "regardless (--allow-changed-data)"
+        )
+
+
+def _check_scored_alike(
+    run: RunDir, before: Mapping[str, Any], scoring: Mapping[str, Any], siblings: Sequence[RunRecord]
+) -> None:
+    if "scoring" in before and scoring:
         found = difference(before["scoring"], scoring)
         if found is not None:
             raise RunDirError(
                 f"{run.path}: holds a run that was scored differently: {found.between('its records', 'this command')}; "
                 "choose another --out or discard it (--overwrite)"
             )
-    teacher = run_path(experiment, TEACHER, 0)
-    if run.path == teacher:
-        return
-    for sibling in readable_runs(experiment, recipe_types()):
-        found = None if sibling.path in (run.path, teacher) else difference(scoring, scoring_of(sibling))
+    for sibling in siblings:
+        found = difference(scoring, scoring_of(sibling))
         if found is not None:
             raise RunDirError(
                 f"{run.path}: would be scored differently from {sibling.path} and could not be compared with it: "

@@ -97,6 +97,12 @@ class Setup:
             facts["plugin"] = plugin
         return facts
 
+    def with_identity(self, facts: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+        """Add ``data_identity`` and remarks about the data to what `describe` returned. Rank 0 reads the data."""
+        identity = ranks.on_main(self.task.identify_data)
+        account = [*facts.get("data_account", ()), *identity.notes]
+        return {**facts, "data_identity": identity.facts, "data_account": account}
+
     def memory(self, ranks: Ranks) -> dict[str, int]:
         """Estimate the device memory of training in bytes, without resident images and workspaces of kernels.
 

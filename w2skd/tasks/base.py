@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from w2skd.data.identity import DataIdentity
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.recipe.evaluation import Metric
 from w2skd.weights.load import Weights
@@ -143,6 +144,14 @@ class Task(Protocol[BatchT]):
         Returns:
             ``data_fingerprint``, ``train_examples``, ``eval_examples``; optionally ``feed``, ``data_account`` (lines)
             and ``scoring`` (everything that two scores must share to be comparable).
+        """
+        ...
+
+    def identify_data(self) -> DataIdentity:
+        """Identify the training and the evaluation set, so that no run continues or is compared on other data.
+
+        Raises:
+            DataError: an example cannot be read.
         """
         ...
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from w2skd.data.batch import LabelledImages
 from w2skd.data.feeds import ImageFeeds
+from w2skd.data.identity import DataIdentity
 from w2skd.data.normalize import to_bytes
 from w2skd.data.parts import filled
 from w2skd.errors import CheckpointError, RecipeError
@@ -76,6 +77,7 @@ class ClassificationTask:
             "train_examples": len(self._feeds.train_listing),
             "eval_examples": len(self._feeds.evaluation_listing),
             "feed": self._feeds.kind,
+            "data_account": self._feeds.notes,
         }
         return facts | ({"image_sizes_vary": True} if self._recipe.data.progressive else {})
 
@@ -90,6 +92,10 @@ class ClassificationTask:
             larger = max(batch.share, 1 - batch.share)
             labels = [f"{larger:.0%} {a}, {b}" for a, b in zip(labels, partners, strict=True)]
         return Preview(to_bytes(batch.images, self._feeds.normalization), tuple(labels))
+
+    def identify_data(self) -> DataIdentity:
+        """Identify the images and labels of both sets."""
+        return self._feeds.identity()
 
     def describe_model(self) -> dict[str, list[Any]]:
         """Return the classes in the order of the outputs, and the normalisation of the images."""

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from w2skd.data.folder import open_image
+from w2skd.data.folder import open_image, read_content
 from w2skd.errors import DataError
 from w2skd.tasks.detection.listing import BoxTable, CocoListing
 
@@ -70,6 +70,10 @@ class CocoFiles:
     def name(self, index: int) -> str:
         """Return the path relative to `root`, with slashes."""
         return self.names[index]
+
+    def content(self, index: int) -> bytes:
+        """Return the bytes of the file."""
+        return read_content(self.root / self.names[index])
 
     def select(self, indices: Tensor) -> "CocoFiles":
         """Return the images at these indices, in this order."""

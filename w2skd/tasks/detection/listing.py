@@ -34,6 +34,10 @@ class Pictures(Protocol):
         """Return the name of an example for errors and predictions: the path of its file, or its index."""
         ...
 
+    def content(self, index: int) -> bytes:
+        """Return what identifies the image, see `w2skd.data.examples.Examples.content`."""
+        ...
+
     def select(self, indices: Tensor) -> "Pictures":
         """Return the images at these int64 indices, in this order."""
         ...
@@ -175,12 +179,17 @@ class CocoListing:
             "annotations": [one for one in truth["annotations"] if one["image_id"] in chosen],
         }
 
+    @property
+    def annotations(self) -> tuple[Tensor, ...]:
+        """Everything that the annotations say about these images, as tensors."""
+        return (self.image_ids, self.sizes, self.table.starts, self.table.labels, self.table.boxes)
+
     def fingerprint(self) -> str:
         """Return the SHA-256 (hexadecimal) of names, ids, sizes, boxes, labels and categories, without pixels."""
         digest = hashlib.sha256(repr((self.categories, self.category_ids)).encode())
         for index in range(len(self)):
             digest.update(f"{self.examples.name(index)}\n".encode())
-        for part in (self.image_ids, self.sizes, self.table.starts, self.table.labels, self.table.boxes):
+        for part in self.annotations:
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()
 

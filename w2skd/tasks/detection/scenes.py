@@ -98,6 +98,10 @@ class SceneExamples:
         """Return the number of the scene."""
         return str(int(self.indices[index]))
 
+    def content(self, index: int) -> bytes:
+        """Return what the scene is painted from."""
+        return f"{self.seed} {self.indices[index]} {self.size_px}".encode()
+
     def select(self, indices: Tensor) -> "SceneExamples":
         """Return the scenes at these indices, in this order."""
         return SceneExamples(self.seed, self.indices[indices], self.size_px)

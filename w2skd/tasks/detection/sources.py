@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from w2skd.data.counter import seed_from
+from w2skd.data.identity import DataIdentity, identify, identify_set
 from w2skd.data.images import Normalization
 from w2skd.data.sources import IMAGENET
 from w2skd.errors import DataError
@@ -43,6 +44,20 @@ def list_detection_data(section: DetectionData) -> DetectionListing:
                 f"{listing.name}: no boxes for {purpose} in {len(listing)} images; crowd regions do not count"
             )
     return DetectionListing(train, evaluation, normalization)
+
+
+@lru_cache(maxsize=2)
+def identify_detection_data(section: DetectionData) -> DataIdentity:
+    """Identify the sets of a recipe's ``data`` section; runs in one process share the result.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    data = list_detection_data(section)
+    training, evaluation = (
+        identify_set(part.examples, part.categories, boxes=part.annotations) for part in (data.train, data.evaluation)
+    )
+    return identify(training, evaluation)
 
 
 def _coco(section: DetectionData) -> tuple[CocoListing, CocoListing, Normalization]:

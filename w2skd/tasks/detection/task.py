@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from w2skd.data.identity import DataIdentity
 from w2skd.data.normalize import to_bytes
 from w2skd.data.order import BatchOrder
 from w2skd.data.parts import filled
@@ -34,7 +35,7 @@ from w2skd.tasks.detection.models.catalog import (
 from w2skd.tasks.detection.models.output import Detections, DetectorOutput
 from w2skd.tasks.detection.models.retinanet import RetinaNet
 from w2skd.tasks.detection.recipe import DetectionRecipe, DetectorStudent, DetectorTeacher
-from w2skd.tasks.detection.sources import list_detection_data
+from w2skd.tasks.detection.sources import identify_detection_data, list_detection_data
 from w2skd.tasks.detection.transforms import DetectionTransform
 from w2skd.weights.fit import fit
 from w2skd.weights.load import Weights, load_into
@@ -103,6 +104,10 @@ class DetectionTask:
             "eval_examples": len(evaluation),
             "data_account": [f"{listing.name}: {line}" for listing in (train, evaluation) for line in listing.notes],
         }
+
+    def identify_data(self) -> DataIdentity:
+        """Identify images and boxes of both sets."""
+        return identify_detection_data(self._recipe.data)
 
     def describe_model(self) -> dict[str, list[Any]]:
         """Return the categories in label order, and mean and standard deviation of the normalisation."""

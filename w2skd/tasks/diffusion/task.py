@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from w2skd.data.batch import LabelledImages
 from w2skd.data.feeds import ImageFeeds
+from w2skd.data.identity import DataIdentity
 from w2skd.data.normalize import to_bytes
 from w2skd.data.parts import equal_parts
 from w2skd.errors import CheckpointError, RecipeError
@@ -102,8 +103,12 @@ class DiffusionTask:
             "eval_examples": len(self._feeds.evaluation_listing),
             "feed": self._feeds.kind,
             "scoring": self._scoring.describe(),
-            "data_account": list(self._scoring.warnings),
+            "data_account": [*self._feeds.notes, *self._scoring.warnings],
         }
+
+    def identify_data(self) -> DataIdentity:
+        """Identify the images and labels of both sets."""
+        return self._feeds.identity()
 
     def describe_model(self) -> dict[str, Any]:
         """Describe noising process, kind of prediction, image size and classes."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from w2skd.data.counter import normal, uniform
+from w2skd.data.identity import DataIdentity
 from w2skd.data.order import BatchOrder
 from w2skd.data.streaming import Request, StreamingFeed
 from w2skd.data.workers import Workers
@@ -112,6 +113,13 @@ class HarmonicsTask:
             "train_examples": data.train_examples,
             "eval_examples": data.eval_examples,
         }
+
+    def identify_data(self) -> DataIdentity:
+        """Identify the data by what generates them."""
+        data = self._recipe.data
+        counts = {"training": data.train_examples, "evaluation": data.eval_examples}
+        content = repr((data.harmonics, self._recipe.noise))
+        return DataIdentity({part: {"images": count, "content": content} for part, count in counts.items()}, ())
 
     def describe_model(self) -> dict[str, Any]:
         """Return the number of harmonics that the network was fitted to."""
