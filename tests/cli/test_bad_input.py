@@ -170,7 +170,7 @@ def test_without_a_teacher_torch_is_not_even_imported(recipe: Path, tmp_path: Pa
         ("missing.pt", "no such checkpoint"),
         ("cut.safetensors", "damaged or truncated"),
         ("cut.pt", "damaged or truncated"),
-        ("text.pt", "damaged or not a checkpoint"),
+        ("text.pt", "is a text file, not a checkpoint"),
         ("evil.pt", "refused: it contains pickled code (posix.mkdir) that loading could run"),
         ("folder", "not a run directory, model.safetensors is missing"),
     ],

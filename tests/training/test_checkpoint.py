@@ -287,11 +287,11 @@ def test_averaged_weights_of_other_tools_take_precedence(key: str, average_key: 
     assert_same_weights(load_weights(tmp_path / "x.pth").state, averaged.module.state_dict())
 
 
-def test_a_namespace_cannot_contain_code(tmp_path: Path) -> None:
+def test_code_in_a_namespace_is_not_run(tmp_path: Path) -> None:
     mark, path = tmp_path / "was-run", tmp_path / "evil.pt"
-    torch.save({"model": model().state_dict(), "args": argparse.Namespace(weapon=Arms(mark))}, path)
-    with pytest.raises(CheckpointError, match=r"evil\.pt: refused: it contains pickled code \(posix\.mkdir\)"):
-        load_weights(path)
+    trained = model().state_dict()
+    torch.save({"model": trained, "args": argparse.Namespace(weapon=Arms(mark))}, path)
+    assert_same_weights(load_weights(path).state, trained)
     assert not mark.exists()
     torch.save(argparse.Namespace(), path)
     with pytest.raises(pickle.UnpicklingError):  # the permission holds for our own loading only
@@ -344,8 +344,8 @@ def test_files_without_weights_are_refused(tmp_path: Path) -> None:
         "empty": "empty: not a run directory, model.safetensors is missing",
         "running": "running: run not finished, model.safetensors is missing",
         "cut.safetensors": "cut.safetensors: damaged or truncated",
-        "text.pt": "text.pt: damaged or not a checkpoint",
-        "other.pt": "other.pt: contains no weights that w2skd can read",
+        "text.pt": "text.pt: is a text file, not a checkpoint",
+        "other.pt": "other.pt: contains no weights: expected a state dict, or one anywhere inside; its keys: epoch",
     }
     for name, problem in problems.items():
         with pytest.raises(CheckpointError) as caught:

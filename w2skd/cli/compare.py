@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from w2skd.cli.options import AllowChangedData, AsJson, Device, Plugin, PrintRecipe, Quiet, RecipeFlags, Teacher
+from w2skd.cli.options import (
+    AllowChangedData,
+    AsJson,
+    Device,
+    Plugin,
+    PrintRecipe,
+    Quiet,
+    RecipeFlags,
+    Teacher,
+    WeightsKey,
+)
 from w2skd.cli.printing import print_line
 from w2skd.cli.speedup_report import speedup_report
 from w2skd.errors import UsageError
@@ -20,6 +30,7 @@ class CompareFlags:
 
     seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds of the student's runs.")] = "0,1,2"
     teacher: Teacher = None
+    weights: WeightsKey = None
     allow_changed_data: AllowChangedData = False
     device: Device = "auto"
     plugin: Plugin = None
@@ -31,7 +42,7 @@ class CompareFlags:
 def compare(recipe: RecipeFlags, flags: CompareFlags) -> None:
     """Run a whole experiment: the teacher, every arm with every seed, and the report. Finished runs are skipped."""
     seeds = _parse_seeds(flags.seeds)
-    resolved = recipe.resolve(teacher=flags.teacher)
+    resolved = recipe.resolve(teacher=flags.teacher, weights=flags.weights)
     if flags.print_recipe:
         typer.echo(dump_recipe(resolved), nl=False)
         return

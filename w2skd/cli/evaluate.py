@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from w2skd.cli.options import AsJson, Device, Overrides, Plugin
+from w2skd.cli.options import AsJson, Device, Overrides, Plugin, WeightsKey
 from w2skd.cli.printing import measured, print_saved, print_score
 from w2skd.errors import CheckpointError, TargetNotReached, UsageError, suggest
 from w2skd.platform.files import writing
@@ -62,6 +62,7 @@ class ModelFlags:
     role: Annotated[
         str | None, typer.Option("--role", metavar="teacher|student", help="Score the recipe's teacher or its student.")
     ] = None
+    weights: WeightsKey = None
     device: Device = "auto"
     plugin: Plugin = None
 
@@ -75,7 +76,15 @@ class ModelFlags:
             raise UsageError(f"--role {self.role}: use teacher or student")
         checkpoint = self.checkpoint or Path("pretrained")
         return ScoreOptions(
-            checkpoint, self.model, self.recipe, self.set_, self.role, self.device, self.plugin, outputs
+            checkpoint,
+            model=self.model,
+            recipe=self.recipe,
+            overrides=self.set_,
+            role=self.role,
+            device=self.device,
+            plugin=self.plugin,
+            weights=self.weights,
+            outputs=outputs,
         )
 
 

@@ -38,6 +38,10 @@ Teacher = Annotated[
     Path | None,
     typer.Option("--teacher", metavar="CKPT", help="A finished run, a file with weights, or pretrained[:TAG]."),
 ]
+WeightsKey = Annotated[
+    str | None,
+    typer.Option("--weights", metavar="KEY", help="Which weights of the file to use, such as model_ema."),
+]
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,15 @@ class RecipeFlags:
         typer.Option("--out", "-o", metavar="DIR", help="Directory of the experiment; default runs/<recipe name>."),
     ] = None
 
-    def resolve(self, *, seed: int | None = None, teacher: Path | None = None) -> Recipe:
-        """Load the recipe with all overrides; `seed` and `teacher` replace the recipe's own unless they are None."""
+    def resolve(self, *, seed: int | None = None, teacher: Path | None = None, weights: str | None = None) -> Recipe:
+        """Load the recipe with all overrides; arguments other than None replace the recipe's own values."""
         recipe = load_recipe(self.recipe, self.set_, recipe_types())
         if seed is not None:
             recipe = recipe.model_copy(update={"seed": seed})
-        if teacher is not None:
-            recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"checkpoint": teacher})})
+        own = {"checkpoint": teacher, "weights": weights}
+        changed = {key: value for key, value in own.items() if value is not None}
+        if changed:
+            recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update=changed)})
         return recipe
 
     def experiment(self, recipe: Recipe) -> Path:
@@ -89,6 +95,9 @@ class TrainFlags:
         None
     )
     allow_changed_data: AllowChangedData = False
+    init_weights: Annotated[
+        str | None, typer.Option("--init-weights", metavar="KEY", help="As --weights, for the file of --init-from.")
+    ] = None
     device: Device = "auto"
     plugin: Plugin = None
     dry_run: Annotated[
@@ -110,6 +119,7 @@ class TrainFlags:
             resume=self.resume,
             overwrite=self.overwrite,
             init_from=self.init_from,
+            init_weights=self.init_weights,
             device=self.device,
             quiet=self.quiet,
             plugin=self.plugin,

@@ -51,11 +51,13 @@ class TeacherSection(Section):
         checkpoint: a finished run, a file with weights, or ``pretrained`` (``pretrained:TAG``) for weights that
             torchvision or timm publish for this model; null takes the teacher that ``train-teacher`` trained in this
             experiment.
+        weights: which of several sets of weights in the checkpoint's file, such as ``model_ema``; null chooses.
         train: keys of `TrainSection` that differ when the teacher itself is trained.
     """
 
     model: str
     checkpoint: FilePath | None = None
+    weights: str | None = None
     train: dict[str, Any] = Field(default_factory=dict)
 
 

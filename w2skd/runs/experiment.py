@@ -41,8 +41,8 @@ def run_experiment(
     with process_group(ranks, open_device(options.device, ranks)), stop_on_signals() as stop:
         if not own_teacher:
             # A teacher that cannot be loaded must fail now, not after hours of reference runs.
-            open_weights = recipe.task_type().open_weights
-            ranks.on_all(lambda: open_weights(find_teacher(recipe, options.out), recipe.teacher.model))
+            teacher, open_weights = recipe.teacher, recipe.task_type().open_weights
+            ranks.on_all(lambda: open_weights(find_teacher(recipe, options.out), teacher.model, teacher.weights))
         for number, (arm, seed) in enumerate(runs, start=1):
             if ranks.any(stop()):
                 raise stop.error(f"before run {number} of {len(runs)}")

@@ -15,6 +15,7 @@ class RunOptions:
             checkpoint of this run to resume from.
         overwrite: discard an existing run.
         init_from: weights to start from instead of a fresh initialisation.
+        init_weights: which of several sets of tensors in that file; None chooses.
         device: ``auto``, ``cpu``, ``cuda`` (one GPU per rank) or ``cuda:N``.
         quiet: print events and results only.
         plugin: the user's own Python file with models.
@@ -25,6 +26,7 @@ class RunOptions:
     resume: str = "auto"
     overwrite: bool = False
     init_from: Path | None = None
+    init_weights: str | None = None
     device: str = "auto"
     quiet: bool = False
     plugin: Path | None = None
@@ -48,6 +50,7 @@ class ScoreOptions:
         role: ``teacher`` or ``student`` of the recipe; None takes the checkpoint's own role, else the student.
         device: as in `RunOptions`.
         plugin: as in `RunOptions`.
+        weights: which of several sets of tensors in the checkpoint; None chooses.
         outputs: names of the files to prepare, as in `Recipe.outputs`, and ``pictures``.
     """
 
@@ -58,4 +61,5 @@ class ScoreOptions:
     role: str | None = None
     device: str = "auto"
     plugin: Path | None = None
+    weights: str | None = None
     outputs: Collection[str] = ()

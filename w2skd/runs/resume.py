@@ -22,6 +22,7 @@ from w2skd.runs.setup import describe_init
 from w2skd.tasks.base import Role
 from w2skd.tasks.catalog import recipe_types
 from w2skd.training.checkpoint import load_checkpoint, load_last_checkpoint
+from w2skd.weights.load import load_weights
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _settings(recipe: Recipe, arm: Arm) -> dict[str, Any]:
     values = recipe.model_dump(mode="json") | {"train": recipe.train_of(arm).model_dump(mode="json")}
     own = {TEACHER: ("teacher.model",), REFERENCE: ("student",), HELPED: ("student", "teacher", "distill")}[arm]
     shared = values.keys() - {"name", "teacher", "student", "distill", "report"}
-    ignored = (*recipe.speed_only, "teacher.checkpoint", "teacher.train")
+    ignored = (*recipe.speed_only, "teacher.checkpoint", "teacher.weights", "teacher.train")
     return select(flatten(values), (*shared, *own, "report.metric"), ignored)
 
 
@@ -176,14 +177,17 @@ def _check_same_run(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) 
             f"{run.path}: holds a run of another recipe ({'; '.join(differing)}); "
             "choose another --out or discard it (--overwrite)"
         )
-    if options.init_from is not None and run.environment().get("init_from") != describe_init(options.init_from):
+    if options.init_from is None:
+        return
+    start = describe_init(load_weights(options.init_from, options.init_weights))
+    if run.environment().get("init_from") != start:
         raise RunDirError(f"{run.path}: holds a run that did not start from {options.init_from}; choose another --out")
 
 
 def _check_teacher_of(run: RunDir, recipe: Recipe, path: Path) -> None:
     rows = read_run(run.path, recipe_types()).rows
     known = next((row.details for row in rows if isinstance(row, EventRow) and row.name == "teacher"), None)
-    weights = recipe.task_type().open_weights(path, recipe.teacher.model)
+    weights = recipe.task_type().open_weights(path, recipe.teacher.model, recipe.teacher.weights)
     if known is not None and known.get("fingerprint") != state_fingerprint(weights.state):
         raise RunDirError(
             f"{run.path}: holds a finished run with another teacher ({known.get('checkpoint')}), not {path}; "

@@ -48,13 +48,13 @@ def score_model(options: ScoreOptions, ranks: Ranks) -> ScoredModel:
     if options.plugin is not None:
         load_plugin(options.plugin)
     published = published_weights(options.checkpoint)[0]
-    made_by = None if published else load_weights(options.checkpoint)
+    made_by = None if published else load_weights(options.checkpoint, options.weights)
     recipe = _recipe_of(options, made_by)
     _check_outputs(options, recipe)
     role = Role(options.role or (made_by and made_by.role) or (Role.TEACHER if published else Role.STUDENT))
     if options.model is not None:
         recipe = with_overrides(recipe, [f"{role}.model={options.model}"], where="--model")
-    weights = recipe.task_type().open_weights(options.checkpoint, recipe.model_of(role))
+    weights = recipe.task_type().open_weights(options.checkpoint, recipe.model_of(role), options.weights)
     recipe, prepared = recipe.prepared_as(weights.details)
     train, device = recipe.train_of(role), open_device(options.device, ranks)
     with process_group(ranks, device):

@@ -1,7 +1,6 @@
 """Everything before the first step: data, models, the teacher, and what they cost."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +50,7 @@ class Setup:
         model: the one that is trained, on the device.
         teacher: None in arms without one. Taken out when training starts, so that the engine holds the only reference.
         init_from: path and fingerprint of the weights that `model` starts from, if any.
+        init_notes: what was assumed about these, one line each.
     """
 
     recipe: Recipe
@@ -62,6 +62,7 @@ class Setup:
     model: nn.Module
     teacher: LoadedTeacher | None
     init_from: dict[str, str] | None
+    init_notes: tuple[str, ...]
 
     @property
     def total_steps(self) -> int:
@@ -89,6 +90,8 @@ class Setup:
             "parameters": {name: count_parameters(model) for name, model in models.items()},
             "forward_flops": flops,
         }
+        if self.init_notes:
+            facts["data_account"] = [*facts.get("data_account", ()), *(f"start: {line}" for line in self.init_notes)]
         if self.teacher:
             # A backward pass costs about twice a forward pass, and the teacher has none.
             facts["distilled_step_floor"] = round((3 * flops["student"] + flops["teacher"]) / (3 * flops["student"]), 4)
@@ -132,12 +135,16 @@ def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Setup
     task_type = recipe.task_type()
     weights = None
     if arm == HELPED:  # first, since it is cheap and loading data may take minutes
-        weights = task_type.open_weights(find_teacher(recipe, options.out), recipe.teacher.model)
+        checkpoint = find_teacher(recipe, options.out)
+        weights = task_type.open_weights(checkpoint, recipe.teacher.model, recipe.teacher.weights)
     task: Task[Any] = task_type(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)
     torch.manual_seed(seed_from(recipe.seed, list(Role).index(role)))
     model = task.build_model(role)
+    init_from, init_notes = None, tuple[str, ...]()
     if options.init_from is not None:
-        load_into(model, load_weights(options.init_from), expected=recipe.model_of(role))
+        start = load_weights(options.init_from, options.init_weights)
+        init_notes = load_into(model, start, expected=recipe.model_of(role))
+        init_from = describe_init(start)
     teacher = None
     if weights is not None:
         fitted = task.fit_model(Role.TEACHER, weights)
@@ -145,11 +152,9 @@ def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Setup
     model.to(device)
     if train.channels_last:
         model.to(memory_format=torch.channels_last)
-    init_from = None if options.init_from is None else describe_init(options.init_from)
-    return Setup(recipe, arm, train, role, device, task, model, teacher, init_from)
+    return Setup(recipe, arm, train, role, device, task, model, teacher, init_from, init_notes)
 
 
-def describe_init(path: Path) -> dict[str, str]:
+def describe_init(weights: Weights) -> dict[str, str]:
     """Return path and fingerprint of the weights that a run starts from, for its records."""
-    weights = load_weights(path)
     return {"checkpoint": str(weights.path), "fingerprint": state_fingerprint(weights.state)}

@@ -120,12 +120,13 @@ class Task(Protocol[BatchT]):
     metric: Metric
 
     @staticmethod
-    def open_weights(checkpoint: Path, model: str) -> Weights:
+    def open_weights(checkpoint: Path, model: str, key: str | None = None) -> Weights:
         """Read the weights of a teacher.
 
         Args:
             checkpoint: as a recipe names it: a finished run, a file, or ``pretrained`` (``pretrained:TAG``).
             model: the recipe's name of the architecture.
+            key: which of several sets of tensors in a file, see `w2skd.weights.load.load_weights`.
 
         Raises:
             RecipeError: there are no published weights of that model or tag.

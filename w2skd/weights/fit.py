@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -18,6 +18,12 @@ _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
 _DOTTED = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)")
 """Former names in torchvision's DenseNet files: ``norm.1`` is now ``norm1``, as module names must not contain dots."""
+
+_LEAVINGS = re.compile(
+    r"(.*\.)?(total_ops|total_params|_extra_state|num_updates|n_averaged)|initted|step|decay|"
+    r".*\.(activation_post_process|weight_fake_quant|act_fake_quant)\..*"
+)
+"""Entries that FLOP counters, averaging wrappers, Transformer Engine and quantisation tools add to state dicts."""
 
 _DIALECTS = {
     "timm": (r"blocks\.0\.attn\.qkv\.weight", r"stages\.0\.blocks\.0\.", r"conv_stem\.weight", r"s1\.b1\.conv1\."),
@@ -49,6 +55,7 @@ class Fit:
         missing: names that only the model has.
         unexpected: names that only the file has.
         other_shape: names that both have, with tensors of different shapes.
+        ignored: entries of the file that tools added and no model uses.
     """
 
     state: dict[str, Tensor]
@@ -56,6 +63,7 @@ class Fit:
     missing: list[str]
     unexpected: list[str]
     other_shape: list[str]
+    ignored: list[str] = field(default_factory=list)
 
     @property
     def is_whole(self) -> bool:
@@ -81,11 +89,12 @@ def fit(model: nn.Module, state: Mapping[str, Tensor]) -> Fit:
     """Compare a state dict with a model's, after renaming its tensors; the model stays unchanged.
 
     A wrapper's prefix is removed if all names share it and more of them fit without it. Names from older versions of
-    the model's modules become the current ones. Auxiliary classifiers that the model lacks are dropped. BatchNorm
-    counters that the file lacks are copied from the model.
+    the model's modules become the current ones. Auxiliary classifiers that the model lacks are dropped, and so is what
+    tools such as FLOP counters added. BatchNorm counters that the file lacks are copied from the model.
     """
     own = model.state_dict()
-    state = _without_wrappers({name: tensor for name, tensor in state.items() if name != "n_averaged"}, own)
+    ignored = [name for name in state if name not in own and _LEAVINGS.fullmatch(name)]
+    state = _without_wrappers({name: tensor for name, tensor in state.items() if name not in set(ignored)}, own)
     state = {_DOTTED.sub(r"\1", name): tensor for name, tensor in state.items()}
     if not own.keys() <= state.keys():
         state = _with_current_names(model, state, own)
@@ -100,6 +109,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor]) -> Fit:
         missing=[name for name in own if name not in state],
         unexpected=[name for name in state if name not in own],
         other_shape=[name for name in own if name in state and own[name].shape != state[name].shape],
+        ignored=ignored,
     )
 
 

@@ -1,37 +1,34 @@
 """Read, write and load model weights.
 
-No pickled code is executed: ``.pt`` files are read with ``weights_only=True``, finished models are safetensors.
+No pickled code is executed, see `w2skd.weights.unpickle`; finished models are safetensors.
 """
 
 import json
 import zipfile
-from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
-from torch import Tensor, nn
+from torch import nn
 
-from w2skd.errors import CheckpointError
+from w2skd.errors import CheckpointError, suggest
 from w2skd.platform.files import write_atomically
 from w2skd.recipe.schema import Recipe
+from w2skd.weights.file_kind import describe_other, is_safetensors, is_torch
 from w2skd.weights.fit import describe_misfit, fit
-from w2skd.weights.unpickle import load_pt
+from w2skd.weights.sets import StateDict, describe_other_content, find_sets, likeliest
+from w2skd.weights.unpickle import load_foreign_pt
 
 FORMAT = 1
 """Format version of training checkpoints."""
 
-StateDict = Mapping[str, Tensor]
-
-_AVERAGED_KEYS = ("model_ema", "state_dict_ema")
-_PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "module", "net")
-"""Keys of the weights in checkpoints of torchvision's references, timm, DeiT, Lightning, DeepSpeed and tutorials."""
-
-_LISTED_RUNS = 3
-"""Maximum number of runs that an error message lists."""
+_LISTED = 3
+"""Maximum number of runs, keys or kinds that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,8 @@ class Weights:
         role: ``teacher`` or ``student`` in that recipe.
         details: other metadata of the run: classes, metrics, step. For another tool's checkpoint: ``layout``, the key
             of these weights in the file, and ``arch`` if the file has it.
+        others: other sets of tensors in the file, by key. `fitting` chooses one of them if `state` does not fit.
+        chosen: the user named the key of `state`, so no other set is considered.
     """
 
     path: Path
@@ -52,6 +51,8 @@ class Weights:
     recipe: Mapping[str, Any] | None = None
     role: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    others: Mapping[str, StateDict] = field(default_factory=dict)
+    chosen: bool = False
 
     @property
     def model_name(self) -> str | None:
@@ -67,55 +68,132 @@ def save_model(path: Path, state: StateDict, recipe: Recipe, role: str, details:
     write_atomically(path, to_safetensors(tensors, metadata))
 
 
-def load_weights(path: Path) -> Weights:
-    """Read a model's weights from a finished run's directory, a ``.safetensors`` file, or a ``.pt`` file of any suffix.
+def load_weights(path: Path, key: str | None = None) -> Weights:
+    """Read a model's weights from a finished run's directory or a file, which is known by its content.
 
-    A file of another tool may be a bare state dict, or contain one under a common key. From a training checkpoint, the
-    averaged weights are read if it has any, as in validation.
+    Code in a file is never executed. A file of another tool may be a state dict or contain some anywhere; averaged
+    weights are preferred. From a training checkpoint, the averaged weights are read if it has any, as in validation.
+
+    Args:
+        path: the directory or file.
+        key: which set of tensors to read from a file of another tool: its keys, joined by dots, such as
+            ``model.state_dict``. None chooses.
 
     Raises:
-        CheckpointError: the file is missing, truncated, contains code, or contains no weights.
+        CheckpointError: the file is missing, truncated, something else than a checkpoint, contains no weights, or none
+            under this key.
     """
     file = _file_of_run(path) if path.is_dir() else path
     if not file.exists():
         raise CheckpointError(f"{file}: no such checkpoint")
-    if file.suffix == ".safetensors":
-        return _load_safetensors(file)
-    values = load_pt(file)
-    if is_checkpoint(values):
+    if has_safetensors(file):
+        weights = _load_safetensors(file)
+    else:
+        values = load_foreign_pt(file)
+        if not is_checkpoint(values):
+            return _choose_set(file, values, key)
         check_archive(file, values)
         engine = values["engine"]
         state = _without_average(engine["average"] or engine["model"])
-        return Weights(file, state, values.get("recipe"), values.get("role"), dict(values.get("details") or {}))
-    if _is_state_dict(values):
-        return Weights(file, _without_average(values))
-    if isinstance(values, dict):
-        for key in (*_AVERAGED_KEYS, *_PLAIN_KEYS):
-            found = values.get(key)
-            if _is_state_dict(found):
-                details = {"layout": key} | ({"arch": values["arch"]} if isinstance(values.get("arch"), str) else {})
-                return Weights(file, _without_average(found), details=details)
-    raise CheckpointError(
-        f"{file}: contains no weights that w2skd can read; expected its own checkpoint, a state dict, or a state dict "
-        f"under {', '.join((*_PLAIN_KEYS, *_AVERAGED_KEYS))}"
-    )
+        weights = Weights(file, state, values.get("recipe"), values.get("role"), dict(values.get("details") or {}))
+    if key is not None:
+        raise CheckpointError(f"{file}: has one set of weights and none called '{key}': omit the key")
+    return weights
 
 
-def load_into(model: nn.Module, weights: Weights, *, expected: str) -> None:
+def load_into(model: nn.Module, weights: Weights, *, expected: str) -> tuple[str, ...]:
     """Load weights into a model named `expected`, strictly.
 
     Tensors are renamed as in `w2skd.weights.fit.fit`. The model keeps its own precision.
 
+    Returns:
+        Remarks, one line each: which of several sets was loaded, and which entries were ignored.
+
     Raises:
-        CheckpointError: names or shapes differ; the message contains the likely reason.
+        CheckpointError: names or shapes differ, and the message contains the likely reason; or values are not finite.
     """
+    weights = fitting(model, weights)
     found = fit(model, weights.state)
     if not found.is_whole:
         raise CheckpointError(f"{weights.path}: {describe_misfit(found, expected, _made_for(weights, expected))}")
+    check_finite(weights.path, found.state, found.own)
     state = OrderedDict(found.state)
     # The names are those of the modules' current versions; MNASNet rejects a state dict without a version.
     state._metadata = found.own._metadata  # type: ignore[attr-defined]
     model.load_state_dict(state)
+    return tuple(_remarks(model, weights, found.ignored))
+
+
+def fitting(model: nn.Module, weights: Weights) -> Weights:
+    """Return the weights with the set of tensors that fits a model, if the first choice does not."""
+    if weights.chosen or not weights.others or fit(model, weights.state).is_whole:
+        return weights
+    for key, state in weights.others.items():
+        if fit(model, state).is_whole:
+            rest = {name: other for name, other in weights.others.items() if name != key}
+            rest |= {weights.details.get("layout", ""): weights.state}
+            return replace(weights, state=state, details=weights.details | {"layout": key}, others=rest)
+    return weights
+
+
+def check_finite(path: Path, state: StateDict, own: StateDict) -> None:
+    """Check that weights have no NaN or infinity, except where a fresh model has one itself.
+
+    Args:
+        path: the file, for errors.
+        state: the tensors to check.
+        own: the model's own tensors of the same names.
+
+    Raises:
+        CheckpointError: names the first tensor with such values.
+    """
+    bad = []
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
+            mine = own.get(name)
+            if mine is None or mine.is_meta or not torch.equal(mine.isfinite(), finite):
+                bad.append((name, int((~finite).sum()), tensor.numel()))
+    if bad:
+        name, count, size = bad[0]
+        more = f"; {len(bad) - 1} more tensors have some" if len(bad) > 1 else ""
+        raise CheckpointError(
+            f"{path}: {name} is not finite: {count:,} of {size:,} values are NaN or infinite{more}. The training that "
+            "wrote it diverged; use an earlier checkpoint"
+        )
+
+
+def _remarks(model: nn.Module, weights: Weights, ignored: Sequence[str]) -> Iterator[str]:
+    layout = weights.details.get("layout")
+    rivals = [] if weights.chosen else [key for key, state in weights.others.items() if fit(model, state).is_whole]
+    if layout is not None and rivals:
+        listed = " and ".join(f"'{key}'" for key in rivals)
+        yield f"uses '{layout}'; the file also has {listed}, which would fit: choose with --weights KEY"
+    if ignored:
+        kinds = Counter(name.rpartition(".")[2] for name in ignored)
+        listed = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(_LISTED))
+        yield f"ignored {len(ignored):,} entries that tools add and models do not use: {listed}"
+
+
+def _choose_set(file: Path, values: Any, key: str | None) -> Weights:
+    """Choose a set of tensors in the file of another tool.
+
+    Raises:
+        CheckpointError: there is none, or none under this key.
+    """
+    found, named = find_sets(values), key is not None
+    if key is not None:
+        if key not in found:
+            listed = ", ".join(list(found)[:_LISTED]) or "none"
+            raise CheckpointError(f"{file}: has no weights under '{key}'{suggest(key, found)}; it has {listed}")
+    elif found:
+        key = likeliest(found)
+    if key is None:
+        raise CheckpointError(f"{file}: {describe_other_content(values)}")
+    details = {"layout": key} if key else {}
+    if isinstance(values, dict) and isinstance(values.get("arch"), str):
+        details["arch"] = values["arch"]
+    others = {name: _without_average(state) for name, state in found.items() if name != key}
+    return Weights(file, _without_average(found[key]), details=details, others=others, chosen=named)
 
 
 def number_of_classes(model: nn.Module, weights: Weights, classes: int) -> int | None:
@@ -129,7 +207,7 @@ def number_of_classes(model: nn.Module, weights: Weights, classes: int) -> int |
     Returns:
         None if the weights differ from the model in more than the number of classes.
     """
-    found = fit(model, weights.state)
+    found = fit(model, fitting(model, weights).state)
     if found.is_whole:
         return classes
     theirs, ours = found.head_classes or (None, None)
@@ -170,10 +248,27 @@ def _file_of_run(folder: Path) -> Path:
     if not file.exists():
         state = "run not finished" if (folder / "status.json").exists() else "not a run directory"
         runs = sorted(found.parent for depth in ("*", "*/*") for found in folder.glob(f"{depth}/model.safetensors"))
-        listed = ", ".join(map(str, runs[:_LISTED_RUNS])) + (", ..." if len(runs) > _LISTED_RUNS else "")
+        listed = ", ".join(map(str, runs[:_LISTED])) + (", ..." if len(runs) > _LISTED else "")
         finished = f"; finished runs in it: {listed}" if runs else ""
         raise CheckpointError(f"{folder}: {state}, model.safetensors is missing{finished}")
     return file
+
+
+def has_safetensors(path: Path) -> bool:
+    """Return whether a file is in the format of safetensors, by its content or, if that is damaged, its name.
+
+    Raises:
+        CheckpointError: the file is known to be something else, or cannot be read.
+    """
+    try:
+        if is_safetensors(path):
+            return True
+        other, in_torchs_format = describe_other(path), is_torch(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    if other is not None:
+        raise CheckpointError(f"{path}: {other}")
+    return path.suffix == ".safetensors" and not in_torchs_format
 
 
 def _load_safetensors(path: Path) -> Weights:
@@ -194,7 +289,3 @@ def _without_average(state: StateDict) -> StateDict:
     if "n_averaged" not in state:
         return state
     return {name.removeprefix("module."): tensor for name, tensor in state.items() if name != "n_averaged"}
-
-
-def _is_state_dict(values: Any) -> TypeGuard[dict[str, Tensor]]:
-    return isinstance(values, dict) and bool(values) and all(isinstance(value, Tensor) for value in values.values())

@@ -53,7 +53,7 @@ class _Published(NamedTuple):
     others: Mapping[str, str] = MappingProxyType({})
 
 
-def open_weights(checkpoint: Path, model: str) -> Weights:
+def open_weights(checkpoint: Path, model: str, key: str | None = None) -> Weights:
     """Read the weights that a recipe's checkpoint denotes: a run's, a file's, or published ones.
 
     A bare file with 1,000 classes for a model of torchvision or timm is assumed to be ImageNet's, see
@@ -62,6 +62,7 @@ def open_weights(checkpoint: Path, model: str) -> Weights:
     Args:
         checkpoint: as in a recipe: a path, ``pretrained`` or ``pretrained:TAG``.
         model: the recipe's name of the model.
+        key: see `w2skd.weights.load.load_weights`.
 
     Raises:
         RecipeError: there are no such published weights.
@@ -70,7 +71,7 @@ def open_weights(checkpoint: Path, model: str) -> Weights:
     published, tag = published_weights(checkpoint)
     if published:
         return load_pretrained(model, tag)
-    weights = load_weights(checkpoint)
+    weights = load_weights(checkpoint, key)
     bare = weights.recipe is None and "classes" not in weights.details and model.startswith(PUBLISHERS)
     if bare and any(tensor.shape == (len(imagenet_ids()),) for tensor in weights.state.values()):  # the head's bias
         return assume_imagenet(weights, model)

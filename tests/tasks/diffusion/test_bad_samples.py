@@ -142,7 +142,7 @@ def test_a_teacher_with_another_size_or_process_is_refused(
 def test_non_finite_samples_are_reported_and_have_no_score(taught: Path, tmp_path: Path) -> None:
     """For training, see ``test_diffusion_runs.py``."""
     weights = load_weights(taught / "runs" / "teacher")
-    state = {name: torch.full_like(tensor, float("nan")) for name, tensor in weights.state.items()}
+    state = {name: torch.full_like(tensor, 3e38) for name, tensor in weights.state.items()}
     file = tmp_path / "broken.safetensors"
     save_model(file, state, load_recipe(str(taught / "noise.yaml")), "teacher", weights.details)
     scored = json.loads(done("evaluate", "-c", file, "--device", "cpu", "--json").out)

@@ -123,9 +123,9 @@ class ClassificationTask:
         heads = number_of_classes(model, weights, len(self.classes)) or len(self.classes)
         if heads != len(self.classes):
             model = self._build(role, heads, sizes_px)
-        load_into(model, weights, expected=self._recipe.model_of(role))
-        details = weights.details
-        notes = [f"{weights.path.name} has no metadata: {details['source']}"] if details.get("assumed") else []
+        details, notes = weights.details, list(load_into(model, weights, expected=self._recipe.model_of(role)))
+        if details.get("assumed"):
+            notes.append(f"{weights.path.name} has no metadata: {details['source']}")
         try:
             match = match_classes(details.get("classes"), details.get("class_ids"), self.classes, heads)
         except CheckpointError as error:

@@ -163,7 +163,7 @@ class DetectionTask:
         count = _categories_in(detector, weights)
         if count not in (None, len(self.classes)):
             raise CheckpointError(f"{weights.path}: it has {count} categories, the data {len(self.classes)}")
-        load_into(detector, weights, expected=name)
+        notes += load_into(detector, weights, expected=name)
         if role is Role.TEACHER:
             with torch.device("meta"):
                 student = self._build(self._recipe.student.model, self._recipe.detector.anchor_scale)

@@ -32,6 +32,7 @@ from w2skd.errors import CheckpointError, RecipeError
 from w2skd.method.teacher import state_fingerprint
 from w2skd.weights.fetch import alone, cached_or_fetched, file_sum, one_line, patience
 from w2skd.weights.fit import fit
+from w2skd.weights.load import check_finite, has_safetensors
 from w2skd.weights.unpickle import load_pt
 
 _URLS: Mapping[str, str] = {
@@ -155,7 +156,7 @@ def _load_file(name: str, weights: Path | None) -> tuple[FeatureExtractorBase, s
 def _checked_state(name: str, file: Path) -> dict[str, Tensor]:
     """Read a state dict safely and check that it fits the network."""
     try:
-        state = load_file(file) if file.suffix == ".safetensors" else load_pt(file)
+        state = load_file(file) if has_safetensors(file) else load_pt(file)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: damaged or truncated ({one_line(error)})") from None
     pairs = state.items() if isinstance(state, Mapping) else [(None, None)]
@@ -177,9 +178,7 @@ def _checked_state(name: str, file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: not the weights of {name}: {problems[0]}{more}")
     # BatchNorm counters that an older file lacks are still on the meta device; the network creates its own.
     checked = {key: tensor for key, tensor in found.state.items() if not tensor.is_meta}
-    for key, tensor in checked.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{file}: damaged: {key} has non-finite values")
+    check_finite(file, checked, {})
     return checked
 
 

@@ -74,11 +74,11 @@ class DiffusionTask:
         self._scoring = SampleScoring(recipe, self._feeds, device=device, ranks=ranks)
 
     @staticmethod
-    def open_weights(checkpoint: Path, model: str) -> Weights:
+    def open_weights(checkpoint: Path, model: str, key: str | None = None) -> Weights:
         """See `w2skd.tasks.base.Task.open_weights`; ``pretrained`` stands for the weights in diffusers' folder."""
         published, tag = published_weights(checkpoint)
         if not published:
-            return load_weights(checkpoint)
+            return load_weights(checkpoint, key)
         if not model.startswith(_FOLDER):
             raise RecipeError(f"{model}: has no published weights")
         if tag is not None:
@@ -154,8 +154,7 @@ class DiffusionTask:
                 if key in theirs and theirs[key] != ours[key]:
                     actual, expected = _difference(theirs[key], ours[key])
                     raise CheckpointError(f"{weights.path}: was trained with {what}: {actual}, not {expected}")
-        load_into(model, weights, expected=name)
-        notes = []
+        notes = list(load_into(model, weights, expected=name))
         if missing := [key for key in ours if key not in theirs]:
             source = theirs.get("source", weights.path.name)
             notes.append(f"{source} does not record {', '.join(missing)}: assuming the recipe's values")
