@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from w2skd.data.folder import square
+from w2skd.data.decode import square
 
 
 class Examples(Protocol):

@@ -1,24 +1,21 @@
-"""Images in one folder per class: listing, decoding, conversion to RGB and to one size."""
+"""Images in one folder per class: listing, and reading as squares of one size."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from w2skd.data.decode import colour_mode, open_image, read_content, square
 from w2skd.data.names import alike_in, all_alike, composed
 from w2skd.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
-
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
-"""Formats that are decoded, regardless of the file's extension. Pillow's other readers may start external programs."""
 
 _LISTED = 4
 """Maximum number of endings or names that a remark lists."""
@@ -223,105 +220,6 @@ def _entries(path: Path) -> tuple[list[Path], list[Path]]:
     except OSError as error:
         raise DataError(f"{path}: cannot list the folder: {error.strerror}") from None
     return folders, files
-
-
-def read_content(path: Path) -> bytes:
-    """Return the bytes of a file.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-
-
-def open_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
-    """Decode one image, upright, in RGB and at its own size.
-
-    Args:
-        path: the file.
-        size: (width, height) in px that the image's annotations state. If the image has this size only without its
-            EXIF orientation, the orientation is not applied, because the annotations refer to the stored pixels.
-
-    Raises:
-        DataError: the file cannot be read or decoded, its header claims an unsafe number of pixels, or the image does
-            not have the stated size in either orientation.
-    """
-    with _opened(path) as image:
-        rgb = _to_rgb(_upright(image, size), path)
-        rgb.load()
-    if size not in (None, rgb.size):
-        actual, stated = (f"{width} x {height}" for width, height in (rgb.size, size))
-        raise DataError(f"{path}: is {actual} px (width x height), but its annotations state {stated} px")
-    return rgb
-
-
-def colour_mode(path: Path) -> str:
-    """Return Pillow's mode of an image from its header; RGBA if one colour stands for transparency.
-
-    Raises:
-        DataError: as for `open_image`.
-    """
-    with _opened(path) as image:
-        return "RGBA" if "transparency" in image.info else image.mode
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image to decode it within the block. Errors in the block become a `DataError` with the path."""
-    try:
-        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
-            yield image
-    except Image.DecompressionBombError:
-        raise DataError(
-            f"{path}: its header claims more than {2 * _pixel_limit():,} pixels, which is not safe to decode"
-        ) from None
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: not an image or an unsupported format: remove or convert it") from None
-    except DataError:
-        raise
-    except Exception as error:  # Pillow's decoders raise almost any exception on damaged input
-        if (reason := getattr(error, "strerror", None)) is not None:  # a system error, not a damaged image
-            raise DataError(f"{path}: {reason}") from error
-        raise DataError(f"{path}: damaged ({error}); replace or remove it") from error
-
-
-def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-        return image
-    turned = ImageOps.exif_transpose(image)
-    return image if image.size == size != turned.size else turned
-
-
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16"):
-        wide = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray(np.round(wide / 257).astype(np.uint8))  # Pillow would clip values above 255
-    elif image.mode in ("I", "F"):
-        raise DataError(f"{path}: pixels of mode {image.mode} have no defined range; save it with 8 or 16 bits")
-    elif "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns if this step is missing
-    return image.convert("RGB")
-
-
-def square(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to `size` px (bicubic, antialiased) and crop the centre."""
-    width, height = image.size
-    if width == height == size:
-        return image
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    # Resizes and crops at once; pixels outside the box still contribute to the filter at its edges.
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-
-
-def _pixel_limit() -> int:
-    assert Image.MAX_IMAGE_PIXELS is not None
-    return Image.MAX_IMAGE_PIXELS
 
 
 def _check_memory(count: int, size: int) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from w2skd.data.folder import open_image, read_content
+from w2skd.data.decode import open_image, read_content
 from w2skd.errors import DataError
 from w2skd.tasks.detection.listing import BoxTable, CocoListing
 
