@@ -125,6 +125,8 @@ def resolve(threshold: Threshold, experiment: Experiment) -> Level:
     if threshold.share <= 0:
         return Level(threshold, None, "a share must be above 0")
     of_teacher = threshold.of == "teacher"
+    if of_teacher and (doubt := teacher_doubt(experiment)) is not None:
+        return Level(threshold, None, f"no target: {doubt}")
     levels = teacher_levels(experiment) if of_teacher else baseline_bests(experiment)
     if not levels:
         return Level(threshold, None, (_no_teacher_level if of_teacher else _no_baseline_best)(experiment))
@@ -152,6 +154,12 @@ def baseline_bests(experiment: Experiment) -> dict[int, float]:
     """Return the best score of each baseline by seed."""
     scores = {seed: best(run.rows, experiment.metric) for seed, run in experiment.arm(REFERENCE).items()}
     return {seed: score.value for seed, score in scores.items() if score is not None}
+
+
+def teacher_doubt(experiment: Experiment) -> str | None:
+    """Return why the teacher knows nothing, as the first run that doubted it recorded; None without doubt."""
+    found = (event.details.get("doubt") for run in experiment.students for event in events(run.rows, "teacher"))
+    return next((doubt for doubt in found if isinstance(doubt, str)), None)
 
 
 def _no_teacher_level(experiment: Experiment) -> str:

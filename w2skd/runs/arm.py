@@ -145,8 +145,10 @@ class _Training:
         else:
             with self.clock.segment("evaluate"):
                 evaluation = evaluate(self.setup.task, self.teacher.model, self.setup.device, train.precision)
+            doubt = self.setup.task.doubt(evaluation.metrics)
             self.teacher_facts = {
                 "metrics": evaluation.metrics,
+                **({} if doubt is None else {"doubt": doubt}),
                 "checkpoint": str(loaded.weights.path),
                 "fingerprint": fingerprint,
                 "parameters": count_parameters(self.teacher.model),
@@ -266,6 +268,12 @@ class _Training:
         return known
 
     def _note_teacher(self, notes: tuple[str, ...], evaluation: Evaluation | None) -> None:
+        assert self.teacher_facts is not None
+        if doubt := self.teacher_facts.get("doubt"):
+            self.view.note(
+                f"warning: the teacher's {doubt}. Usual reasons: another order of classes, another normalisation or "
+                "image size, or the wrong weights. Its level is no target, and its help is unlikely to be any"
+            )
         lines = [f"teacher: {line}" for line in (*notes, *(evaluation.notes if evaluation else ()))]
         types, thresholds = recipe_types(), self.setup.recipe.report.thresholds
         lines += teacher_gaps(read_run(self.run.path, types), self.options.out, thresholds, types)

@@ -191,6 +191,14 @@ class Task(Protocol[BatchT]):
         """Run the student once, and the teacher if there is one, on the same inputs."""
         ...
 
+    def doubt(self, metrics: Mapping[str, float]) -> str | None:
+        """Return in one line why a model with these scores knows nothing of the data; None if it does.
+
+        Args:
+            metrics: as `evaluate` returned them.
+        """
+        ...
+
     def evaluate(self, model: nn.Module, *, with_predictions: bool = False) -> Evaluation:
         """Score a model in eval mode on the evaluation set, each example once over all ranks.
 

@@ -1,6 +1,6 @@
 """Image classification: cross-entropy, plus the KL divergence from the teacher's softened distribution."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,15 @@ class ClassificationTask:
             "confusion": partial(self._draw_confusion, predictions),
         }
         return Evaluation(accuracy.result(), {"classes": per_class}, files=files if with_predictions else {})
+
+    def doubt(self, metrics: Mapping[str, float]) -> str | None:
+        """Compare top-1 with that of always guessing the most frequent class, plus two standard errors."""
+        labels = self._feeds.evaluation_listing.labels
+        chance = float(labels.bincount().max()) / len(labels)
+        margin = 2 * (chance * (1 - chance) / len(labels)) ** 0.5
+        if metrics["top1"] > chance + margin:
+            return None
+        return f"top1 {metrics['top1']:.1%} is no better than chance ({chance:.1%} for the most frequent class)"
 
     def _draw_confusion(self, predictions: list[Prediction], path: Path) -> None:
         title = f"{self._recipe.name}: confusion matrix"

@@ -1,6 +1,6 @@
 """Object detection: each architecture's own losses, and distillation from the teacher's head outputs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,10 @@ _SMALLEST_CROP = 0.5
 
 _EVALUATION_BATCH = 8
 """Maximum number of images per forward pass."""
+
+
+_CHANCE_AP50 = 0.005
+"""AP50 that a detector reaches by chance: an untrained one scores about 0.001 or less."""
 
 
 class DetectionTask:
@@ -215,6 +219,12 @@ class DetectionTask:
             files=files,
             pictures=partial(self._draw, model) if with_predictions else None,
         )
+
+    def doubt(self, metrics: Mapping[str, float]) -> str | None:
+        """Compare AP50 with `_CHANCE_AP50`."""
+        if metrics["ap50"] > _CHANCE_AP50:
+            return None
+        return f"ap50 {metrics['ap50']:.2%} is no better than chance: it finds next to nothing"
 
     def _draw(self, model: nn.Module, folder: Path, count: int) -> list[Path]:
         """Draw the first evaluation images with predicted and ground-truth boxes."""

@@ -1,6 +1,6 @@
 """The diffusion task: denoising loss, and distance from the teacher's prediction for the same noised image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
@@ -41,6 +41,9 @@ _MUST_AGREE = {
     "classes": "other classes (diffusion.class_conditional)",
 }
 """Details of a checkpoint that must equal the recipe's -> wording of the error."""
+
+_NOISE_SHARE = 0.9
+"""A model whose FID is above this share of that of pure noise has learnt nothing."""
 
 _SHOWN = 64
 """Samples in the picture that every validation draws."""
@@ -214,6 +217,23 @@ class DiffusionTask:
             pictures=partial(self._draw, samples) if with_predictions else None,
             snapshot=partial(self._draw_grid, samples[:_SHOWN]),
         )
+
+    def doubt(self, metrics: Mapping[str, float]) -> str | None:
+        """Compare FID with that of the noise that generation starts from, which an untrained network hardly changes."""
+        noise = self._fid_of_noise
+        if not metrics["fid"] >= _NOISE_SHARE * noise:  # also if it is NaN
+            return None
+        return f"fid {metrics['fid']:.1f} is close to that of pure noise ({noise:.1f}): it generates no images"
+
+    @cached_property
+    def _fid_of_noise(self) -> float:
+        """FID of the starting noise as images; costs the extractor's time for the samples, but no generation."""
+        scorer, sampler = self._scoring.scorer(), self._recipe.sampler
+        for ids in self._sample_ids():
+            noise = starting_noise(sampler.seed, ids, self._feeds.size_px).to(self._device)
+            scorer.add(ids, to_bytes(noise.clamp(-1, 1), self._feeds.normalization))
+        scorer.merge(self._ranks)
+        return self._ranks.on_main(scorer.result).fid
 
     def _sample_ids(self) -> Iterator[Tensor]:
         """Iterate over the ids of this rank's samples, int64, batch by batch."""
