@@ -1,15 +1,20 @@
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from known import load_recipe, read_run
 
 from w2skd.errors import CheckpointError, OutputError, RunDirError, UsageError
 from w2skd.recipe.load import with_overrides
 from w2skd.recipe.schema import Recipe
-from w2skd.records.rows import EvalRow, EventRow, Row, encode
+from w2skd.records.rows import EvalRow, EventRow, Row, StepRow, encode
 from w2skd.records.rundir import RunDir, find_runs, find_teacher, read_recipe, run_path
 from w2skd.tasks.catalog import recipe_types
 
@@ -151,9 +156,29 @@ def test_status_of_a_directory(run: RunDir, recipe: Recipe) -> None:
     assert run.status() == {}
     write_run(run, recipe)
     assert run.status() == {"arm": "baseline", "seed": 0, "state": "finished", "step": 20}
-    for damaged in ("{", "[]"):
-        (run.path / "status.json").write_text(damaged)
-        assert run.status() == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "not valid JSON at column 2"),
+        ("[]", "a record must be an object, not []"),
+        ("", "not valid JSON at column 1"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_damage_is_reported_before_a_run_resumes(run: RunDir, recipe: Recipe, content: str, problem: str) -> None:
+    write_run(run, recipe)
+    for name, read in (("status.json", run.status), ("environment.json", run.environment)):
+        (run.path / name).write_text(content)
+        with pytest.raises(RunDirError) as raised:
+            read()
+        assert str(raised.value) == (
+            f"{run.path}: its records are damaged: {name}: {problem}; "
+            "delete the file to resume without it, or discard the run (--overwrite)"
+        )
+        (run.path / name).unlink()
+        assert read() == {}
 
 
 # --- the lock
@@ -224,6 +249,9 @@ def test_a_directory_that_is_not_there_is_no_run(tmp_path: Path) -> None:
         ("metrics.jsonl", b"not a row\n"),
         ("metrics.jsonl", b"\xff\xff\n"),
         ("metrics.jsonl", b'{"row": "step"}\n{"row"'),
+        ("metrics.jsonl", b"[" * 100_000 + b"\n"),
+        ("environment.json", b"[" * 100_000),
+        ("recipe.yaml", b"[" * 100_000),
     ],
 )
 def test_damaged_records_are_an_error(run: RunDir, recipe: Recipe, name: str, content: bytes) -> None:
@@ -231,6 +259,119 @@ def test_damaged_records_are_an_error(run: RunDir, recipe: Recipe, name: str, co
     (run.path / name).write_bytes(content)
     with pytest.raises(RunDirError, match=f"{run.path}: its records are damaged: "):
         read_run(run.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "problem"),
+    [
+        ("status.json", "arm", "other", 'arm must be one of teacher, baseline, w2s, not "other"'),
+        ("status.json", "arm", ["w2s"], 'arm must be one of teacher, baseline, w2s, not ["w2s"]'),
+        ("status.json", "seed", "0", 'seed must be a whole number of 0 or more, not "0"'),
+        ("status.json", "state", "done", 'state must be one of running, finished, stopped, failed, not "done"'),
+        ("status.json", "total_steps", [], "total_steps must be a whole number of 0 or more or null, not []"),
+        ("status.json", "reason", 7, "reason must be text or null, not 7"),
+        ("environment.json", "threads", "4", 'threads must be a whole number of 0 or more, not "4"'),
+        ("environment.json", "device", 1, "device must be text, not 1"),
+        ("environment.json", "forward_flops", 1, "forward_flops must be an object or null, not 1"),
+        (
+            "environment.json",
+            "forward_flops",
+            {"student": "x"},
+            'forward_flops.student must be a finite number of 0 or more or null, not "x"',
+        ),
+        ("environment.json", "scoring", [], "scoring must be an object or null, not []"),
+        ("environment.json", "added", [math.inf], "added[0] must be a finite number, not Infinity"),
+    ],
+)
+def test_a_field_of_another_kind_is_named(
+    run: RunDir, recipe: Recipe, name: str, field: str, value: Any, problem: str
+) -> None:
+    write_run(run, recipe)
+    values = json.loads((run.path / name).read_text())
+    (run.path / name).write_text(json.dumps({**values, field: value}))
+    with pytest.raises(RunDirError) as raised:
+        read_run(run.path)
+    assert str(raised.value) == f"{run.path}: its records are damaged: {name}: {problem}"
+
+
+def test_the_line_of_a_damaged_row_is_named(run: RunDir, recipe: Recipe) -> None:
+    write_run(run, recipe)
+    with run.metrics_path.open("a") as file:
+        file.write('{"row": "event", "step": "3", "name": "x"}\n' + encode(ROWS[0]) + "\n")
+    with pytest.raises(
+        RunDirError, match=r'metrics\.jsonl, line 4: step must be a whole number of 0 or more, not "3"$'
+    ):
+        read_run(run.path)
+
+
+def test_problems_of_a_recipe_are_reported_in_one_line(run: RunDir, recipe: Recipe) -> None:
+    write_run(run, recipe)
+    text = (run.path / "recipe.yaml").read_text()
+    (run.path / "recipe.yaml").write_text(f"unknown: 1\nother: 2\n{text}")
+    with pytest.raises(RunDirError, match=r"recipe\.yaml: 2 problems; .*unknown.*; .*other") as raised:
+        read_run(run.path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "status.json", "environment.json", "metrics.jsonl"])
+def test_a_record_that_cannot_be_read_is_named(run: RunDir, recipe: Recipe, name: str) -> None:
+    write_run(run, recipe)
+    (run.path / name).unlink()
+    (run.path / name).mkdir()
+    with pytest.raises(RunDirError, match=f"{run.path}: cannot read {name}: Is a directory"):
+        read_run(run.path)
+
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**30, -(10**400), 2**63])
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["running", "teacher", "step", "event", "1", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+"""Any JSON value, with NaN, infinities and numbers of more than 64 bits."""
+
+
+def places(values: Any) -> list[tuple[Any, Any]]:
+    """List every (container, key) in nested plain values."""
+    items = list(values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ())
+    return [(values, key) for key, _ in items] + [place for _, item in items for place in places(item)]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), name=st.sampled_from(["recipe.yaml", "status.json", "environment.json", "metrics.jsonl"]))
+def test_any_value_in_any_field_is_read_or_refused(
+    data: st.DataObject, name: str, tmp_path: Path, recipe: Recipe
+) -> None:
+    run = RunDir(tmp_path / "experiment" / "w2s" / "seed0")
+    if run.holds_a_run():
+        run.clear()
+    write_run(run, recipe)
+    facts = {"threads": 4, "forward_flops": {"student": 1}, "scoring": {"samples": 8}, "init_from": {"checkpoint": "x"}}
+    (run.path / "environment.json").write_text(json.dumps(facts))
+    run.append(StepRow(20, 2.0, 160, 0.5, {"task.cross_entropy": 0.5}, 0.0, 0.1, {"train": 2.0}))
+    run.append(EventRow(20, "finished", {"best": 0.4, "best_step": 20}))
+    run.close()
+    path = run.path / name
+    parse = yaml.safe_load if name == "recipe.yaml" else json.loads
+    text = path.read_text()
+    documents = [parse(each) for each in (text.splitlines() if name == "metrics.jsonl" else [text])]
+    container, key = data.draw(st.sampled_from(places(documents)))
+    if isinstance(container, dict) and data.draw(st.booleans()):
+        del container[key]
+    else:
+        container[key] = data.draw(PLAIN)
+    path.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    problem = None
+    try:
+        read_run(run.path)
+    except RunDirError as error:
+        problem = str(error)
+    assert problem is None or (name in problem and "\n" not in problem)
 
 
 # --- an experiment

@@ -23,7 +23,17 @@ RECIPE_VALUES = yaml.safe_load(RECIPE)
 
 
 def state(step: int) -> dict[str, Any]:
-    return {"engine": {"step": step, "model": {"weight": torch.full((3,), float(step))}, "average": None}}
+    engine = {"step": step, "model": {"weight": torch.full((3,), float(step))}, "average": None}
+    return {
+        "engine": {**engine, "best": None, "best_step": None},
+        "recipe": RECIPE_VALUES,
+        "role": "student",
+        "details": {},
+        "teacher": None,
+        "metrics_offset": 0,
+        "threads": 1,
+        "clock": {"train": 1.0},
+    }
 
 
 def step_of(path: Path) -> int:
@@ -65,6 +75,35 @@ def test_the_best_is_a_copy_if_files_cannot_be_linked(tmp_path: Path, monkeypatc
     save_checkpoint(tmp_path, state(1), best=True)
     save_checkpoint(tmp_path, state(2), best=False)
     assert steps_in(tmp_path) == {"best": 1, "last": 2, "previous": 1}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "problem"),
+    [
+        (("engine",), [1], "engine must be an object, not [1]"),
+        (("engine", "step"), "3", 'engine.step must be a whole number of 0 or more, not "3"'),
+        (("engine", "step"), True, "engine.step must be a whole number of 0 or more, not true"),
+        (("engine", "best"), float("nan"), "engine.best must be a finite number or null, not NaN"),
+        (("engine", "step"), None, "engine.step must be a whole number of 0 or more, not null"),
+        (("engine", "best_step"), torch.ones(1), "engine.best_step must be a whole number of 0 or more or null, not"),
+        (("metrics_offset",), -1, "metrics_offset must be a whole number of 0 or more, not -1"),
+        (("clock",), {"train": "long"}, 'clock.train must be a finite number of 0 or more, not "long"'),
+        (("clock",), {"train": float("inf")}, "clock.train must be a finite number of 0 or more, not Infinity"),
+        (("teacher",), "mine", 'teacher must be an object or null, not "mine"'),
+        (("teacher",), {"checkpoint": "x"}, "teacher.fingerprint is missing"),
+        (("threads",), ..., "threads is missing"),
+    ],
+)
+def test_a_field_of_another_type_is_named(place: tuple[str, ...], value: Any, problem: str, tmp_path: Path) -> None:
+    values: dict[str, Any] = state(1)
+    parent = values[place[0]] if len(place) == 2 else values
+    parent[place[-1]] = value
+    if value is ...:
+        del parent[place[-1]]
+    save_checkpoint(tmp_path, values, best=False)
+    with pytest.raises(CheckpointError) as raised:
+        load_checkpoint(tmp_path / "last.pt")
+    assert str(raised.value).startswith(f"{tmp_path}/last.pt: damaged ({problem}")
 
 
 def test_a_saved_state_is_loaded_unchanged(tmp_path: Path) -> None:

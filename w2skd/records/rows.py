@@ -10,6 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from w2skd.records.schema import (
+    AMOUNT,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    WHOLE,
+    Kind,
+    check_object,
+    list_of,
+    object_of,
+    one_of,
+    or_null,
+    parse,
+)
+
 Segment = Literal["train", "teacher", "data", "evaluate", "checkpoint", "compile"]
 SEGMENTS: tuple[Segment, ...] = get_args(Segment)
 """Where a run's time goes; see `w2skd.training.clock.Clock`."""
@@ -97,42 +112,68 @@ def encode(row: Row) -> str:
     return json.dumps(without_nan(values), allow_nan=False)
 
 
-def decode(line: str) -> Row:
+_POSITION = {"step": WHOLE, "epoch": AMOUNT, "examples": WHOLE, "clock": object_of(AMOUNT)}
+_MEASURES = object_of(or_null(NUMBER))
+
+_STEP = {**_POSITION, "loss": or_null(NUMBER), "parts": _MEASURES, "lambda": NUMBER, "lr": NUMBER}
+_EVAL = {**_POSITION, "metrics": _MEASURES}
+_EVENT = {"step": WHOLE, "name": TEXT}
+_DETAILS: dict[str, dict[str, Kind]] = {
+    "teacher": {
+        "metrics": _MEASURES,
+        "checkpoint": TEXT,
+        "fingerprint": TEXT,
+        "parameters": WHOLE,
+        "data_fingerprint": or_null(TEXT),
+    },
+    "distillation_off": {
+        "reason": TEXT,
+        "student": or_null(NUMBER),
+        "teacher": or_null(NUMBER),
+        "patience": or_null(WHOLE),
+        "epoch": AMOUNT,
+    },
+    "resumed": {"lost_steps": WHOLE, "changed": OBJECT},
+    "non_finite": {"steps": list_of(WHOLE)},
+    "rescaled": {"skipped_steps": WHOLE, "loss_scale": or_null(NUMBER)},
+    "finished": {"metric": TEXT, "best": or_null(NUMBER), "best_step": or_null(WHOLE), "fingerprint": TEXT},
+}
+"""Event -> its details. All are optional, because older versions wrote fewer."""
+
+
+def decode(line: str | bytes) -> Row:
     """Decode a row from its line.
 
     Raises:
-        ValueError: the line is not JSON, not a row, or lacks a key.
+        SchemaError: the line is not JSON, not a row, lacks a field, or a field holds another kind of value.
     """
-    values = json.loads(line)
-    if not isinstance(values, dict):
-        raise ValueError(f"not a row: {line[:80]!r}")
-    try:
-        match values.pop("row", None):
-            case "step":
-                return StepRow(
-                    step=values["step"],
-                    epoch=values["epoch"],
-                    examples=values["examples"],
-                    loss=_number(values["loss"]),
-                    parts={name: _number(value) for name, value in values["parts"].items()},
-                    lambda_=values["lambda"],
-                    lr=values["lr"],
-                    clock=values["clock"],
-                )
-            case "eval":
-                return EvalRow(
-                    step=values["step"],
-                    epoch=values["epoch"],
-                    examples=values["examples"],
-                    metrics={name: _number(value) for name, value in values["metrics"].items()},
-                    clock=values["clock"],
-                )
-            case "event":
-                return EventRow(values.pop("step"), values.pop("name"), values)
-            case kind:
-                raise ValueError(f"unknown row {kind!r}")
-    except KeyError as error:
-        raise ValueError(f"a row lacks {error}") from None
+    values = check_object(parse(line), {"row": one_of("step", "eval", "event")})
+    match values.pop("row"):
+        case "step":
+            check_object(values, _STEP)
+            return StepRow(
+                step=values["step"],
+                epoch=values["epoch"],
+                examples=values["examples"],
+                loss=_number(values["loss"]),
+                parts={name: _number(value) for name, value in values["parts"].items()},
+                lambda_=values["lambda"],
+                lr=values["lr"],
+                clock=values["clock"],
+            )
+        case "eval":
+            check_object(values, _EVAL)
+            return EvalRow(
+                step=values["step"],
+                epoch=values["epoch"],
+                examples=values["examples"],
+                metrics={name: _number(value) for name, value in values["metrics"].items()},
+                clock=values["clock"],
+            )
+        case _:
+            check_object(values, _EVENT)
+            check_object(values, {}, _DETAILS.get(values["name"]))
+            return EventRow(values.pop("step"), values.pop("name"), values)
 
 
 def _number(value: float | None) -> float:

@@ -10,16 +10,15 @@ model.safetensors  the final model, with its recipe inside
 """
 
 import fcntl
-import json
 import os
 import shutil
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 from w2skd.errors import CheckpointError, RecipeError, RunDirError, UsageError
 from w2skd.platform.files import remove_unfinished, write_atomically, write_json, writing
@@ -28,8 +27,34 @@ from w2skd.recipe.load import RecipeTypes, dump_recipe, validate_recipe
 from w2skd.recipe.schema import Recipe, published_weights
 from w2skd.recipe.yaml_text import parse_yaml
 from w2skd.records.rows import EvalRow, Row, decode, encode
+from w2skd.records.schema import (
+    AMOUNT,
+    FLAG,
+    OBJECT,
+    TEXT,
+    WHOLE,
+    Kind,
+    SchemaError,
+    check_object,
+    object_of,
+    one_of,
+    or_null,
+    parse,
+)
 
 State = Literal["running", "finished", "stopped", "failed"]
+
+_STATUS = {"arm": one_of(*get_args(Arm)), "seed": WHOLE, "state": one_of(*get_args(State))}
+_STATUS_DETAILS = {"step": or_null(WHOLE), "total_steps": or_null(WHOLE), "reason": or_null(TEXT)}
+_ENVIRONMENT: dict[str, Kind] = {
+    **dict.fromkeys(("w2skd", "torch", "device", "data_fingerprint"), TEXT),
+    **dict.fromkeys(("commit", "device_name"), or_null(TEXT)),
+    **dict.fromkeys(("threads", "ranks"), WHOLE),
+    **dict.fromkeys(("scoring", "init_from"), or_null(OBJECT)),
+    "forward_flops": or_null(object_of(or_null(AMOUNT))),
+    "image_sizes_vary": FLAG,
+}
+"""Facts that reports and resumes read. All are optional, because the task decides which exist."""
 
 
 def run_path(experiment: Path, arm: Arm, seed: int) -> Path:
@@ -93,24 +118,32 @@ class RunDir:
         write_json(self.path / "environment.json", environment)
 
     def environment(self) -> dict[str, Any]:
-        """Return what `start` wrote; empty if missing or damaged."""
-        return _read_object(self.path / "environment.json")
+        """Return what `start` wrote; empty if missing.
+
+        Raises:
+            RunDirError: the file is damaged.
+        """
+        return self._known(_read_environment)
 
     def set_status(self, arm: Arm, seed: int, state: State, **details: Any) -> None:
         """Write the state of the run to ``status.json``."""
         write_json(self.path / "status.json", {"arm": arm, "seed": seed, "state": state, **details})
 
     def status(self) -> dict[str, Any]:
-        """Return what `set_status` last wrote; empty if missing or damaged."""
-        return _read_object(self.path / "status.json")
+        """Return what `set_status` last wrote; empty if missing.
+
+        Raises:
+            RunDirError: the file is damaged.
+        """
+        return self._known(_read_status)
 
     def truncate_metrics(self, offset: int) -> list[Row]:
         """Truncate ``metrics.jsonl`` to a checkpoint's offset in bytes; return the removed rows."""
         if not self.metrics_path.exists():
             return []
         lost: list[Row] = []
-        with suppress(ValueError):  # unreadable rows are removed as well
-            lost.extend(_decode_lines(self.metrics_path.read_bytes()[offset:]))
+        with suppress(SchemaError):  # unreadable rows are removed as well
+            lost.extend(decode(line) for line in self.metrics_path.read_bytes()[offset:].split(b"\n")[:-1])
         with writing(self.metrics_path), self.metrics_path.open("r+b") as file:
             file.truncate(offset)
         return lost
@@ -132,6 +165,16 @@ class RunDir:
         if offset == 0:
             return True
         return self.metrics_path.exists() and self.metrics_path.read_bytes()[offset - 1 : offset] == b"\n"
+
+    def _known(self, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return read(self.path)
+        except FileNotFoundError:
+            return {}
+        except RunDirError as error:
+            raise RunDirError(
+                f"{error}; delete the file to resume without it, or discard the run (--overwrite)"
+            ) from None
 
     def close(self) -> None:
         """Close files and release the lock; remove folders created for a run that never started."""
@@ -173,17 +216,14 @@ def read_run(path: Path, types: RecipeTypes) -> RunRecord:
     """
     try:
         recipe = read_recipe(path, types)
-        status = json.loads((path / "status.json").read_text())
-        environment = json.loads((path / "environment.json").read_text())
-        metrics = (path / "metrics.jsonl").read_bytes() if (path / "metrics.jsonl").exists() else b""
-        rows = list(_decode_lines(metrics))
-        return RunRecord(
-            path, status["arm"], status["seed"], recipe, environment, status, rows, _last_picture(path, rows)
-        )
+        status, environment = _read_status(path), _read_environment(path)
     except FileNotFoundError as error:
         raise RunDirError(f"{path}: not a run directory, {Path(error.filename).name} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, RecipeError) as error:
-        raise RunDirError(f"{path}: its records are damaged: {error}") from None
+    except RecipeError as error:
+        problems = "; ".join(line.strip() for line in str(error).splitlines())
+        raise RunDirError(f"{path}: its records are damaged: {problems}") from None
+    rows = _read_rows(path)
+    return RunRecord(path, status["arm"], status["seed"], recipe, environment, status, rows, _last_picture(path, rows))
 
 
 def read_recipe(path: Path, types: RecipeTypes) -> Recipe:
@@ -191,10 +231,14 @@ def read_recipe(path: Path, types: RecipeTypes) -> Recipe:
 
     Raises:
         FileNotFoundError: the recipe is missing.
+        RunDirError: the recipe cannot be read.
         RecipeError: the recipe is damaged.
     """
     file = path / "recipe.yaml"
-    values = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    try:
+        values = parse_yaml(_content(path, file.name).decode(), str(file))
+    except UnicodeDecodeError:
+        raise RecipeError(f"{file}: not UTF-8 text") from None
     return validate_recipe(values if isinstance(values, dict) else {}, str(file), types)
 
 
@@ -243,12 +287,50 @@ def _close(lock: "weakref.ref[IO[str]]") -> None:
         file.close()
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _content(run: Path, name: str) -> bytes:
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        return (run / name).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(error.errno, error.strerror, str(run / name)) from None
+    except OSError as error:
+        raise RunDirError(f"{run}: cannot read {name}: {error.strerror}") from None
+
+
+def _read_status(run: Path) -> dict[str, Any]:
+    return _read_object(run, "status.json", _STATUS, _STATUS_DETAILS)
+
+
+def _read_environment(run: Path) -> dict[str, Any]:
+    return _read_object(run, "environment.json", {}, _ENVIRONMENT)
+
+
+def _read_object(run: Path, name: str, required: Mapping[str, Kind], optional: Mapping[str, Kind]) -> dict[str, Any]:
+    """Read a JSON file of a run and check its fields.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        RunDirError: the file cannot be read or is damaged.
+    """
+    content = _content(run, name)
+    try:
+        return check_object(parse(content), required, optional)
+    except SchemaError as error:
+        raise RunDirError(f"{run}: its records are damaged: {name}: {error}") from None
+
+
+def _read_rows(run: Path) -> list[Row]:
+    """Read ``metrics.jsonl``; empty if missing. Text after the last newline is an interrupted write."""
+    try:
+        lines = _content(run, "metrics.jsonl").split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(decode(line))
+        except SchemaError as error:
+            raise RunDirError(f"{run}: its records are damaged: metrics.jsonl, line {number}: {error}") from None
+    return rows
 
 
 def _last_picture(path: Path, rows: Sequence[Row]) -> str | None:
@@ -256,9 +338,3 @@ def _last_picture(path: Path, rows: Sequence[Row]) -> str | None:
     steps = [row.step for row in rows if isinstance(row, EvalRow)]
     name = f"pictures/step_{steps[-1]:08d}.png" if steps else None
     return name if name is not None and (path / name).is_file() else None
-
-
-def _decode_lines(content: bytes) -> Iterator[Row]:
-    """Decode complete lines; text after the last newline is an interrupted write."""
-    for line in content.split(b"\n")[:-1]:
-        yield decode(line.decode())

@@ -9,8 +9,32 @@ import torch
 
 from w2skd.errors import CheckpointError
 from w2skd.platform.files import atomic_file, writing
+from w2skd.records.schema import (
+    AMOUNT,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    WHOLE,
+    SchemaError,
+    check_object,
+    object_of,
+    or_null,
+)
 from w2skd.weights.load import FORMAT, check_archive, is_checkpoint
 from w2skd.weights.unpickle import load_pt
+
+_FIELDS = {
+    "engine": OBJECT,
+    "recipe": OBJECT,
+    "role": TEXT,
+    "details": OBJECT,
+    "teacher": or_null(OBJECT),
+    "metrics_offset": WHOLE,
+    "threads": WHOLE,
+    "clock": object_of(AMOUNT),
+}
+_ENGINE = {"step": WHOLE, "best": or_null(NUMBER), "best_step": or_null(WHOLE)}
+_TEACHER = {"checkpoint": TEXT, "fingerprint": TEXT}
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], *, best: bool) -> None:
@@ -80,12 +104,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a training checkpoint of w2skd.
 
     Raises:
-        CheckpointError: the file is missing, truncated, contains code, or is no training checkpoint of w2skd.
+        CheckpointError: the file is missing, truncated, contains code, is no training checkpoint of w2skd, or one of
+            its fields is missing or of another type.
     """
     values = load_pt(path)
     if not is_checkpoint(values):
         raise CheckpointError(f"{path}: not a training checkpoint of w2skd")
     check_archive(path, values)
+    try:
+        check_object(values, _FIELDS)
+        check_object(values["engine"], _ENGINE, name="engine")
+        if values["teacher"] is not None:
+            check_object(values["teacher"], _TEACHER, name="teacher")
+    except SchemaError as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from None
     return values
 
 
