@@ -23,7 +23,7 @@ _BATCH_SIZE = 512
 _INSPECTED = 64
 """Images whose pixels identify a set, and whose sizes and modes are checked."""
 
-_GREY = ("1", "L", "I;16")
+_GREY = ("1", "L", "I")
 _WITH_ALPHA = ("RGBA", "LA", "PA")
 """Prefixes of Pillow's modes."""
 
