@@ -156,9 +156,9 @@ def test_a_finished_run_whose_folder_of_diffusers_was_moved_answers_for_its_teac
     asked = []
     original = ClassificationTask.open_weights
 
-    def open_weights(checkpoint: Path, model: str) -> Any:
+    def open_weights(checkpoint: Path, model: str, key: str | None = None) -> Any:
         asked.append(model)
-        return original(checkpoint, model)
+        return original(checkpoint, model, key)
 
     monkeypatch.setattr(ClassificationTask, "open_weights", staticmethod(open_weights))
     monkeypatch.setattr(ClassificationRecipe, "places", {"teacher.model": Place("models", prefix="cifar_resnet")})

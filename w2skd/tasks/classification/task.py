@@ -202,11 +202,16 @@ class ClassificationTask:
         return Evaluation(accuracy.result(), {"classes": per_class}, files=files if with_predictions else {})
 
     def doubt(self, metrics: Mapping[str, float]) -> str | None:
-        """Compare top-1 with that of always guessing the most frequent class, plus two standard errors."""
+        """Compare top-1 and cross-entropy with those of a guess from the frequencies of the classes.
+
+        Top-1 must be better by two standard errors, or the cross-entropy lower: a teacher that was hardly trained may
+        know a little before it is right more often.
+        """
         labels = self._feeds.evaluation_listing.labels
-        chance = float(labels.bincount().max()) / len(labels)
+        shares = labels.bincount().double() / len(labels)
+        chance, entropy = float(shares.max()), float(torch.special.entr(shares).sum())
         margin = 2 * (chance * (1 - chance) / len(labels)) ** 0.5
-        if metrics["top1"] > chance + margin:
+        if metrics["top1"] > chance + margin or metrics["loss"] < entropy:
             return None
         return f"top1 {metrics['top1']:.1%} is no better than chance ({chance:.1%} for the most frequent class)"
 

@@ -84,7 +84,7 @@ class DeliverPoints:
 class HarmonicsTask:
     """See `w2skd.tasks.base.Task`."""
 
-    open_weights = staticmethod(lambda checkpoint, model: load_weights(checkpoint))
+    open_weights = staticmethod(lambda checkpoint, model, key=None: load_weights(checkpoint, key))
 
     def __init__(
         self, recipe: HarmonicsRecipe, *, train: TrainSection, seed: int, device: torch.device, ranks: Ranks
