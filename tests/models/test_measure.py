@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from w2skd.models.catalog import build_classifier
-from w2skd.models.measure import activation_bytes, forward_flops
+from w2skd.models.measure import activation_bytes, forward_flops, single_valued_norms
 
 
 def test_flops_of_layers_worked_out_by_hand():
@@ -71,3 +71,25 @@ def test_lists_are_doubled_by_example():
 
     images = torch.randn(2, 3, 4, 4, requires_grad=True)
     assert activation_bytes(Sized(), (images, ((4, 4), (4, 3)))) == 4 * 3 * 4 * 4
+
+
+class Pooled(nn.Module):
+    """A batch norm over one value per example, and one over a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.pool, self.narrow = nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm1d(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.narrow(self.pool(self.wide(images)).flatten(1))
+
+
+def test_batch_norms_with_a_single_value_are_found() -> None:
+    model, images = Pooled(), torch.rand(1, 3, 4, 4)
+    assert single_valued_norms(model, (images,)) == ["narrow"]
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(images)
+    model.narrow.eval()
+    assert single_valued_norms(model, (images,)) == []
+    assert (model.wide.training, model.narrow.training) == (True, False)
+    assert single_valued_norms(Pooled(), (torch.rand(1, 3, 1, 1),)) == ["wide", "narrow"]

@@ -28,8 +28,14 @@ def train(recipe: Recipe, arm: Arm, experiment: Path, flags: TrainFlags) -> None
         raise UsageError(
             f"--init-from {flags.init_from}: published weights can only teach; give a finished run or a file"
         )
+    no_teacher = None
     if arm == HELPED:  # before torch is imported
-        find_teacher(recipe, experiment)
+        try:
+            find_teacher(recipe, experiment)
+        except UsageError as error:
+            if not flags.dry_run:
+                raise
+            no_teacher = str(error)
     from w2skd.platform.ranks import Ranks, ranks_from_environment
     from w2skd.records.rundir import read_run
     from w2skd.report.render import summary_as_terminal
@@ -40,8 +46,10 @@ def train(recipe: Recipe, arm: Arm, experiment: Path, flags: TrainFlags) -> None
 
     options, ranks = flags.options(experiment), ranks_from_environment()
     if flags.dry_run:
-        setup = set_up(recipe, arm, options, ranks)
-        facts = {**setup.describe(), "memory_bytes": setup.memory(ranks)}
+        setup = set_up(recipe, arm, options, ranks, needs_teacher=no_teacher is None)
+        facts = {**setup.describe(ranks), "memory_bytes": setup.memory(ranks)}
+        if no_teacher is not None:
+            facts["teacher_account"] = [f"{no_teacher}. Its cost is unknown until then"]
         if ranks.is_main:
             facts = setup.with_identity(facts, Ranks())  # the others have no part in a dry run
             facts["first_batch"] = str(_draw_first_batch(setup, experiment))

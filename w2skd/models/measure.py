@@ -1,10 +1,12 @@
 """Parameters, FLOPs and activation memory of a model."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from w2skd.models.modes import in_eval_mode
@@ -37,6 +39,35 @@ def forward_flops(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
         torch.backends.mha.set_fastpath_enabled(fused)
     examples = next(len(value) for value in example_inputs if isinstance(value, Tensor | list))
     return round(counter.get_total_flops() / examples)
+
+
+def single_valued_norms(model: nn.Module, example_inputs: tuple[Any, ...]) -> list[str]:
+    """Return the names of the batch norms that see a single value per channel of one example.
+
+    Training with one example per micro-batch is impossible with them: the value would be its own mean.
+
+    Args:
+        model: in train mode, except for norms that keep their statistics; its modes stay unchanged.
+        example_inputs: arguments of one example.
+    """
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def look(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs[0].numel() == inputs[0].shape[1]:
+                found.append(name)
+
+        return look
+
+    norms = [(name, part) for name, part in model.named_modules() if isinstance(part, _BatchNorm) and part.training]
+    hooks = [part.register_forward_pre_hook(watch(name)) for name, part in norms]
+    try:
+        with in_eval_mode(model), torch.no_grad():
+            model(*example_inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def activation_bytes(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:

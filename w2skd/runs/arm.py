@@ -58,7 +58,7 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
         with _deterministic_kernels(recipe.train_of(arm).deterministic):
             # A run that cannot start leaves its directory and status unchanged.
             setup = ranks.on_all(lambda: set_up(recipe, arm, options, ranks))
-            facts = setup.with_identity(ranks.on_all(setup.describe), ranks)
+            facts = setup.with_identity(ranks.on_all(lambda: setup.describe(ranks)), ranks)
             ranks.on_main(lambda: check_comparable(run, start, facts, options))
             training = _Training(run, setup, facts, start, options, ranks, stop)
             with _failure_recorded(run, recipe, arm, ranks), training.view:

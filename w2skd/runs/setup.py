@@ -9,7 +9,7 @@ from torch import nn
 from w2skd.data.counter import seed_from
 from w2skd.errors import UsageError
 from w2skd.method.teacher import autocast, state_fingerprint
-from w2skd.models.measure import activation_bytes, count_parameters, forward_flops
+from w2skd.models.measure import activation_bytes, count_parameters, forward_flops, single_valued_norms
 from w2skd.models.plugin import load_plugin, plugin_fingerprint
 from w2skd.platform.device import open_device
 from w2skd.platform.ranks import Ranks
@@ -48,7 +48,8 @@ class Setup:
         device: of models and batches.
         task: with its data listed.
         model: the one that is trained, on the device.
-        teacher: None in arms without one. Taken out when training starts, so that the engine holds the only reference.
+        teacher: None in arms without one, and where `set_up` need not find it. Taken out when training starts, so that
+            the engine holds the only reference.
         init_from: path and fingerprint of the weights that `model` starts from, if any.
         init_notes: what was assumed about these, one line each.
     """
@@ -69,11 +70,11 @@ class Setup:
         """Length of the run in optimizer steps."""
         return self.train.total_steps(self.task.steps_per_epoch)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, ranks: Ranks) -> dict[str, Any]:
         """Return parameters, forward FLOPs per example, and the least cost of a distilled step.
 
         Raises:
-            UsageError: a model cannot take the recipe's inputs.
+            UsageError: a model cannot take the recipe's inputs, or cannot be trained with micro-batches of one example.
         """
         models = {"student": self.model} | ({"teacher": self.teacher.model} if self.teacher else {})
         inputs = self.task.example_batch().model_inputs
@@ -83,6 +84,8 @@ class Setup:
             shape = "x".join(str(size) for size in inputs[0].shape[1:])
             reason = str(error).splitlines()[0]
             raise UsageError(f"a model of this recipe cannot take inputs of {shape}: {reason}") from None
+        if self.train.batch_size == ranks.world * self.train.accumulate:
+            self._check_norms(inputs)
         facts: dict[str, Any] = {
             **self.task.describe_data(),
             "steps_per_epoch": self.task.steps_per_epoch,
@@ -99,6 +102,15 @@ class Setup:
         if (plugin := plugin_fingerprint()) is not None:
             facts["plugin"] = plugin
         return facts
+
+    def _check_norms(self, inputs: tuple[Any, ...]) -> None:
+        norms = single_valued_norms(self.model, inputs)
+        if norms:
+            more = f" and {len(norms) - 1} others" if len(norms) > 1 else ""
+            raise UsageError(
+                f"train.batch_size: micro-batches of one example leave the batch norm '{norms[0]}'{more} a single "
+                "value per channel; set a larger train.batch_size, a smaller train.accumulate, or fewer ranks"
+            )
 
     def with_identity(self, facts: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         """Add ``data_identity`` and remarks about the data to what `describe` returned. Rank 0 reads the data."""
@@ -121,8 +133,15 @@ class Setup:
         return {"weights": weights * copies, "activations": one * examples, "teacher": teacher}
 
 
-def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Setup:
+def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks, *, needs_teacher: bool = True) -> Setup:
     """Load data, build the models and load the teacher. Nothing is written.
+
+    Args:
+        recipe: with the seed of this run.
+        arm: which arm of the experiment.
+        options: of the command.
+        ranks: this process among its peers.
+        needs_teacher: whether the arm's teacher must exist.
 
     Raises:
         UserError: this recipe cannot run on this machine.
@@ -134,7 +153,7 @@ def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Setup
     train = recipe.train_of(role)
     task_type = recipe.task_type()
     weights = None
-    if arm == HELPED:  # first, since it is cheap and loading data may take minutes
+    if arm == HELPED and needs_teacher:  # first, since it is cheap and loading data may take minutes
         checkpoint = find_teacher(recipe, options.out)
         weights = task_type.open_weights(checkpoint, recipe.teacher.model, recipe.teacher.weights)
     task: Task[Any] = task_type(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)

@@ -20,16 +20,19 @@ from w2skd.platform.ranks import Ranks
 from w2skd.recipe.schema import TrainSection
 from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
 from w2skd.tasks.detection.batch import ImagesWithBoxes
+from w2skd.tasks.detection.box_fit import describe_boxes
 from w2skd.tasks.detection.box_pictures import BoxedImage, draw_boxes
 from w2skd.tasks.detection.coco_scores import CocoScorer, choose_backend
 from w2skd.tasks.detection.feed import DeliverBoxes, PaddedImages, ReadBoxes, parts_of_one_shape
 from w2skd.tasks.detection.listing import CocoListing
 from w2skd.tasks.detection.losses import dense_distillation, proposal_distillation
+from w2skd.tasks.detection.models.anchors import AnchorGrid
 from w2skd.tasks.detection.models.catalog import (
     Detector,
     backbone_classifier,
     build_detector,
     check_same_grid,
+    grid_of,
     load_backbone,
 )
 from w2skd.tasks.detection.models.output import Detections, DetectorOutput
@@ -106,7 +109,10 @@ class DetectionTask:
             "data_fingerprint": f"{train.fingerprint()[:16]}/{evaluation.fingerprint()[:16]}",
             "train_examples": len(train),
             "eval_examples": len(evaluation),
-            "data_account": [f"{listing.name}: {line}" for listing in (train, evaluation) for line in listing.notes],
+            "data_account": [
+                *(f"{listing.name}: {line}" for listing in (train, evaluation) for line in listing.notes),
+                *describe_boxes(train, self._transform.plain, self._grid),
+            ],
         }
 
     def identify_data(self) -> DataIdentity:
@@ -276,6 +282,11 @@ class DetectionTask:
     @cached_property
     def _ground_truth(self) -> dict[str, Any]:
         return self._listing.evaluation.ground_truth()
+
+    @property
+    def _grid(self) -> AnchorGrid:
+        """The student's anchors."""
+        return grid_of(self._recipe.student.model, self._recipe.detector.anchor_scale)
 
     def _build(self, name: str, anchor_scale: float) -> Detector:
         section = self._recipe.detector

@@ -13,7 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from w2skd.errors import RecipeError
 
-_SMALLEST_PX = 4
+SMALLEST_PX = 4
 """Anchors of smaller size would have identical shapes after rounding to whole px."""
 
 
@@ -47,10 +47,10 @@ def anchor_grid(first_stride_px: int, octaves: int, scale: float) -> AnchorGrid:
         RecipeError: the smallest anchors would be below 4 px.
     """
     smallest = int(32 * scale)
-    if smallest < _SMALLEST_PX:
+    if smallest < SMALLEST_PX:
         raise RecipeError(
-            f"anchor_scale: {scale:g} gives anchors of {32 * scale:g} px, the minimum is {_SMALLEST_PX} px; "
-            f"use {_SMALLEST_PX / 32:g} or more"
+            f"anchor_scale: {scale:g} gives anchors of {32 * scale:g} px, the minimum is {SMALLEST_PX} px; "
+            f"use {SMALLEST_PX / 32:g} or more"
         )
     levels = range(5)
     sizes = tuple(tuple(int(scale * 32 * 2 ** (level + part / octaves)) for part in range(octaves)) for level in levels)

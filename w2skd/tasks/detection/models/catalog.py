@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from w2skd.errors import CheckpointError, RecipeError, suggest
-from w2skd.tasks.detection.models.anchors import anchor_grid
+from w2skd.tasks.detection.models.anchors import AnchorGrid, anchor_grid
 from w2skd.tasks.detection.models.bodies import BODIES, Body, build_pyramid, group_norm
 from w2skd.tasks.detection.models.faster_rcnn import FasterRCNN, RegionSettings
 from w2skd.tasks.detection.models.retinanet import RetinaNet
@@ -50,6 +50,13 @@ DETECTORS: dict[str, tuple[type[RetinaNet] | type[FasterRCNN], str]] = {
 """Name -> architecture and name of its body. `w2skd.tasks.detection.recipe` lists the same names without torch."""
 
 
+def grid_of(name: str, anchor_scale: float) -> AnchorGrid:
+    """Return a detector's anchors, see `build_detector`."""
+    if DETECTORS[name][0] is RetinaNet:
+        return anchor_grid(first_stride_px=8, octaves=3, scale=anchor_scale)
+    return anchor_grid(first_stride_px=4, octaves=1, scale=anchor_scale)
+
+
 def build_detector(
     name: str,
     classes: int,
@@ -75,7 +82,7 @@ def build_detector(
         raise RecipeError(f"unknown detector {name!r}{suggest(name, DETECTORS)}; known: {', '.join(DETECTORS)}")
     assert classes > 0, classes
     family, body = DETECTORS[name]
-    head = _HEADS[body]
+    head, grid = _HEADS[body], grid_of(name, anchor_scale)
     norm = group_norm if head.is_normalised else None
     pyramid = partial(
         build_pyramid,
@@ -87,7 +94,6 @@ def build_detector(
     if family is RetinaNet:
         # Without the finest features, which would have too many anchors (Lin et al. 2017, "Focal loss", footnote 2).
         top = LastLevelP6P7(head.channels, head.channels)
-        grid = anchor_grid(first_stride_px=8, octaves=3, scale=anchor_scale)
         return RetinaNet(
             pyramid(first=1, top=top),
             classes,
@@ -99,7 +105,7 @@ def build_detector(
     return FasterRCNN(
         pyramid(first=0, top=None),
         classes,
-        anchor_grid(first_stride_px=4, octaves=1, scale=anchor_scale),
+        grid,
         regions=head.regions,
         max_detections=max_detections,
     )
