@@ -1,6 +1,6 @@
 """Read, write and load model weights.
 
-No pickled code is executed, see `w2skd.weights.unpickle`; finished models are safetensors.
+No pickled code is executed, see `w2skd.weights.torch_file`; finished models are safetensors.
 """
 
 import json
@@ -21,8 +21,8 @@ from w2skd.platform.files import write_atomically
 from w2skd.recipe.schema import Recipe
 from w2skd.weights.file_kind import describe_other, is_safetensors, is_torch
 from w2skd.weights.fit import describe_misfit, fit
-from w2skd.weights.sets import StateDict, describe_other_content, find_sets, likeliest
-from w2skd.weights.unpickle import load_foreign_pt
+from w2skd.weights.sets import StateDict, code_in, describe_other_content, find_sets, likeliest
+from w2skd.weights.torch_file import read_torch_file
 
 FORMAT = 1
 """Format version of training checkpoints."""
@@ -89,9 +89,11 @@ def load_weights(path: Path, key: str | None = None) -> Weights:
     if has_safetensors(file):
         weights = _load_safetensors(file)
     else:
-        values = load_foreign_pt(file)
+        values = read_torch_file(file)
         if not is_checkpoint(values):
             return _choose_set(file, values, key)
+        if (code := code_in(values)) is not None:
+            raise CheckpointError(f"{file}: {code}")
         check_archive(file, values)
         engine = values["engine"]
         state = _without_average(engine["average"] or engine["model"])

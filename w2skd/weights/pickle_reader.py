@@ -262,8 +262,9 @@ def _made(made_by: Any, arguments: Any) -> Any:
 def _stored(reference: Any) -> Any:
     """Return the storage that a persistent id stands for: ``("storage", type, key, device, numel)``."""
     match reference:
-        case ("storage" | b"storage", Global(module="torch" | "torch.storage", name=kind), str() | int() as key, *_):
-            return StorageRef(kind, str(key))
+        case ("storage" | b"storage", Global(module="torch" | "torch.storage", name=kind), str() | int() as key, *more):
+            is_view = len(more) > 2 and more[2] is not None  # of another storage, before torch 0.4
+            return Opaque() if is_view else StorageRef(kind, str(key))
         case ("module", Global() as kind, *_):  # files before torch 1.6 store the source of a module's class with it
             return kind
     return Opaque()

@@ -65,6 +65,14 @@ def _rank(key: str, state: StateDict, largest: int) -> tuple[Any, ...]:
 
 def describe_other_content(values: Any) -> str:
     """Describe a file without a set of tensors, and what to do."""
+    if (code := code_in(values)) is not None:
+        return code
+    keys = f"; its keys: {', '.join(map(str, list(values)[:_LISTED_KEYS]))}" if isinstance(values, dict) else ""
+    return f"contains no weights: expected a state dict, or one anywhere inside{keys}"
+
+
+def code_in(values: Any) -> str | None:
+    """Describe the code that a file contains, and what to do; None if it contains none."""
     opaque = next(iter(_opaque_in(values)), None)
     if opaque is not None and isinstance(opaque.state, dict) and "_modules" in opaque.state:
         return (
@@ -72,9 +80,8 @@ def describe_other_content(values: Any) -> str:
             "program that made it, save torch.save(model.state_dict(), ...) instead"
         )
     if opaque is not None and opaque.made_by is not None:
-        return f"refused: it contains pickled code ({opaque.made_by}) that loading could run, and no weights beside it"
-    keys = f"; its keys: {', '.join(map(str, list(values)[:_LISTED_KEYS]))}" if isinstance(values, dict) else ""
-    return f"contains no weights: expected a state dict, or one anywhere inside{keys}"
+        return f"refused: it contains pickled code ({opaque.made_by}) that loading could run"
+    return None
 
 
 def _opaque_in(values: Any) -> Iterator[Opaque]:

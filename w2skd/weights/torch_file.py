@@ -1,5 +1,6 @@
 """Read tensors and plain values from torch's files without executing what else they contain."""
 
+import re
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -42,13 +43,14 @@ def read_torch_file(path: Path) -> Any:
         CheckpointError: the file is damaged, or in another format.
     """
     try:
-        if zipfile.is_zipfile(path):
-            return _read_zip(path)
-        return _read_legacy(path)
+        with path.open("rb") as file:
+            return _read_zip(path) if file.read(2) == b"PK" else _read_legacy(path)
     except PickleError as error:
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({str(error)[:120]})") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if (wrong := re.match(r"Bad CRC-32 for file '(.*)'", reason)) is not None:
+            raise CheckpointError(f"{path}: damaged (wrong checksum of {wrong[1]})") from None
         raise CheckpointError(f"{path}: damaged or truncated ({reason[:120]})") from None
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from w2skd.data.feeds import ImageFeeds
 from w2skd.data.shapes import CLASSES
 from w2skd.data.sources import list_image_data, load_image_data
-from w2skd.errors import CheckpointError
+from w2skd.errors import CheckpointError, RecipeError
 from w2skd.models.catalog import build_classifier
 from w2skd.platform.ranks import Ranks
 from w2skd.tasks.diffusion.recipe import DiffusionRecipe
@@ -240,3 +240,12 @@ def test_the_first_note_summarises_the_scoring_and_the_warnings_follow(folder: P
         f"checkpoint:small_cnn_weak ({judge.describe()['weights']})",
         *judge.warnings,
     )
+
+
+def test_an_untrained_extractor_needs_no_file_and_says_that_it_means_nothing(folder: Path) -> None:
+    first, second = scoring(folder, "fid.extractor=untrained"), scoring(folder, "fid.extractor=untrained")
+    assert first.describe()["extractor"] == "untrained"
+    assert first.describe() == second.describe()
+    assert first.warnings[0] == "fid and kid in features of an untrained network mean nothing: for smoke tests only"
+    with pytest.raises(RecipeError, match=r"untrained has its own weights: remove fid\.weights"):
+        scoring(folder, "fid.extractor=untrained", "fid.weights=x.pth")

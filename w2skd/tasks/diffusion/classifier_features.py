@@ -17,6 +17,7 @@ from w2skd.errors import CheckpointError
 from w2skd.method.teacher import state_fingerprint
 from w2skd.models.catalog import build_classifier
 from w2skd.tasks.diffusion.features import Extractor
+from w2skd.tasks.diffusion.recipe import UNTRAINED
 from w2skd.weights.fetch import one_line
 from w2skd.weights.load import load_into, load_weights
 
@@ -136,3 +137,17 @@ def read_classifier(run: Path, *, size_px: int, device: torch.device) -> Classif
         return functional.interpolate(images, (own_px, own_px), mode="bicubic", antialias=True, align_corners=False)
 
     return ClassifierFeatures(f"checkpoint:{name}", model, prepare, state_fingerprint(weights.state))
+
+
+def untrained_classifier(size_px: int, device: torch.device) -> ClassifierFeatures:
+    """Build a small classifier with random weights, the same in every process, for smoke tests.
+
+    Args:
+        size_px: side of the images that it will see.
+        device: where it will run.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_classifier("small_cnn_weak", 10, size_px)
+    normalize = Normalizer(Normalization((0.5,) * 3, (0.5,) * 3), device, channels_last=False)
+    return ClassifierFeatures(UNTRAINED, model, normalize, state_fingerprint(model.state_dict()))

@@ -33,7 +33,8 @@ from w2skd.method.teacher import state_fingerprint
 from w2skd.weights.fetch import alone, cached_or_fetched, file_sum, one_line, patience
 from w2skd.weights.fit import fit
 from w2skd.weights.load import check_finite, has_safetensors
-from w2skd.weights.unpickle import load_pt
+from w2skd.weights.sets import code_in
+from w2skd.weights.torch_file import read_torch_file
 
 _URLS: Mapping[str, str] = {
     "inception-v3-compat": URL_INCEPTION_V3,
@@ -156,9 +157,11 @@ def _load_file(name: str, weights: Path | None) -> tuple[FeatureExtractorBase, s
 def _checked_state(name: str, file: Path) -> dict[str, Tensor]:
     """Read a state dict safely and check that it fits the network."""
     try:
-        state = load_file(file) if has_safetensors(file) else load_pt(file)
+        state = load_file(file) if has_safetensors(file) else read_torch_file(file)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: damaged or truncated ({one_line(error)})") from None
+    if (code := code_in(state)) is not None:
+        raise CheckpointError(f"{file}: {code}")
     pairs = state.items() if isinstance(state, Mapping) else [(None, None)]
     if not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in pairs):
         raise CheckpointError(f"{file}: not the weights of {name}: expected a state dict")

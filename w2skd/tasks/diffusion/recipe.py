@@ -53,6 +53,9 @@ FEATURE_EXTRACTORS = (
 )
 """torch-fidelity's names."""
 
+UNTRAINED = "untrained"
+"""Extractor that needs no file; its scores mean nothing beyond smoke tests."""
+
 
 def unknown_denoiser(name: str) -> str:
     """Return the error message for a name that is not a U-Net's."""
@@ -66,10 +69,10 @@ def _known_denoiser(name: str) -> str:
 
 
 def _known_extractor(name: str) -> str:
-    if name in FEATURE_EXTRACTORS or _is_path_after("checkpoint:", name):
+    names = (*FEATURE_EXTRACTORS, UNTRAINED)
+    if name in names or _is_path_after("checkpoint:", name):
         return name
-    known = f"{', '.join(FEATURE_EXTRACTORS)}, checkpoint:<run>"
-    raise ValueError(f"unknown extractor {name!r}{suggest(name, FEATURE_EXTRACTORS)}; known: {known}")
+    raise ValueError(f"unknown extractor {name!r}{suggest(name, names)}; known: {', '.join(names)}, checkpoint:<run>")
 
 
 def _is_path_after(prefix: str, name: str) -> bool:
@@ -147,6 +150,7 @@ class FidSection(Section):
         reference: the real images, ``train`` or ``eval``, with the data section's subset and size, not augmented.
         extractor: the network that maps images to features: ``inception-v3-compat``, the field's standard, another one
             of torch-fidelity's, or ``checkpoint:RUN`` for the penultimate layer of a classifier trained with w2skd.
+            ``untrained`` is a small random network for smoke tests, which needs no file; its scores mean nothing.
         weights: file with the extractor's weights; null takes them from torch's cache, or downloads them.
         kid_subsets: number of subsets that KID is averaged over.
         kid_subset_size: images per subset; limited by the number of samples and of real images.
@@ -165,7 +169,7 @@ class FidSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "FidSection":
-        if self.weights is not None and self.extractor.startswith("checkpoint:"):
+        if self.weights is not None and self.extractor.startswith(("checkpoint:", UNTRAINED)):
             raise ValueError(f"weights: {self.extractor} has its own weights: remove fid.weights")
         return self
 

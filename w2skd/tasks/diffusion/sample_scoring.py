@@ -11,10 +11,10 @@ from torch import Tensor
 from w2skd.data.feeds import ImageFeeds
 from w2skd.data.sources import Listing, load_image_data
 from w2skd.platform.ranks import Ranks
-from w2skd.tasks.diffusion.classifier_features import classifier_extractor, read_classifier
+from w2skd.tasks.diffusion.classifier_features import classifier_extractor, read_classifier, untrained_classifier
 from w2skd.tasks.diffusion.features import open_extractor
 from w2skd.tasks.diffusion.fid import FidScorer, rank_deficiency
-from w2skd.tasks.diffusion.recipe import DiffusionRecipe
+from w2skd.tasks.diffusion.recipe import UNTRAINED, DiffusionRecipe
 from w2skd.tasks.diffusion.reference import Reference, open_reference
 
 _BATCH_SIZE = 512
@@ -49,8 +49,12 @@ class SampleScoring:
         self._ranks = ranks
         self._listing = feeds.train_listing if recipe.fid.reference == "train" else feeds.evaluation_listing
         fid, (prefix, _, run) = recipe.fid, recipe.fid.extractor.partition(":")
-        if prefix == "checkpoint":
-            classifier = read_classifier(Path(run), size_px=feeds.size_px, device=device)
+        if prefix in ("checkpoint", UNTRAINED):
+            classifier = (
+                untrained_classifier(feeds.size_px, device)
+                if prefix == UNTRAINED
+                else read_classifier(Path(run), size_px=feeds.size_px, device=device)
+            )
             self._extractor = classifier_extractor(
                 classifier, device=device, batch_size=fid.batch_size, size_px=feeds.size_px
             )
@@ -76,6 +80,8 @@ class SampleScoring:
     def warnings(self) -> tuple[str, ...]:
         """Caveats that are known before training, one line each."""
         few = rank_deficiency(self._recipe.fid.samples, len(self._listing), self._extractor.dimensions)
+        if self._recipe.fid.extractor == UNTRAINED:
+            few = ("fid and kid in features of an untrained network mean nothing: for smoke tests only", *few)
         if self._recipe.data.source != "image_folder":  # all images of the other sources are alike
             return few
         listings = dict.fromkeys([self._feeds.train_listing, self._listing])
