@@ -34,8 +34,10 @@ def read_experiment(path: Path) -> experiment.Experiment:
     return experiment.read_experiment(path, recipe_types())
 
 
-def build_report(path: Path, thresholds: Sequence[Threshold] | None = None) -> Report:
-    return speedup.build_report(path, recipe_types(), thresholds)
+def build_report(
+    path: Path, thresholds: Sequence[Threshold] | None = None, allow_different: Sequence[str] = ()
+) -> Report:
+    return speedup.build_report(path, recipe_types(), thresholds, allow_different)
 
 
 def write_report(path: Path, thresholds: Sequence[Threshold] | None = None) -> Report:

@@ -44,7 +44,6 @@ def test_warnings_about_distillation(make_run: MakeRun, experiment: Path) -> Non
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("data_fingerprint", "beef", "training data differ"),
         ("device", "cuda:0", "seconds are not comparable"),
         ("threads", 2, "seconds are not comparable"),
         ("ranks", 4, "seconds are not comparable"),

@@ -6,6 +6,8 @@ import pytest
 from known import build_report
 from synthetic_runs import FAST, SLOW, MakeRun, mentions, threshold, two_arms
 
+from w2skd.report.contract import Spread
+
 
 def test_the_median_is_over_complete_pairs_and_lists_excluded_seeds(make_run: MakeRun, experiment: Path) -> None:
     two_arms(make_run, seeds=2)
@@ -21,7 +23,7 @@ def test_the_median_is_over_complete_pairs_and_lists_excluded_seeds(make_run: Ma
     last = found.not_reached["w2s"][2]
     assert last is not None
     assert last.epoch == 10.0
-    assert "median of 2 of 3 seeds" in found.verdict
+    assert "median of 3 seeds" in found.verdict
     assert "seed 2: w2s did not reach it by epoch 10 (baseline at epoch 6)" in found.verdict
     assert mentions(report, "teacher (65.0%)", "w2s did not reach the target with seed 2")
 
@@ -39,8 +41,11 @@ def test_no_pair_gives_no_figure(make_run: MakeRun, experiment: Path) -> None:
     make_run("w2s", 0, FAST)
     found = threshold(build_report(experiment), "teacher")
     assert found.speedup["epochs"] == {}
-    assert found.speedup_over_seeds["epochs"] is None
-    assert found.verdict == "no speed-up; seed 0: baseline did not reach it by epoch 4 (w2s at epoch 3)"
+    assert found.speedup_over_seeds["epochs"] == Spread(None, None, None, 0, low=pytest.approx(4 / 3), high=None)
+    assert found.verdict == (
+        "> 1.33x in epochs (> 1.33x between validations), > 1.11x in training time; one seed; "
+        "seed 0: baseline did not reach it by epoch 4 (w2s at epoch 3)"
+    )
 
 
 def test_the_interval_spans_what_lies_between_validations(make_run: MakeRun, experiment: Path) -> None:

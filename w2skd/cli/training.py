@@ -38,7 +38,7 @@ def train(recipe: Recipe, arm: Arm, experiment: Path, flags: TrainFlags) -> None
             no_teacher = str(error)
     from w2skd.platform.ranks import Ranks, ranks_from_environment
     from w2skd.records.rundir import read_run
-    from w2skd.report.render import summary_as_terminal
+    from w2skd.report.render_summary import summary_as_terminal
     from w2skd.report.summary import crossing_summary
     from w2skd.runs.arm import train_arm
     from w2skd.runs.setup import set_up

@@ -28,12 +28,23 @@ Crossings = Mapping[str, Mapping[int, Position | None]]
 
 @dataclass(frozen=True)
 class Spread:
-    """Distribution of a ratio over the seeds that have one."""
+    """Distribution of a ratio over seeds.
 
-    median: float
-    min: float
-    max: float
+    Attributes:
+        median: over all seeds, where runs that never crossed count as later than everything; None if these leave it
+            open between `low` and `high`.
+        min: smallest ratio of a seed for which both arms crossed; None without such a seed. `max` likewise.
+        seeds: number of seeds for which both arms crossed.
+        low: lower bound of the median.
+        high: upper bound of the median; None if unbounded.
+    """
+
+    median: float | None
+    min: float | None
+    max: float | None
     seeds: int
+    low: float
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,8 @@ class ThresholdReport:
         speedup_with_teacher: the same with the teacher's whole training added to every w2s run.
         speedup_interval: seed -> bounds of the speed-up in epochs, since a crossing lies anywhere between two
             validations: [low, high]; high is None if unbounded.
+        grid_interval: median over the seeds of these bounds, also of seeds of which an arm never crossed.
+        shown: what the bounds show beyond the spacing of the validations; None without seeds, or if refused.
         grid: arm -> seed -> the spacing of the validations at the crossing.
         not_reached: arm -> seed -> the last validation of a run that did not reach the level; None without one.
         seeds: seeds present in both arms.
@@ -66,6 +79,8 @@ class ThresholdReport:
     speedup_with_teacher: Mapping[str, BySeed]
     speedup_with_teacher_over_seeds: Mapping[str, Spread | None]
     speedup_interval: Mapping[int, tuple[float, float | None]]
+    grid_interval: tuple[float, float | None] | None
+    shown: Literal["faster", "no difference", "slower"] | None
     grid: Mapping[str, Mapping[int, Spacing]]
     not_reached: Crossings
     seeds: tuple[int, ...]
@@ -144,6 +159,7 @@ class Report:
     Attributes:
         scoring: settings shared by all scores that depend on the recipe or on installed files, such as
             the network of an FID; empty for tasks without such settings.
+        refused: why no speed-up is computed, one line for every setting that breaks the comparison; usually empty.
     """
 
     schema: int
@@ -156,6 +172,7 @@ class Report:
     runs: tuple[RunReport, ...]
     warnings: tuple[str, ...]
     scoring: Mapping[str, Any]
+    refused: tuple[str, ...] = ()
 
 
 def pair(seed: int, first: Crossings) -> tuple[Position, Position]:

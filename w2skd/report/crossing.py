@@ -137,6 +137,23 @@ def spacing(rows: Iterable[Row], step: int) -> Spacing:
     return Spacing(here.step - (before.step if before else 0), round(here.epoch - (before.epoch if before else 0.0), 6))
 
 
+def grid_bounds(reference: Position, helped: Position, before: Spacing, after: Spacing) -> tuple[float, float | None]:
+    """Return bounds of the speed-up in epochs, (b - gb) / w to b / (w - gw): a crossing follows the last validation.
+
+    Args:
+        reference: crossing of the reference, b.
+        helped: crossing of the other arm, w.
+        before: spacing of the reference's validations there, gb.
+        after: spacing of the other arm's, gw.
+
+    Returns:
+        The upper bound is None if there is none.
+    """
+    earliest_reference, earliest_helped = reference.epoch - before.epochs, helped.epoch - after.epochs
+    low = earliest_reference / helped.epoch if helped.epoch > 0 else 0.0
+    return round(low, 6), round(reference.epoch / earliest_helped, 6) if earliest_helped > 1e-6 else None
+
+
 def distillation_off(rows: Sequence[Row]) -> SwitchOff | None:
     """Return when and why distillation ended; None if it did not end or never began."""
     event = next(iter(events(rows, "distillation_off")), None)
@@ -180,7 +197,7 @@ def with_flops(place: Position, run: RunRecord) -> Position:
 
 def _distilled_examples(place: Position, run: RunRecord) -> float:
     """Return how many examples up to a position passed through the teacher."""
-    if run.arm != HELPED or place.step == 0:
+    if run.arm != HELPED or place.step == 0 or run.recipe.distill.weight == 0:
         return 0.0
     off = distillation_off(run.rows)
     # Every step takes the same number of examples, so steps between two rows can be interpolated.

@@ -224,7 +224,7 @@ def _labels(report: Report, against: str, scale: float, heights: _Heights) -> li
 def _ratio(threshold: ThresholdReport, against: str) -> str:
     spread = threshold.speedup_over_seeds[{"epoch": "epochs", "step": "steps"}.get(against, against)]
     if spread:
-        return units.ratio(spread.median)
+        return units.median(spread)
     arrived = [arm for arm, places in threshold.first.items() if any(places.values())]
     return f"{arrived[0]} only" if len(arrived) == 1 else "" if arrived else "not reached"
 

@@ -1,7 +1,7 @@
 """Caveats of a speed-up, one line each."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS
@@ -18,6 +18,15 @@ differently are refused when the experiment is read."""
 _LOCATIONS = ("data.root", "data.download")
 """Keys that may differ between all runs, because the records identify the data by a hash."""
 
+_DATA_WORDS = {
+    "training_data": "the training data",
+    "evaluation_data": "the evaluation data",
+    "training_fingerprint": "the training data",
+    "evaluation_fingerprint": "the evaluation data",
+    "init_from": "the initial weights",
+}
+"""Keys of `_comparable` that are no recipe's -> words."""
+
 _HARDWARE = ("device", "device_name", "threads", "ranks")
 _SOFTWARE = ("w2skd", "commit", "torch")
 _ENOUGH_SEEDS = 3
@@ -27,6 +36,37 @@ def warnings(experiment: Experiment) -> Iterator[str]:
     """Yield everything about the runs that weakens a comparison; `threshold_warnings` covers the thresholds."""
     for check in _CHECKS:
         yield from check(experiment)
+
+
+def breaking_differences(runs: Sequence[RunRecord], allowed: Collection[str] = ()) -> Iterator[str]:
+    """Yield one line for every setting that differs between runs and breaks their comparison.
+
+    These are the training settings, the data and the initial weights.
+
+    Args:
+        runs: of both arms.
+        allowed: keys that may differ.
+    """
+    for key, line in _differences_by_key(runs, _comparable):
+        if key not in allowed:
+            what = _DATA_WORDS.get(key, key)
+            yield f"no speed-up, since runs differ in {what}: {line}; --allow-different {key} compares them regardless"
+
+
+def _comparable(run: RunRecord) -> dict[str, Any]:
+    """Return everything that runs must share to be compared."""
+    values = select(_trained(run), [*_trained(run)], run.recipe.speed_only)
+    return values | _data_hashes(run) | {"init_from": run.environment.get("init_from")}
+
+
+def _data_hashes(run: RunRecord) -> dict[str, str]:
+    """Return what identifies the training and the evaluation set; older records have a fingerprint only."""
+    identity = run.environment.get("data_identity")
+    if isinstance(identity, dict):
+        return {f"{part}_data": " ".join(str(value) for value in facts.values()) for part, facts in identity.items()}
+    parts = str(run.environment.get("data_fingerprint") or "").partition("/")[::2]
+    named = zip(("training_fingerprint", "evaluation_fingerprint"), parts, strict=True)
+    return {key: value for key, value in named if value}
 
 
 def _recipes(experiment: Experiment) -> Iterator[str]:
@@ -42,8 +82,9 @@ def _recipes(experiment: Experiment) -> Iterator[str]:
 
 
 def _data(experiment: Experiment) -> Iterator[str]:
-    for line in _differences(experiment.runs, lambda run: _select(run, ("data_fingerprint",))):
-        yield f"training data differ between runs: {line}"
+    if experiment.teacher is not None:
+        for line in _differences((experiment.teacher, experiment.students[0]), _training_data):
+            yield f"training data differ between runs: {line}"
     for line in _differences(experiment.students, lambda run: {"init_from": run.environment.get("init_from")}):
         yield f"initial weights differ between runs: {line}"
 
@@ -92,7 +133,7 @@ def _teachers(experiment: Experiment) -> Iterator[str]:
             if learned_from is None:
                 outside = "part of its accuracy may come from other data"
                 yield f"the training data of {label(run)}'s teacher are not recorded: {outside}"
-            elif learned_from != run.environment.get("data_fingerprint"):
+            elif learned_from.partition("/")[0] != _training_data(run).get("training_data"):
                 yield f"the teacher of {label(run)} was trained on other data, which explain part of its accuracy"
     if experiment.arm(HELPED) and not teacher_is_ours(experiment):
         why = "it was not trained in this experiment" if experiment.teacher else "its run is not in this experiment"
@@ -137,8 +178,20 @@ _CHECKS: tuple[Callable[[Experiment], Iterator[str]], ...] = (
 )
 
 
+def _training_data(run: RunRecord) -> dict[str, Any]:
+    fingerprint = run.environment.get("data_fingerprint")
+    return {} if fingerprint is None else {"training_data": str(fingerprint).partition("/")[0]}
+
+
 def _differences(runs: Sequence[RunRecord], values: Callable[[RunRecord], dict[str, Any]]) -> Iterator[str]:
     """Yield one line for every key whose value differs between runs; runs without the key are skipped."""
+    yield from (line for _, line in _differences_by_key(runs, values))
+
+
+def _differences_by_key(
+    runs: Sequence[RunRecord], values: Callable[[RunRecord], dict[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    """Yield key and line for every key whose value differs between runs; runs without the key are skipped."""
     described = [(label(run), values(run)) for run in runs]
     for key in dict.fromkeys(key for _, found in described for key in found):
         holders: dict[str, list[str]] = {}
@@ -146,7 +199,8 @@ def _differences(runs: Sequence[RunRecord], values: Callable[[RunRecord], dict[s
             if key in found:
                 holders.setdefault(json.dumps(found[key], sort_keys=True), []).append(name)
         if len(holders) > 1:
-            yield f"{key} is " + ", ".join(f"{_plain(value)} in {_names(names)}" for value, names in holders.items())
+            places = ", ".join(f"{_plain(value)} in {_names(names)}" for value, names in holders.items())
+            yield key, f"{key} is {places}"
 
 
 def _trained(run: RunRecord) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Publish the records of an experiment without its weights, from which every table can be rebuilt."""
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from w2skd.errors import RunDirError
@@ -15,7 +16,7 @@ from w2skd.report.render import write_report
 RECORDS = ("recipe.yaml", "environment.json", "status.json", "metrics.jsonl")
 
 
-def publish(experiment: Path, target: Path, types: RecipeTypes) -> Report:
+def publish(experiment: Path, target: Path, types: RecipeTypes, allow_different: Collection[str] = ()) -> Report:
     """Copy the records and the last picture of every run to `target`, and write the report there.
 
     `target` must be new, empty or an earlier publication. Absolute paths of the experiment and of the files that its
@@ -40,7 +41,7 @@ def publish(experiment: Path, target: Path, types: RecipeTypes) -> Report:
             if run.picture is not None:
                 (folder / run.picture).parent.mkdir(exist_ok=True)
                 shutil.copyfile(run.path / run.picture, folder / run.picture)
-    return write_report(target, types)
+    return write_report(target, types, allow_different=allow_different)
 
 
 def _without_places(text: str, run: RunRecord, experiment: Path) -> str:

@@ -1,32 +1,29 @@
 """Render a report for the terminal, as Markdown and as JSON, and write all files of a report."""
 
 import json
+import math
 import re
-import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from w2skd.platform.files import write_atomically, writing
 from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS
-from w2skd.recipe.evaluation import Metric
 from w2skd.recipe.load import RecipeTypes
 from w2skd.recipe.threshold import Threshold
 from w2skd.records.rows import SEGMENTS
 from w2skd.report import units
+from w2skd.report.censored import Bounds, median_crossing
 from w2skd.report.contract import QUANTITIES, Report, RunReport, Spread, ThresholdReport
-from w2skd.report.crossing import SwitchOff
 from w2skd.report.curves import draw_curves as draw_curves
+from w2skd.report.render_summary import when
 from w2skd.report.scoring import in_one_line
 from w2skd.report.speedup import build_report
-from w2skd.report.summary import CrossingSummary, SummaryLine
+from w2skd.report.terminal import Cells, bullet, table
 from w2skd.report.verdict import not_reached_text
 
 _SHOW = {
@@ -41,15 +38,14 @@ _WITH_TEACHER = "  including teacher training"
 
 _MEDIAN_HEAD = ("median", *STUDENT_ARMS, "speed-up", "over seeds")
 _RUN_HEAD = ("run", "best", "final", "state", "time", "teacher", "distilled until")
-_WORDS = frozenset({"median", "seed", "run", "threshold", "reached", "state", "over seeds", "distilled until"})
-"""Left-aligned columns."""
-
 _NUMBERS_ONLY = re.compile(r'[\[{]\n(?:\s*(?:"\w+": )?(?:null|-?[\d.eE+-]+),?\n)+\s*[\]}]')
 """An object or array of plain numbers, as `json.dumps` indents it; JSON strings contain no line breaks."""
 
-Cells = Sequence[str]
 
-_RATIOS = "A speed-up over seeds is the median of each seed's own ratio, not the ratio of two medians."
+_RATIOS = (
+    "A speed-up over seeds is the median of each seed's own ratio, not the ratio of two medians. A run that never "
+    "reaches the threshold counts as later than every other; where that leaves the median open, its bound is shown."
+)
 _MEASURED = (
     "A threshold counts as reached at the first validation at the level. Training time excludes validations and "
     "checkpoints; FLOPs are 3 forward passes of the student per example, and 1 of the teacher while distilling. "
@@ -79,16 +75,19 @@ def as_terminal(report: Report) -> RenderableType:
     for threshold in report.thresholds:
         parts += ["", Text(_title(threshold, report), "bold")]
         if threshold.pairs:
-            parts.append(_table(_MEDIAN_HEAD, _median_rows(threshold, report)))
+            coloured = threshold.shown != "no difference"
+            parts.append(table(_MEDIAN_HEAD, _median_rows(threshold, report), coloured=coloured))
+            parts += [Text(f" {line}", "dim") for line in [_grid_line(threshold)] if line is not None]
         if threshold.value is not None and (len(threshold.seeds) > 1 or not threshold.pairs):
             parts += [""] if threshold.pairs else []
-            parts.append(_table(_seed_head(report.unit), _seed_rows(threshold, report.unit)))
-    parts += ["", Text("Runs", "bold"), _table(_RUN_HEAD, _run_rows(report))]
+            rows = _seed_rows(threshold, report.unit)
+            parts.append(table(_seed_head(report.unit), rows, coloured=threshold.shown != "no difference"))
+    parts += ["", Text("Runs", "bold"), table(_RUN_HEAD, _run_rows(report))]
     if report.warnings:
         parts += ["", Text("Caveats", "bold yellow")]
-        parts += [_bullet(warning, "yellow") for warning in report.warnings]
+        parts += [bullet(warning, "yellow") for warning in report.warnings]
     parts += ["", Text("Result", "bold")]
-    parts += [_bullet(f"{_title(threshold, report)}: {threshold.verdict}") for threshold in report.thresholds]
+    parts += [bullet(f"{_title(threshold, report)}: {threshold.verdict}") for threshold in report.thresholds]
     return Group(*parts)
 
 
@@ -97,40 +96,25 @@ def as_markdown(report: Report) -> str:
     return "\n".join(_markdown_lines(report)) + "\n"
 
 
-def summary_as_terminal(summary: CrossingSummary) -> RenderableType:
-    """Return where a run crossed its thresholds, for the end of ``w2skd distill``."""
-    parts: list[RenderableType] = [Text(f"{summary.run}: {_scores(summary)}", "bold")]
-    if summary.arm == HELPED:
-        teacher = units.level(summary.teacher_level, summary.metric)
-        off = (
-            _switched_off(summary.distillation_off, summary.metric, summary.unit) or f"on to the end, teacher {teacher}"
-        )
-        parts.append(Text(f"distillation {off}"))
-    parts += [Text(f"not compared with {line}", "yellow") for line in summary.left_out]
-    if summary.lines:
-        other = "step" if summary.unit == "epoch" else "epoch"
-        head = ("threshold", "reached", other, "time", REFERENCE, "speed-up")
-        parts.append(
-            _table(
-                head if summary.baseline_run else head[:4], [_summary_cells(line, summary) for line in summary.lines]
-            )
-        )
-    return Group(*parts)
-
-
-def write_report(experiment: Path, types: RecipeTypes, thresholds: Sequence[Threshold] | None = None) -> Report:
+def write_report(
+    experiment: Path,
+    types: RecipeTypes,
+    thresholds: Sequence[Threshold] | None = None,
+    allow_different: Collection[str] = (),
+) -> Report:
     """Build the report and write ``report.json``, ``report.md`` and ``curves.png`` under ``<experiment>/report/``.
 
     Args:
         experiment: the folder that holds ``baseline/`` and ``w2s/``.
         types: value of ``task`` -> type of the recipe.
         thresholds: used instead of the recipe's.
+        allow_different: see `build_report`.
 
     Raises:
         RunDirError: see `build_report`.
         OutputError: the files cannot be written.
     """
-    report = build_report(experiment, types, thresholds)
+    report = build_report(experiment, types, thresholds, allow_different)
     folder = experiment / "report"
     with writing(folder):
         folder.mkdir(exist_ok=True)
@@ -163,6 +147,8 @@ def _threshold_markdown(threshold: ThresholdReport, report: Report) -> Iterator[
         return
     if threshold.pairs:
         yield from (*_markdown_table(_MEDIAN_HEAD, _median_rows(threshold, report)), "")
+        if (line := _grid_line(threshold)) is not None:
+            yield from (f"{line[0].upper()}{line[1:]}.", "")
     head = (*_seed_head(report.unit), "between validations")
     yield from _markdown_table(head, _seed_rows(threshold, report.unit, interval=True))
     if threshold.note:
@@ -216,32 +202,42 @@ def _title(threshold: ThresholdReport, report: Report) -> str:
 
 
 def _median_rows(threshold: ThresholdReport, report: Report) -> Iterator[Cells]:
-    """Yield medians over the seeds for which both arms reached the level, the experiment's unit first."""
+    """Yield medians over the seeds of both arms, the experiment's unit first; late runs count as never crossing."""
     teacher = report.teacher
     for quantity in sorted(QUANTITIES, key=lambda name: name != f"{report.unit}s"):
         attribute = QUANTITIES[quantity]
-        baseline, w2s = (_medians(threshold, arm, attribute) for arm in STUDENT_ARMS)
+        baseline, w2s = (median_crossing(threshold, arm, attribute) for arm in STUDENT_ARMS)
         if baseline is None and w2s is None:
             continue
         show = _SHOW[quantity]
         spread = threshold.speedup_over_seeds[quantity]
-        yield (_TITLES[quantity], show(baseline), show(w2s), *_spread_cells(spread))
+        yield (_TITLES[quantity], _median_cell(baseline, show), _median_cell(w2s, show), *_spread_cells(spread))
         charged = threshold.speedup_with_teacher_over_seeds.get(quantity)
         if charged and teacher and w2s is not None:
-            total = w2s + getattr(teacher, attribute)
-            yield (_WITH_TEACHER, show(baseline), show(total), *_spread_cells(charged))
+            cost = getattr(teacher, attribute)
+            total = Bounds(w2s.low + cost, w2s.high + cost)
+            yield (_WITH_TEACHER, _median_cell(baseline, show), _median_cell(total, show), *_spread_cells(charged))
 
 
-def _medians(threshold: ThresholdReport, arm: str, attribute: str) -> float | None:
-    values = [getattr(threshold.first[arm][seed], attribute) for seed in threshold.pairs]
-    return None if not values or None in values else statistics.median(values)
+def _median_cell(bounds: Bounds | None, show: Callable[[float | None], str]) -> str:
+    if bounds is None:
+        return units.NONE
+    return show(bounds.low) if bounds.high < math.inf else f"> {show(bounds.low)}"
 
 
 def _spread_cells(spread: Spread | None) -> Cells:
     if spread is None:
         return (units.NONE, units.NONE)
     over = f"{units.ratio(spread.min)} to {units.ratio(spread.max)}" if spread.seeds > 1 else units.NONE
-    return (units.ratio(spread.median), over)
+    return (units.median(spread), over)
+
+
+def _grid_line(threshold: ThresholdReport) -> str | None:
+    """Return what the spacing of the validations leaves open, in one line."""
+    if threshold.grid_interval is None:
+        return None
+    open_ = f"between validations, the speed-up in epochs is {units.between(threshold.grid_interval)}"
+    return f"{open_}: no difference is shown" if threshold.shown == "no difference" else open_
 
 
 def _seed_head(unit: str) -> Cells:
@@ -277,7 +273,7 @@ def _run_rows(report: Report) -> Iterator[Cells]:
         if run.arm == HELPED:
             off = "the end" if run.state == "finished" else "now" if run.reached else units.NONE
         if run.distillation_off:
-            off = f"{_when(run.distillation_off, report.unit)}, {run.distillation_off.reason}"
+            off = f"{when(run.distillation_off, report.unit)}, {run.distillation_off.reason}"
         yield (
             run.run,
             units.level(run.best.value if run.best else None, report.metric),
@@ -292,76 +288,6 @@ def _run_rows(report: Report) -> Iterator[Cells]:
 def _clock_rows(report: Report) -> Iterator[Cells]:
     for run in report.runs:
         yield (run.run, *(units.duration(run.clock.get(name)) for name in SEGMENTS))
-
-
-def _when(off: SwitchOff, unit: str) -> str:
-    return f"epoch {units.epochs(off.epoch)}" if unit == "epoch" and off.epoch is not None else f"step {off.step:,}"
-
-
-def _switched_off(off: SwitchOff | None, metric: Metric, unit: str) -> str:
-    """Return when and why distillation ended; empty if it did not."""
-    if off is None:
-        return ""
-    when = f"off at {_when(off, unit)}"
-    student, teacher = units.level(off.student, metric), units.level(off.teacher, metric)
-    if off.reason == "surpassed":
-        return f"{when}: the student ({student}) surpassed its teacher ({teacher})"
-    if off.reason == "ended":
-        return f"{when}: the schedule ended (teacher {teacher})"
-    return f"{when}: {off.reason}"
-
-
-def _scores(summary: CrossingSummary) -> str:
-    if summary.best is None or summary.last is None:
-        return f"no validation of {summary.metric.name} yet"
-    best = f"best {summary.metric.name} {units.level(summary.best.value, summary.metric)} at "
-    best += units.place(summary.best.at, summary.unit)
-    last = units.level(summary.final.value if summary.final else None, summary.metric)
-    return f"{best}, {last} at {units.place(summary.last, summary.unit)}"
-
-
-def _summary_cells(line: SummaryLine, summary: CrossingSummary) -> Cells:
-    title, place, unit = units.threshold(line.name, line.value, summary.metric), line.reached, summary.unit
-    if line.value is None:
-        return (title, line.reason or "")
-    other, time = "", ""
-    if place:
-        other = f"{place.step:,}" if unit == "epoch" else units.epochs(place.epoch)
-        time = units.duration(place.seconds)
-    cells = (title, units.place(place, unit) if place else not_reached_text(summary.last, unit), other, time)
-    if summary.baseline_run is None:
-        return cells
-    theirs = not_reached_text(summary.baseline_last, unit)
-    if line.baseline:
-        seconds = line.baseline.seconds
-        theirs = units.place(line.baseline, unit) + (f" ({units.duration(seconds)})" if seconds is not None else "")
-    return (*cells, theirs, units.ratio(line.speedup))
-
-
-def _bullet(text: str, style: str = "") -> RenderableType:
-    """Return a list item with a hanging indent."""
-    table = Table.grid(padding=(0, 1))
-    table.add_row(Text("-", style=style), Text(text, style=style))
-    return table
-
-
-def _table(head: Cells, rows: Iterable[Cells]) -> RenderableType:
-    """Return a plain table with text left-aligned and numbers right-aligned."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
-    for name in head:
-        table.add_column(
-            name, justify="left" if name in _WORDS else "right", no_wrap=name == head[0], min_width=len(name)
-        )
-    for row in rows:
-        table.add_row(*(Text(cell, style=_cell_style(cell)) for cell in row))
-    return Padding(table, (0, 0, 0, 1))
-
-
-def _cell_style(cell: str) -> str:
-    """Return the colour of a ratio, by which arm it favours, or of a missed threshold."""
-    if re.fullmatch(r"\d+\.\d\dx", cell):
-        return "green" if float(cell[:-1]) > 1 else "red" if float(cell[:-1]) < 1 else ""
-    return "yellow" if cell.startswith("not reached") else ""
 
 
 def _markdown_table(head: Cells, rows: Iterator[Cells]) -> Iterator[str]:

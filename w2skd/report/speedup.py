@@ -4,8 +4,9 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS
 from w2skd.recipe.evaluation import Metric
@@ -13,10 +14,10 @@ from w2skd.recipe.load import RecipeTypes
 from w2skd.recipe.threshold import Threshold
 from w2skd.records.rows import SEGMENTS, TRAINING_SEGMENTS
 from w2skd.records.rundir import RunRecord
+from w2skd.report.censored import Bounds, median_bounds, ratio_bounds, spread
 from w2skd.report.contract import (
     QUANTITIES,
     SCHEMA,
-    BySeed,
     Crossings,
     Curve,
     Report,
@@ -36,6 +37,7 @@ from w2skd.report.crossing import (
     final,
     first_crossing,
     forward_flops,
+    grid_bounds,
     last_position,
     last_row,
     last_validation,
@@ -56,26 +58,38 @@ from w2skd.report.experiment import (
     teacher_is_ours,
     teacher_levels,
 )
-from w2skd.report.honesty import warnings
+from w2skd.report.honesty import breaking_differences, warnings
 from w2skd.report.verdict import missing_text, note, threshold_warnings, verdict
 
 
-def build_report(experiment: Path, types: RecipeTypes, thresholds: Sequence[Threshold] | None = None) -> Report:
+def build_report(
+    experiment: Path,
+    types: RecipeTypes,
+    thresholds: Sequence[Threshold] | None = None,
+    allow_different: Collection[str] = (),
+) -> Report:
     """Read an experiment and compute its report.
 
     Args:
         experiment: the folder that holds ``baseline/`` and ``w2s/``.
         types: value of ``task`` -> type of the recipe.
         thresholds: used instead of the recipe's.
+        allow_different: settings in which runs may differ although that breaks the comparison, see
+            `breaking_differences`.
 
     Raises:
         RunDirError: see `read_experiment`.
     """
     found = read_experiment(experiment, types)
+    refused = tuple(breaking_differences(found.students, allow_different))
     teacher = _teacher(found)
     levels = resolve_all(found.recipe.report.thresholds if thresholds is None else thresholds, found)
-    reports = tuple(_threshold(level, found, teacher) for level in levels)
-    lines = [*warnings(found), *(line for report in reports for line in threshold_warnings(report, found.metric))]
+    reports = tuple(_threshold(level, found, teacher, bool(refused)) for level in levels)
+    lines = [
+        *refused,
+        *warnings(found),
+        *(line for report in reports for line in threshold_warnings(report, found.metric)),
+    ]
     return Report(
         schema=SCHEMA,
         name=found.recipe.name,
@@ -87,6 +101,7 @@ def build_report(experiment: Path, types: RecipeTypes, thresholds: Sequence[Thre
         runs=tuple(_run(run, found) for run in found.runs),
         warnings=tuple(dict.fromkeys(lines)),
         scoring=found.scoring,
+        refused=refused,
     )
 
 
@@ -142,28 +157,36 @@ def _teacher(experiment: Experiment) -> TeacherReport | None:
     if run is None or not ours:
         return TeacherReport(level, False, None, None) if w2s else None
     reached = last_position(run.rows)
-    known = [forward_flops(other.environment, "teacher") for other in w2s.values()]
-    forward = next((value for value in known if value), forward_flops(run.environment, "student"))
+    # Its own record: the w2s runs may have shown it smaller images.
+    forward = forward_flops(run.environment, "student")
     flops = 3 * forward * reached.examples if forward and reached else None
     return TeacherReport(level, True, reached.seconds if reached else None, flops)
 
 
-def _threshold(level: Level, experiment: Experiment, teacher: TeacherReport | None) -> ThresholdReport:
+def _threshold(
+    level: Level, experiment: Experiment, teacher: TeacherReport | None, is_refused: bool
+) -> ThresholdReport:
     first: Crossings = {name: _first(level, experiment, name) for name in STUDENT_ARMS}
     baseline, w2s = first[REFERENCE], first[HELPED]
     seeds = tuple(sorted(set(baseline) & set(w2s)))
     pairs = tuple(seed for seed in seeds if baseline[seed] and w2s[seed])
-    speedup = {name: _ratios(first, pairs, attribute) for name, attribute in QUANTITIES.items()}
-    seconds, flops = (teacher.seconds, teacher.flops) if teacher else (None, None)
-    with_teacher = {
-        "seconds": {} if seconds is None else _ratios(first, pairs, "seconds", seconds),
-        "flops": {} if flops is None else _ratios(first, pairs, "flops", flops),
-    }
-    grid = {name: _grid(first[name], experiment.arm(name)) for name in STUDENT_ARMS}
-    over_seeds = {name: _spread(ratios) for name, ratios in speedup.items()}
+    compared = () if is_refused or level.value is None else seeds
     not_reached = {name: _not_reached(level, first[name], experiment.arm(name)) for name in STUDENT_ARMS}
+    costs = {"seconds": teacher.seconds, "flops": teacher.flops} if teacher else {"seconds": None, "flops": None}
+    ratios = _Ratios(first, not_reached, compared, pairs)
+    speedup = {name: ratios.of(attribute) for name, attribute in QUANTITIES.items()}
+    with_teacher = {name: {} if cost is None else ratios.of(name, cost) for name, cost in costs.items()}
+    grid = {name: _grid(first[name], experiment.arm(name)) for name in STUDENT_ARMS}
+    intervals = {} if is_refused else {seed: _interval(seed, first, grid) for seed in pairs}
+    over_seeds = {name: ratios.over_seeds(attribute) for name, attribute in QUANTITIES.items()}
+    charged = {name: None if cost is None else ratios.over_seeds(name, cost) for name, cost in costs.items()}
+    grid_interval = _grid_interval(ratios, intervals)
     missing = [text for seed in seeds if (text := missing_text(seed, first, not_reached, experiment.unit))]
     distance = _teacher_gap(level, experiment, teacher)
+    figures = over_seeds | {"charged": charged["seconds"]}
+    line = verdict(level, figures, grid_interval, seeds, missing, experiment.unit)
+    if is_refused and level.value is not None:
+        line = "no speed-up: settings differ that break the comparison"
     return ThresholdReport(
         name=level.threshold.name,
         value=level.value,
@@ -171,8 +194,10 @@ def _threshold(level: Level, experiment: Experiment, teacher: TeacherReport | No
         speedup=speedup,
         speedup_over_seeds=over_seeds,
         speedup_with_teacher=with_teacher,
-        speedup_with_teacher_over_seeds={name: _spread(ratios) for name, ratios in with_teacher.items()},
-        speedup_interval={seed: _interval(seed, first, grid) for seed in pairs},
+        speedup_with_teacher_over_seeds=charged,
+        speedup_interval=intervals,
+        grid_interval=grid_interval,
+        shown=_shown(grid_interval),
         grid=grid,
         not_reached=not_reached,
         seeds=seeds,
@@ -180,8 +205,58 @@ def _threshold(level: Level, experiment: Experiment, teacher: TeacherReport | No
         teacher_gap=distance,
         note=note(distance),
         reason=level.reason,
-        verdict=verdict(level, over_seeds, _spread(with_teacher["seconds"]), seeds, missing, experiment.unit),
+        verdict=line,
     )
+
+
+class _Ratios(NamedTuple):
+    """Speed-ups at one level.
+
+    Attributes:
+        first: the crossings.
+        not_reached: the last validations of the other runs.
+        seeds: seeds to compare, present in both arms.
+        pairs: those of the seeds for which both arms crossed.
+    """
+
+    first: Crossings
+    not_reached: Crossings
+    seeds: Sequence[int]
+    pairs: Sequence[int]
+
+    def bounds(self, attribute: str, extra: float = 0.0) -> dict[int, Bounds]:
+        """Return the bounds of baseline / (w2s + extra) by seed, where they are recorded."""
+        found = {seed: ratio_bounds(seed, self.first, self.not_reached, attribute, extra) for seed in self.seeds}
+        return {seed: bounds for seed, bounds in found.items() if bounds is not None}
+
+    def of(self, attribute: str, extra: float = 0.0) -> dict[int, float]:
+        """Return baseline / (w2s + extra) by seed, for the pairs."""
+        found = self.bounds(attribute, extra)
+        return {seed: round(found[seed].low, 6) for seed in self.pairs if seed in found and found[seed].high < math.inf}
+
+    def over_seeds(self, attribute: str, extra: float = 0.0) -> Spread | None:
+        """Return the median over all seeds, and the range of the pairs."""
+        return spread(list(self.bounds(attribute, extra).values()), self.of(attribute, extra))
+
+
+def _grid_interval(
+    ratios: _Ratios, intervals: Mapping[int, tuple[float, float | None]]
+) -> tuple[float, float | None] | None:
+    """Return the median bounds of the speed-up in epochs, widened by the spacing of the validations."""
+    bounds = ratios.bounds("epoch")
+    for seed, (low, high) in intervals.items():
+        bounds[seed] = Bounds(low, math.inf if high is None else high)
+    if not bounds:
+        return None
+    low, high = median_bounds(bounds.values())
+    return round(low, 6), round(high, 6) if math.isfinite(high) else None
+
+
+def _shown(interval: tuple[float, float | None] | None) -> Literal["faster", "no difference", "slower"] | None:
+    if interval is None:
+        return None
+    low, high = interval
+    return "faster" if low > 1 else "slower" if high is not None and high < 1 else "no difference"
 
 
 def _first(level: Level, experiment: Experiment, arm: str) -> dict[int, Position | None]:
@@ -195,31 +270,12 @@ def _first(level: Level, experiment: Experiment, arm: str) -> dict[int, Position
     return found
 
 
-def _ratios(first: Crossings, pairs: Sequence[int], attribute: str, extra: float = 0.0) -> dict[int, float]:
-    """Return baseline / (w2s + extra) by seed, where both are recorded."""
-    ratios = {}
-    for seed in pairs:
-        theirs, ours = (getattr(place, attribute) for place in pair(seed, first))
-        if ours is not None and theirs is not None and ours + extra > 0:
-            ratios[seed] = round(theirs / (ours + extra), 6)
-    return ratios
-
-
-def _spread(ratios: BySeed) -> Spread | None:
-    return Spread(*median_range(list(ratios.values())), len(ratios)) if ratios else None
-
-
 def _grid(first: Mapping[int, Position | None], runs: Mapping[int, RunRecord]) -> dict[int, Spacing]:
     return {seed: spacing(runs[seed].rows, place.step) for seed, place in first.items() if place}
 
 
 def _interval(seed: int, first: Crossings, grid: Mapping[str, Mapping[int, Spacing]]) -> tuple[float, float | None]:
-    """Return bounds of the speed-up, (b - gb) / w to b / (w - gw), as a crossing follows the previous validation."""
-    baseline, w2s = pair(seed, first)
-    earliest_baseline = baseline.epoch - grid[REFERENCE][seed].epochs
-    earliest_w2s = w2s.epoch - grid[HELPED][seed].epochs
-    low = earliest_baseline / w2s.epoch if w2s.epoch > 0 else 0.0
-    return round(low, 6), round(baseline.epoch / earliest_w2s, 6) if earliest_w2s > 1e-6 else None
+    return grid_bounds(*pair(seed, first), grid[REFERENCE][seed], grid[HELPED][seed])
 
 
 def _not_reached(
@@ -228,7 +284,7 @@ def _not_reached(
     if level.value is None:
         return {}
     lasts = {seed: last_validation(runs[seed].rows) for seed, place in first.items() if place is None}
-    return {seed: position(row) if row else None for seed, row in lasts.items()}
+    return {seed: with_flops(position(row), runs[seed]) if row else None for seed, row in lasts.items()}
 
 
 def _teacher_gap(level: Level, experiment: Experiment, teacher: TeacherReport | None) -> float | None:

@@ -19,11 +19,14 @@ from w2skd.report.crossing import (
     distillation_off,
     final,
     first_crossing,
+    grid_bounds,
     last_validation,
     position,
+    spacing,
     teacher_level,
 )
 from w2skd.report.experiment import Experiment, Level, gap, label, median_range, resolve_all, teacher_levels
+from w2skd.report.honesty import breaking_differences
 from w2skd.report.scoring import scored_alike
 from w2skd.report.verdict import note
 
@@ -38,6 +41,7 @@ class SummaryLine:
         reached: the run's first crossing; None if not reached.
         baseline: the crossing of the baseline with the same seed; None if not reached or without such a run.
         speedup: baseline / run in the experiment's unit; None unless both crossed.
+        interval: bounds of the speed-up in epochs, since a crossing lies anywhere between two validations.
     """
 
     name: str
@@ -46,6 +50,7 @@ class SummaryLine:
     reached: Position | None
     baseline: Position | None
     speedup: float | None
+    interval: tuple[float, float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class CrossingSummary:
         baseline_run: path of the baseline with the same seed; None if there is none or the run is not a w2s run.
         baseline_last: the last validation of that baseline.
         lines: one per threshold; empty for a teacher.
-        left_out: other runs of the experiment that are scored differently, and the difference.
+        left_out: other runs of the experiment that are not comparable, and why.
     """
 
     run: str
@@ -89,6 +94,7 @@ def crossing_summary(run: RunRecord, experiment: Path | None, types: RecipeTypes
     siblings, others = scored_alike(run, [] if experiment is None else readable_runs(experiment, types))
     family = Experiment((run, *(other for other in siblings if label(other) != label(run))))
     baseline = family.arm(REFERENCE).get(run.seed) if run.arm == HELPED else None
+    broken = list(breaking_differences((baseline, run))) if baseline else []
     levels = [] if run.arm == TEACHER else resolve_all(run.recipe.report.thresholds, family)
     last, baseline_last = last_validation(run.rows), last_validation(baseline.rows) if baseline else None
     return CrossingSummary(
@@ -102,10 +108,13 @@ def crossing_summary(run: RunRecord, experiment: Path | None, types: RecipeTypes
         last=position(last) if last else None,
         teacher_level=teacher_level(run.rows, family.metric),
         distillation_off=distillation_off(run.rows),
-        baseline_run=label(baseline) if baseline else None,
+        baseline_run=label(baseline) if baseline and not broken else None,
         baseline_last=position(baseline_last) if baseline_last else None,
-        lines=tuple(_line(level, run, baseline, family) for level in levels),
-        left_out=tuple(f"{label(other)}, which is scored differently: {what}" for other, what in others),
+        lines=tuple(_line(level, run, None if broken else baseline, family) for level in levels),
+        left_out=(
+            *(f"{label(other)}, which is scored differently: {what}" for other, what in others),
+            *(f"{label(baseline)}: {line}" for line in broken if baseline),
+        ),
     )
 
 
@@ -130,11 +139,13 @@ def teacher_gaps(run: RunRecord, experiment: Path, thresholds: Sequence[Threshol
 
 def _line(level: Level, run: RunRecord, baseline: RunRecord | None, family: Experiment) -> SummaryLine:
     reached, theirs = (_crossing(level, record, family) for record in (run, baseline))
-    speedup = None
-    if reached and theirs:
+    speedup, interval = None, None
+    if reached and theirs and baseline:
         baselines, ours = (getattr(place, family.unit) for place in (theirs, reached))
         speedup = round(baselines / ours, 6) if ours > 0 else None
-    return SummaryLine(level.threshold.name, level.value, level.reason, reached, theirs, speedup)
+        grids = [spacing(record.rows, place.step) for record, place in ((baseline, theirs), (run, reached))]
+        interval = grid_bounds(theirs, reached, *grids)
+    return SummaryLine(level.threshold.name, level.value, level.reason, reached, theirs, speedup, interval)
 
 
 def _crossing(level: Level, run: RunRecord | None, family: Experiment) -> Position | None:

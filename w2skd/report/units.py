@@ -3,6 +3,7 @@
 import math
 
 from w2skd.recipe.evaluation import Metric
+from w2skd.report.contract import Spread
 from w2skd.report.crossing import Position
 
 NONE = "-"
@@ -55,6 +56,23 @@ def flops(value: float | None) -> str:
 def ratio(value: float | None) -> str:
     """Format a ratio: ``1.67x``."""
     return NONE if value is None else f"{value:.2f}x"
+
+
+def median(spread: Spread | None) -> str:
+    """Format a median ratio: ``1.67x``, or its bound where runs that never crossed leave it open: ``> 1.67x``."""
+    if spread is None:
+        return NONE
+    if spread.median is not None:
+        return ratio(spread.median)
+    return between((spread.low, spread.high))
+
+
+def between(interval: tuple[float, float | None]) -> str:
+    """Format bounds of a ratio: ``1.20x to 1.80x``, ``> 1.20x``, ``< 1.80x``."""
+    low, high = interval
+    if high is None:
+        return f"> {ratio(low)}" if low > 0 else "unknown"
+    return f"{ratio(low)} to {ratio(high)}" if low > 0 else f"< {ratio(high)}"
 
 
 def share(value: float | None) -> str:

@@ -36,33 +36,47 @@ def note(distance: float | None) -> str | None:
 def verdict(
     level: Level,
     over_seeds: Mapping[str, Spread | None],
-    with_teacher: Spread | None,
+    interval: tuple[float, float | None] | None,
     seeds: Sequence[int],
     missing: Sequence[str],
     unit: Literal["epoch", "step"],
 ) -> str:
-    """Return the result in one line, including runs that missed the level and the cost of the teacher."""
+    """Return the result in one line, including runs that missed the level and the cost of the teacher.
+
+    A ratio whose bounds between validations contain 1 is no speed-up.
+
+    Args:
+        level: the threshold.
+        over_seeds: speed-up by quantity; ``charged`` is that in seconds including teacher training.
+        interval: bounds of the speed-up between validations.
+        seeds: seeds in both arms.
+        missing: the seeds of which an arm did not reach the level, one text each.
+        unit: of the experiment.
+    """
     if level.value is None:
         return f"no result: {level.reason}"
     if not seeds:
         return "no speed-up: no seed is in both arms"
     left_out = f"; {'; '.join(missing)}" if missing else ""
     length, seconds = over_seeds[f"{unit}s"], over_seeds["seconds"]
-    if length is None:
+    if length is None or interval in (None, (0.0, None)):
         return f"no speed-up{left_out}"
-    parts = [f"{units.ratio(length.median)} in {unit}s"]
-    if length.seeds > 1:
-        parts[0] += f" ({units.ratio(length.min)} to {units.ratio(length.max)})"
+    count = f"median of {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+    assert interval is not None
+    low, high = interval
+    if low <= 1 and (high is None or high >= 1):
+        grid = f"{units.between(interval)} in epochs between validations"
+        return f"no difference shown: {units.median(length)} in {unit}s, {grid}; {count}{left_out}"
+    ranges = [] if length.seeds < 2 else [f"{units.ratio(length.min)} to {units.ratio(length.max)} over seeds"]
+    ranges.append(f"{units.between(interval)} between validations")
+    parts = [f"{units.median(length)} in {unit}s ({'; '.join(ranges)})"]
     if seconds:
-        parts.append(f"{units.ratio(seconds.median)} in training time")
-    if with_teacher:
-        parts.append(f"{units.ratio(with_teacher.median)} including teacher training")
-    if length.median < 1:
+        parts.append(f"{units.median(seconds)} in training time")
+    if charged := over_seeds["charged"]:
+        parts.append(f"{units.median(charged)} including teacher training")
+    if low < 1:
         parts.append("slower than the baseline")
-    count = f"; median of {length.seeds} of {len(seeds)} seeds"
-    if length.seeds == 1:
-        count = "; on one seed" if len(seeds) == 1 else f"; on 1 of {len(seeds)} seeds"
-    return f"{', '.join(parts)}{count}{left_out}{', which the figures exclude' if missing else ''}"
+    return f"{', '.join(parts)}; {count}{left_out}"
 
 
 def missing_text(seed: int, first: Crossings, not_reached: Crossings, unit: str) -> str | None:
@@ -95,7 +109,7 @@ def threshold_warnings(report: ThresholdReport, metric: Metric) -> list[str]:
     if failed:
         seeds = ", ".join(str(seed) for seed in failed)
         missed = f"{HELPED} did not reach the target with seed {seeds}, but {REFERENCE} did"
-        lines.append(f"{title}: {missed}{'; the median excludes those seeds' if report.pairs else ''}")
+        lines.append(f"{title}: {missed}; in medians they count as later than every crossing")
     near = [seed for seed in report.pairs if _within_one_validation(seed, report)]
     if near:
         low = min(report.speedup_interval[seed][0] for seed in near)
