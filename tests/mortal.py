@@ -66,7 +66,7 @@ class Nursery:
         os.killpg(self._program.pid, signal.SIGKILL)
 
     def __exit__(self, *_: object) -> None:
-        self._program.communicate(timeout=30)
+        self._program.communicate(timeout=300)
 
     def run(self, blow: Blow | None, said: Path, *arguments: object, variables: Mapping[str, str] | None = None) -> int:
         """Run a command with its output in a file; return its exit code, or minus the signal that killed it.

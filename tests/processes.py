@@ -41,7 +41,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-def run_ranks(work: Callable[..., Any], *arguments: Any, world: int = 2, timeout_s: float = 60.0) -> list[Outcome]:
+def run_ranks(work: Callable[..., Any], *arguments: Any, world: int = 2, timeout_s: float = 300.0) -> list[Outcome]:
     """Call ``work(ranks, *arguments)`` in `world` processes; `work` is a function of a module."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
     began, processes, ends = time.monotonic(), [], []

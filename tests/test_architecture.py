@@ -217,7 +217,7 @@ def test_reports_read_records_only_and_the_method_stands_alone(folder: str, allo
 
 def test_the_command_line_starts_without_torch_and_matplotlib() -> None:
     code = "import sys, w2skd.cli.main; print(sorted({'torch', 'torchvision', 'matplotlib'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
 

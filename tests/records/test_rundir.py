@@ -203,7 +203,7 @@ def test_the_lock_ends_with_its_process(run: RunDir) -> None:
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=True,
     )
     assert done.stdout == "locked\n"

@@ -176,7 +176,7 @@ def test_a_group_is_left(seen: dict[str, Any]) -> None:
 
 
 def test_a_failure_on_one_rank_does_not_leave_the_other_waiting() -> None:
-    failed, other = run_ranks(fail_alone, timeout_s=30)
+    failed, other = run_ranks(fail_alone, timeout_s=300)
     assert str(failed.error) == "a bug"
     assert isinstance(other.error, RuntimeError)
     assert other.exit_code == 0

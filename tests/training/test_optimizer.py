@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -241,3 +242,28 @@ def test_the_average_is_torchs_own_for_weights_and_running_statistics() -> None:
             assert torch.equal(ours.state_dict()[name], value), name
     assert ours.module[1].num_batches_tracked == model[1].num_batches_tracked == 4
     assert ours.n_averaged == 4
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    values = {"name": "adamw", "lr": 0.1, "decay_norms_and_biases": False}
+    decayed, free = build_optimizer(model, section(values)).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.01, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(parameter)] for parameter in free["params"]}
+
+
+def test_tokens_embeddings_and_tables_of_a_transformer_do_not_decay() -> None:
+    vit = undecayed(torchvision.models.vit_b_16())
+    assert {"class_token", "encoder.pos_embedding"} <= vit
+    assert not any(name.endswith("weight") and ".ln" not in name and "encoder.ln" not in name for name in vit)
+    swin = undecayed(torchvision.models.swin_t())
+    assert "features.1.0.attn.relative_position_bias_table" in swin
+    assert "features.1.0.attn.qkv.weight" not in swin
+    convnext = undecayed(torchvision.models.convnext_tiny())
+    assert "features.1.0.layer_scale" in convnext
+    assert "features.1.0.block.0.weight" not in convnext
+
+
+def test_a_single_output_decays_and_an_embedding_does_not() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 1), nn.Conv1d(4, 4, 3, groups=4), nn.LayerNorm(4))
+    assert undecayed(model) == {"0.weight", "1.bias", "2.bias", "3.weight", "3.bias"}

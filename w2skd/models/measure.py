@@ -27,18 +27,25 @@ def forward_flops(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
         example_inputs: arguments on the model's device; the length of the first tensor or list is the number of
             examples.
     """
+    with in_eval_mode(model):
+        total = counted_flops(lambda: model(*example_inputs))
+    examples = next(len(value) for value in example_inputs if isinstance(value, Tensor | list))
+    return round(total / examples)
+
+
+def counted_flops(work: Callable[[], object]) -> int:
+    """Return the floating-point operations of a function, counted as in `forward_flops`, without gradients."""
     counter = FlopCounterMode(display=False)
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         # Torch's counter ignores the fused transformer layers of eval mode and the CPU's fused attention. Without
         # fusion, their matrix products are counted alike on every device.
         torch.backends.mha.set_fastpath_enabled(False)
-        with in_eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(*example_inputs)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            work()
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    examples = next(len(value) for value in example_inputs if isinstance(value, Tensor | list))
-    return round(counter.get_total_flops() / examples)
+    return int(counter.get_total_flops())
 
 
 def single_valued_norms(model: nn.Module, example_inputs: tuple[Any, ...]) -> list[str]:

@@ -1,15 +1,16 @@
 """Everything before the first step: data, models, the teacher, and what they cost."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from w2skd.data.counter import seed_from
 from w2skd.errors import UsageError
-from w2skd.method.teacher import autocast, state_fingerprint
-from w2skd.models.measure import activation_bytes, count_parameters, forward_flops, single_valued_norms
+from w2skd.method.teacher import FrozenTeacher, autocast, state_fingerprint
+from w2skd.models.measure import activation_bytes, count_parameters, counted_flops, single_valued_norms
+from w2skd.models.modes import in_eval_mode, in_train_mode
 from w2skd.models.plugin import load_plugin, plugin_fingerprint
 from w2skd.platform.device import open_device
 from w2skd.platform.ranks import Ranks
@@ -17,7 +18,7 @@ from w2skd.recipe.arms import HELPED, TEACHER, Arm
 from w2skd.recipe.schema import Recipe, TrainSection
 from w2skd.records.rundir import find_teacher
 from w2skd.runs.options import RunOptions
-from w2skd.tasks.base import Role, Task
+from w2skd.tasks.base import Batch, Role, Task
 from w2skd.weights.load import Weights, load_into, load_weights
 
 
@@ -77,9 +78,10 @@ class Setup:
             UsageError: a model cannot take the recipe's inputs, or cannot be trained with micro-batches of one example.
         """
         models = {"student": self.model} | ({"teacher": self.teacher.model} if self.teacher else {})
-        inputs = self.task.example_batch().model_inputs
+        batch = self.task.example_batch()
+        inputs = batch.model_inputs
         try:
-            flops = {name: forward_flops(model, inputs) for name, model in models.items()}
+            flops = self._flops(batch)
         except RuntimeError as error:
             shape = "x".join(str(size) for size in inputs[0].shape[1:])
             reason = str(error).splitlines()[0]
@@ -102,6 +104,20 @@ class Setup:
         if (plugin := plugin_fingerprint()) is not None:
             facts["plugin"] = plugin
         return facts
+
+    def _flops(self, batch: Batch) -> dict[str, int]:
+        """Return the FLOPs of the forward passes that one example takes in training.
+
+        They are counted in the task's losses, since a detector may do less or more there than in evaluation.
+        """
+        with in_train_mode(self.model), torch.random.fork_rng(devices=[]):
+            student = counted_flops(lambda: self.task.losses(self.model, None, batch))
+            if self.teacher is None:
+                return {"student": student}
+            with in_eval_mode(self.teacher.model):
+                asked = cast(FrozenTeacher, self.teacher.model)
+                both = counted_flops(lambda: self.task.losses(self.model, asked, batch))
+        return {"student": student, "teacher": both - student}
 
     def _check_norms(self, inputs: tuple[Any, ...]) -> None:
         norms = single_valued_norms(self.model, inputs)

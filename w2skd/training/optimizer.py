@@ -1,6 +1,7 @@
 """Optimizers and weight averages, built from recipe sections."""
 
 import math
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from w2skd.recipe.schema import AdamWSection, EmaSection, SgdSection, TrainSection
+
+_LEARNT_INPUT = re.compile(r"token|embed|bias|scale|gamma|beta", re.IGNORECASE)
+"""Names of parameters that are no weights: ``class_token``, ``pos_embedding``, ``relative_position_bias_table``..."""
 
 
 def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Optimizer:
@@ -24,17 +28,30 @@ def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Opti
 def _groups(model: nn.Module, decay_norms_and_biases: bool) -> list[dict[str, Any]]:
     """Return one group with all parameters, or one with weight decay and one without, each in the model's order.
 
-    Parameters with fewer than two dimensions (scales, offsets, biases) don't decay, nor do those that the model lists
-    in ``no_weight_decay()`` (timm's convention), such as the position embedding of a ViT.
+    Only matrices and filters decay: the weights, with two dimensions or more, of layers other than embeddings. Scales,
+    offsets, biases, class tokens, position embeddings and tables of position biases do not, nor do parameters that the
+    model lists in ``no_weight_decay()`` (timm's convention).
     """
     if decay_norms_and_biases:
         return [{"params": list(model.parameters())}]
     exempt: Collection[str] = getattr(model, "no_weight_decay", set)()
-    named = [(name, parameter, parameter.ndim < 2 or name in exempt) for name, parameter in model.named_parameters()]
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
+    named = [
+        (name, parameter, name in exempt or id(parameter) in embeddings or not _is_matrix(name, parameter))
+        for name, parameter in model.named_parameters()
+    ]
     return [
         {"params": [parameter for _, parameter, free in named if not free]},
         {"params": [parameter for _, parameter, free in named if free], "weight_decay": 0.0},
     ]
+
+
+def _is_matrix(name: str, parameter: Tensor) -> bool:
+    """Return whether a parameter is a layer's matrix or filter, by its name and its dimensions longer than 1."""
+    own_name = name.rpartition(".")[2]
+    if own_name.endswith("weight"):
+        return parameter.ndim >= 2
+    return not _LEARNT_INPUT.search(own_name) and sum(side > 1 for side in parameter.shape) >= 2
 
 
 class ExponentialAverage(AveragedModel):
