@@ -8,10 +8,8 @@ Shapes: N images, M annotations.
 """
 
 import json
-import os
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from math import isfinite
@@ -22,11 +20,10 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
-from w2skd.data.decode import open_image, read_content
+from w2skd.data.names import all_alike, composed
 from w2skd.errors import DataError
+from w2skd.tasks.detection.image_files import CocoFiles, find_files
 from w2skd.tasks.detection.listing import BoxTable, CocoListing
 
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
@@ -36,48 +33,6 @@ _ROUNDING_PX = 0.01
 
 _WORDS = ("true", "false", "null", "NaN", "Infinity", "-Infinity", ".", "e+", "e-", "E+", "E-")
 """Tokens whose prefix at the end of the file means that it is truncated; the last five occur within numbers."""
-
-_NAMED = 3
-"""Maximum number of missing images that an error names."""
-
-
-@dataclass(frozen=True, eq=False)
-class CocoFiles:
-    """Image files of known sizes.
-
-    Attributes:
-        root: folder of the images.
-        names: paths of the files relative to `root`.
-        sizes: int64 [N, 2], (height, width) in px.
-    """
-
-    root: Path
-    names: tuple[str, ...]
-    sizes: Tensor
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def open(self, index: int) -> Image.Image:
-        """Open an image, with its EXIF orientation applied if it then has its annotated size.
-
-        Raises:
-            DataError: the file cannot be read or decoded, or has another size.
-        """
-        height, width = self.sizes[index].tolist()
-        return open_image(self.root / self.names[index], (width, height))
-
-    def name(self, index: int) -> str:
-        """Return the path relative to `root`, with slashes."""
-        return self.names[index]
-
-    def content(self, index: int) -> bytes:
-        """Return the bytes of the file."""
-        return read_content(self.root / self.names[index])
-
-    def select(self, indices: Tensor) -> "CocoFiles":
-        """Return the images at these indices, in this order."""
-        return CocoFiles(self.root, tuple(self.names[index] for index in indices.tolist()), self.sizes[indices])
 
 
 def read_coco(annotations: Path, images: Path) -> CocoListing:
@@ -101,10 +56,10 @@ def read_coco(annotations: Path, images: Path) -> CocoListing:
     image_ids = records.ids("images", image_rows)
     names = records.texts("images", image_rows, "file_name")
     sizes = records.sizes(image_rows)
-    _check_files(annotations, images, names)
+    names = find_files(annotations, images, names)
 
     category_ids = records.ids("categories", category_rows)
-    titles = records.texts("categories", category_rows, "name")
+    titles = [composed(title) for title in records.texts("categories", category_rows, "name")]
     _check_titles(annotations, titles, category_ids)
     by_id = np.argsort(category_ids)
 
@@ -121,6 +76,7 @@ def read_coco(annotations: Path, images: Path) -> CocoListing:
     empty = int((table.starts.diff() == 0).sum())
     notes += [f"{empty:,} of {len(image_ids):,} images have no boxes for training"] if empty else []
     without = sum("area" not in row for row in box_rows)
+    notes += [f"categories {alike}" for alike in all_alike(titles)]
     notes += [f"{without:,} annotations have no area: scoring uses the areas of their boxes"] if without else []
     return CocoListing(
         str(annotations),
@@ -312,37 +268,6 @@ def _check_titles(path: Path, titles: Sequence[str], ids: NDArray[np.int64]) -> 
         if title in seen:
             raise DataError(f"{path}: two categories, {seen[title]} and {number}, have the same name '{title}'")
         seen[title] = number
-
-
-def _check_files(annotations: Path, root: Path, names: Sequence[str]) -> None:
-    """Check that the images exist, by listing their folders: a call per file takes minutes on network file systems."""
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; it should contain the images of {annotations}")
-    folders = {name.rpartition("/")[0] for name in names}
-    existing = {(folder, file) for folder in folders for file in _files_in(root / folder)}
-    missing = [name for name in names if name.rpartition("/")[::2] not in existing]
-    if not missing:
-        return
-    some = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
-    if 2 * len(missing) > len(names):
-        raise DataError(
-            f"{annotations}: does not belong to the images in {root}: {len(missing):,} of {len(names):,} are missing "
-            f"({some})"
-        )
-    raise DataError(
-        f"{root}: {len(missing):,} of the {len(names):,} images in {annotations} are missing: {some}; "
-        "download them, or remove them from the file"
-    )
-
-
-def _files_in(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except OSError as error:
-        raise DataError(f"cannot list {folder}: {error.strerror or error}") from None
 
 
 def _clip(

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from w2skd.data.counter import permutation
+from w2skd.data.names import alike_in
 from w2skd.errors import DataError
 from w2skd.tasks.detection.batch import Boxes
 
@@ -217,4 +218,7 @@ def check_same_categories(train: CocoListing, evaluation: CocoListing) -> None:
             f"in the order of ids, number {place + 1} is '{pair[0]}' in {train.name} "
             f"and '{pair[1]}' in {evaluation.name}"
         ]
-    raise DataError(f"the categories of training and evaluation differ; {'; '.join(differences)}")
+    theirs = set(evaluation.categories) - set(train.categories)
+    alike = next(filter(None, (alike_in(name, theirs) for name in train.categories)), None)
+    advice = f"; {alike}: rename one" if alike else ""
+    raise DataError(f"the categories of training and evaluation differ; {'; '.join(differences)}{advice}")

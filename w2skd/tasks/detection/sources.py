@@ -10,6 +10,7 @@ from w2skd.data.images import Normalization
 from w2skd.data.sources import IMAGENET
 from w2skd.errors import DataError
 from w2skd.tasks.detection.coco_files import read_coco
+from w2skd.tasks.detection.image_files import describe_unlisted
 from w2skd.tasks.detection.listing import CocoListing, check_same_categories
 from w2skd.tasks.detection.recipe import DetectionData
 from w2skd.tasks.detection.scenes import NORMALIZATION, list_scenes
@@ -20,11 +21,12 @@ _EVAL_SCENES = 256
 
 @dataclass(frozen=True, eq=False)
 class DetectionListing:
-    """Training and evaluation examples whose pixels are not read yet."""
+    """Training and evaluation examples whose pixels are not read yet; notes about both sets, one line each."""
 
     train: CocoListing
     evaluation: CocoListing
     normalization: Normalization
+    notes: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=2)
@@ -36,6 +38,7 @@ def list_detection_data(section: DetectionData) -> DetectionListing:
     """
     train, evaluation, normalization = SOURCES[section.source](section)
     check_same_categories(train, evaluation)
+    notes = describe_unlisted((train, evaluation))
     train = train.subset(section.train_examples, section.split_seed)
     evaluation = evaluation.subset(section.eval_examples, section.split_seed)
     for listing, purpose in ((train, "training"), (evaluation, "scoring")):
@@ -43,7 +46,7 @@ def list_detection_data(section: DetectionData) -> DetectionListing:
             raise DataError(
                 f"{listing.name}: no boxes for {purpose} in {len(listing)} images; crowd regions do not count"
             )
-    return DetectionListing(train, evaluation, normalization)
+    return DetectionListing(train, evaluation, normalization, tuple(notes))
 
 
 @lru_cache(maxsize=2)

@@ -111,6 +111,7 @@ class DetectionTask:
             "eval_examples": len(evaluation),
             "data_account": [
                 *(f"{listing.name}: {line}" for listing in (train, evaluation) for line in listing.notes),
+                *self._listing.notes,
                 *describe_boxes(train, self._transform.plain, self._grid),
             ],
         }
