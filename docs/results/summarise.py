@@ -78,7 +78,7 @@ def pages(reports: dict[str, Report]) -> Iterator[tuple[Path, str, str]]:
     """Yield each page that has a results table, with its present and its up-to-date text."""
     every = [row(name, target, report, "") for name, report in reports.items() for target in report.thresholds]
     chosen = [row(name, closest_to_teacher(report), report, "docs/results/") for name, report in reports.items()]
-    for page, content in ((ALL_TARGETS, "".join(every) + LEGEND), (ONE_TARGET, "".join(chosen) + LEGEND + RULE)):
+    for page, content in ((ALL_TARGETS, "".join(every)), (ONE_TARGET, "".join(chosen) + LEGEND + RULE)):
         text = page.read_text(encoding="utf-8")
         before, rest = text.split(BEGIN)
         yield page, text, f"{before}{BEGIN}{HEAD}{content}{END}{rest.split(END)[1]}"

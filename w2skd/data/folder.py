@@ -34,7 +34,7 @@ class FileExamples:
     """
 
     root: Path
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -24,6 +24,7 @@ from w2skd.data.examples import ChosenExamples, Examples, PixelExamples
 from w2skd.data.folder import ClassFolders, FileExamples, check_same_classes, describe_unused, list_class_folders
 from w2skd.data.identity import DataIdentity, identify, identify_set
 from w2skd.data.images import ImageSet, Normalization, balanced_subset, split_validation
+from w2skd.data.paths import PathList
 from w2skd.errors import DataError
 from w2skd.recipe.data import ImageDataSection
 
@@ -290,7 +291,7 @@ def _image_folder(section: ImageDataSection) -> _Source:
 
 
 def _from_files(root: Path, folder: str, found: ClassFolders) -> Listing:
-    paths = tuple(path for members in found.files.values() for path in members)
+    paths = PathList(path for members in found.files.values() for path in members)
     labels = torch.tensor([label for label, members in enumerate(found.files.values()) for _ in members])
     return Listing(str(root / folder), FileExamples(root, paths), labels, tuple(found.files), found.notes)
 

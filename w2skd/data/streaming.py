@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from w2skd.data.order import BatchOrder, Slice
-from w2skd.data.workers import Made, Workers
+from w2skd.data.workers import Made, Workers, prepare_workers
 from w2skd.errors import DataError
 from w2skd.platform.ranks import Ranks
 
@@ -102,6 +102,8 @@ class StreamingFeed(Generic[Made, Batch_co]):
         self._workers = workers
         self._size_px = size_px
         self._size_at = size_at or (lambda step: size_px)
+        if workers.count:
+            prepare_workers()
 
     def micro_batches(
         self, first_step: int, ranks: Ranks = Ranks(), accumulate: int = 1

@@ -7,12 +7,15 @@ a timeout; and signals to the process group do not reach the workers, because th
 
 import atexit
 import multiprocessing
+import multiprocessing.context
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from threading import Timer, current_thread, main_thread
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -45,7 +48,8 @@ _CHECK_EVERY_S = 0.5
 _GRACE_S = 1.0
 """Time that a worker may take to end before it is killed."""
 
-_MAIN_PROCESS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+MAIN_PROCESS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals to the process group that only the main process handles."""
 
 _CAUSES = {
     signal.SIGKILL: "most likely the system ran out of memory; set fewer data.workers",
@@ -116,6 +120,7 @@ class Workers:
             worker_init_fn=_begin,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # by default it would draw from the global one
+            multiprocessing_context=_context(),
         )
         pool: _Pool[Made] = _Pool(loader, self.timeout_s)
         try:
@@ -201,13 +206,36 @@ class _Pool(Generic[Made]):
         return True
 
 
+def start_method() -> str:
+    """Return how workers are started: ``fork`` before Python 3.12, else ``forkserver``.
+
+    The main process has threads, as torch computes in some, and a fork while one of them holds a lock may hang. Python
+    3.12 warns of it. A server, which has a single thread, costs the seconds in which it loads torch once.
+    """
+    return "forkserver" if sys.version_info >= (3, 12) else "fork"
+
+
+def prepare_workers() -> None:
+    """Start loading what workers need, where that takes time, so that they start at once when they are needed."""
+    if start_method() == "forkserver":
+        _context()
+        forkserver.ensure_running()
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    context = multiprocessing.get_context(start_method())
+    if start_method() == "forkserver":
+        forkserver.set_forkserver_preload(["w2skd.data.worker_server"])
+    return context
+
+
 def _start(loader: "DataLoader[Any]") -> "Iterator[Any]":
     """Start the workers and leave the signal handlers of the main process unchanged."""
     if current_thread() is not main_thread():
         return iter(loader)
     handler = signal.getsignal(signal.SIGCHLD)
     # Workers inherit the mask, which protects them until they ignore the signals.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _MAIN_PROCESS_SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, MAIN_PROCESS_SIGNALS)
     try:
         return iter(loader)
     finally:
@@ -219,9 +247,9 @@ def _start(loader: "DataLoader[Any]") -> "Iterator[Any]":
 
 def _begin(worker: int) -> None:
     """Initialise a worker. The loader has already set it to one thread."""
-    for number in _MAIN_PROCESS_SIGNALS:
+    for number in MAIN_PROCESS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _MAIN_PROCESS_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, MAIN_PROCESS_SIGNALS)
 
 
 def _exit_reason(process: multiprocessing.process.BaseProcess) -> str:
