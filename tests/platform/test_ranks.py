@@ -100,6 +100,8 @@ def arm_on(ranks: Ranks, recipe: Recipe, arm: Arm, out: Path, notes: Path | None
     losses = ClassificationTask.losses
 
     def noted(task: Any, student: Any, teacher: Any, batch: Any) -> Any:
+        if not torch.is_grad_enabled():  # counts FLOPs before the first step
+            return losses(task, student, teacher, batch)
         if notes is not None:
             with notes.open("a") as file:
                 file.write(json.dumps([batch.step, ranks.rank, batch.ids.tolist()]) + "\n")
@@ -385,23 +387,43 @@ def test_under_torchrun_an_error_is_printed_once(tmp_path: Path) -> None:
     assert "nowhere" in ended.stderr
 
 
+SLOW_UNTIL_TOLD = """
+import time
+from pathlib import Path
+
+from w2skd.models.small_cnn import SmallCnn
+
+
+class Slow(SmallCnn):
+    def forward(self, images):
+        if not Path("go").exists():
+            time.sleep(0.2)
+        return super().forward(images)
+
+
+def slow(num_classes):
+    return Slow((8, 8, 8), num_classes)
+"""
+
+
 @pytest.mark.slow
 def test_under_torchrun_a_sigterm_stops_and_the_same_command_resumes(tmp_path: Path) -> None:
+    """However slow the machine is: the first start cannot end before the signal, and nothing depends on a time."""
     lengths = ("data.train_examples=64", "data.eval_examples=33", "data.image_size=16")
     often = ("train.batch_size=8", "train.steps=200", "train.log_every=4", "train.validate_every=100step")
-    changes = [word for change in (*lengths, *often) for word in ("--set", change)]
-    command = torchrun("distill", "-r", "demo_smoke", "--baseline", "-q", "--json", "-o", "out", *changes)
+    (tmp_path / "models.py").write_text(SLOW_UNTIL_TOLD)
+    changes = [word for change in (*lengths, *often, "student.model=plugin:slow") for word in ("--set", change)]
+    start_command = ("distill", "-r", "demo_smoke", "--baseline", "-q", "--json", "-o", "out", "--plugin", "models.py")
+    command = torchrun(*start_command, *changes)
     path = tmp_path / "out" / "baseline" / "seed0"
     start = partial(subprocess.Popen, command, cwd=tmp_path, env=ENVIRONMENT, text=True)
     launched = start(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        deadline = time.monotonic() + 60
         while not (path / "metrics.jsonl").exists() or not (path / "metrics.jsonl").stat().st_size:
             assert launched.poll() is None, launched.communicate()
-            assert time.monotonic() < deadline
             time.sleep(0.02)
         launched.send_signal(signal.SIGTERM)
-        output, printed = launched.communicate(timeout=30)
+        output, printed = launched.communicate()
     finally:
         launched.kill()
     assert launched.returncode != 0
@@ -410,8 +432,9 @@ def test_under_torchrun_a_sigterm_stops_and_the_same_command_resumes(tmp_path: P
     status = read_run(path).status
     assert status["state"] == "stopped"
     assert 0 < status["step"] < 200
+    (tmp_path / "go").touch()
     launched = start(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    output, printed = launched.communicate(timeout=600)
+    output, printed = launched.communicate()
     assert launched.returncode == 0, printed
     assert json.loads(output)
     assert read_run(path).status["state"] == "finished"

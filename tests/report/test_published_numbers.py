@@ -236,8 +236,8 @@ CLAIMS: list[tuple[Path, str, Values]] = [
     ),
     (
         PAGE,
-        "At {:.2f} and {:.2f} the arms are level ({}), and at {:.2f} the distilled runs are no faster ({}): with seed {} "
-        "the distilled run never reached it.",
+        "At {:.2f} and {:.2f} the arms are level ({}), and at {:.2f} the distilled runs are no faster ({}): with "
+        "seed {} the distilled run never reached it.",
         lambda: [
             *(target(DDPM, name).value for name in ("0.80*baseline", "0.90*baseline")),
             *{ratio(DDPM, name) for name in ("0.80*baseline", "0.90*baseline")},
@@ -336,8 +336,8 @@ CLAIMS: list[tuple[Path, str, Values]] = [
     (
         ROOT / "recipes" / "cifar10_ddpm_cpu.yaml",
         "{:.0f} to {:.0f} minutes a run beside other runs: no speed-up. The teacher's FID of {:.2f} is reached within "
-        "one validation of the baseline, {:.2f} no sooner ({}); best {:.1f} to {:.1f} against {:.1f} to {:.1f}. A teacher "
-        "trained for longer gives {:.2f}x to {:.2f}x.",
+        "one validation of the baseline, {:.2f} no sooner ({}); best {:.1f} to {:.1f} against {:.1f} to {:.1f}. A "
+        "teacher trained for longer gives {:.2f}x to {:.2f}x.",
         lambda: [
             *(minutes(DDPM)[end] for end in (0, -1)),
             target(DDPM, "teacher").value,

@@ -132,7 +132,7 @@ def test_errors_list_all_known_networks(recipe_file: Write) -> None:
     (model,) = problems_of(recipe_file, "student.model=transformer")
     assert model.endswith(f"known: {', '.join(DENOISERS)}, diffusers:<folder>")
     (extractor,) = problems_of(recipe_file, "fid.extractor=resnet50")
-    assert extractor.endswith(f"known: {', '.join(FEATURE_EXTRACTORS)}, checkpoint:<run>")
+    assert extractor.endswith(f"known: {', '.join(FEATURE_EXTRACTORS)}, untrained, checkpoint:<run>")
 
 
 @pytest.mark.parametrize(
