@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from w2skd.data.workers import Workers
+from w2skd.data import workers
+from w2skd.data.workers import Workers, start_method
 from w2skd.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -182,13 +184,15 @@ def test_a_worker_that_ends_is_reported_in_one_line(what: str, reason: str):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # DataLoader's own, half built
 def test_no_room_for_workers_is_reported_and_those_that_started_end(monkeypatch: pytest.MonkeyPatch):
-    class Full(multiprocessing.get_context("fork").Process):
-        def start(self) -> None:
-            if multiprocessing.active_children():
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            super().start()
+    process = type(multiprocessing.get_context(start_method())).Process
+    begin = process.start
 
-    monkeypatch.setattr(torch.multiprocessing, "Process", Full)
+    def start_one(self: Any) -> None:
+        if multiprocessing.active_children():
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        begin(self)
+
+    monkeypatch.setattr(process, "start", start_one)
     with pytest.raises(DataError, match=r"^data\.workers: 3 cannot be started: Resource .* unavailable; set fewer$"):
         next(start(Act(), 3))
     deadline = time.monotonic() + 300
@@ -248,10 +252,11 @@ def test_a_program_that_just_ends_leaves_no_worker_and_does_not_wait(tmp_path: P
     script = tmp_path / "ends.py"
     script.write_text(
         "from test_workers import Act, start, next_pid\n"
-        "results = start(Act('hang', 1), 1)\n"
-        "print(next_pid(results), flush=True)\n"
-        "kept = [results]\n"
-        "raise SystemExit(7)\n"
+        "if __name__ == '__main__':\n"
+        "    results = start(Act('hang', 1), 1)\n"
+        "    print(next_pid(results), flush=True)\n"
+        "    kept = [results]\n"
+        "    raise SystemExit(7)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600, env=environment)
@@ -271,16 +276,27 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_other_ways_to_start_processes_work():
-    started = multiprocessing.get_start_method()
-    multiprocessing.set_start_method("forkserver", force=True)
-    try:
-        results = start(Act("refuse", 2), 1)
-        assert numbers(results, 2) == [0, 1]
-        with pytest.raises(DataError, match=r"2\.jpg"):
-            next(results)
-    finally:
-        multiprocessing.set_start_method(started, force=True)
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_both_ways_to_start_workers_give_the_same(method: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(workers, "start_method", lambda: method)
+    workers.prepare_workers()
+    results = start(Act("refuse", 2), 1)
+    assert numbers(results, 2) == [0, 1]
+    with pytest.raises(DataError, match=r"^2\.jpg: not an image$"):
+        next(results)
+    results = start(Act(), 2)
+    assert {int(row[2]) for row in (next(results), next(results))} == {1}, "one thread each"
+    pids = [int(next(results)[1]) for _ in range(2)]
+    for number in workers.MAIN_PROCESS_SIGNALS:
+        for pid in pids:
+            os.kill(pid, number)  # as a signal to the process group would
+    assert numbers(results, 3)
+    results.close()
+    assert no_children()
+
+
+def test_workers_start_from_a_process_of_one_thread_where_forking_threads_is_unsafe():
+    assert workers.start_method() == ("forkserver" if sys.version_info >= (3, 12) else "fork")
 
 
 def test_errors_cross_processes_whole():
