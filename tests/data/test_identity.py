@@ -70,7 +70,7 @@ def test_repeated_images_are_counted_within_and_across_sets() -> None:
     assert notes == (
         "2 of 6 training images repeat another one (same content, such as 4 and 1); 1 of them under another class",
         "2 of 5 evaluation images are training images too (same content, such as 0 and 2): their scores measure "
-        "memory; remove them from one of the sets",
+        "memorisation; remove them from one set",
     )
     assert identify(one_set(pixels(3)), one_set(pixels(3, 1))).notes == ()
 
@@ -85,7 +85,7 @@ def test_a_large_set_is_sampled_and_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     assert (large.indices[0], large.indices[-1]) == (0, 89)
     assert identify(large, small).notes == (
         "the 90 training images are identified by all names and the content of 20, spread evenly; repeated images were "
-        "not searched",
+        "not searched for",
     )
     swapped = images.flip(0)
     assert differing_data(identify(large, small).facts, identify(one_set(swapped), small).facts) is not None

@@ -96,7 +96,7 @@ def identify(training: IdentifiedSet, evaluation: IdentifiedSet) -> DataIdentity
         else:
             notes.append(
                 f"the {len(one.examples):,} {part} images are identified by all names and the content of "
-                f"{len(one.indices):,}, spread evenly; repeated images were not searched"
+                f"{len(one.indices):,}, spread evenly; repeated images were not searched for"
             )
     if training.is_whole and evaluation.is_whole:
         notes += _shared(training, evaluation)
@@ -188,7 +188,7 @@ def _shared(training: IdentifiedSet, evaluation: IdentifiedSet) -> list[str]:
         return []
     return [
         f"{len(pairs):,} of {len(evaluation.examples):,} evaluation images are training images too "
-        f"{_example(pairs[0], evaluation, training)}: their scores measure memory; remove them from one of the sets"
+        f"{_example(pairs[0], evaluation, training)}: their scores measure memorisation; remove them from one set"
     ]
 
 

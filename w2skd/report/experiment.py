@@ -126,7 +126,7 @@ def resolve(threshold: Threshold, experiment: Experiment) -> Level:
         return Level(threshold, None, "a share must be above 0")
     of_teacher = threshold.of == "teacher"
     if of_teacher and (doubt := teacher_doubt(experiment)) is not None:
-        return Level(threshold, None, f"no target: {doubt}")
+        return Level(threshold, None, f"the teacher's {doubt}")
     levels = teacher_levels(experiment) if of_teacher else baseline_bests(experiment)
     if not levels:
         return Level(threshold, None, (_no_teacher_level if of_teacher else _no_baseline_best)(experiment))

@@ -272,7 +272,7 @@ class _Training:
         if doubt := self.teacher_facts.get("doubt"):
             self.view.note(
                 f"warning: the teacher's {doubt}. Usual reasons: another order of classes, another normalisation or "
-                "image size, or the wrong weights. Its level is no target, and its help is unlikely to be any"
+                "image size, or the wrong weights. Its level is not used as a target, and it is unlikely to help"
             )
         lines = [f"teacher: {line}" for line in (*notes, *(evaluation.notes if evaluation else ()))]
         types, thresholds = recipe_types(), self.setup.recipe.report.thresholds

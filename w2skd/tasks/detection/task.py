@@ -41,7 +41,7 @@ from w2skd.tasks.detection.recipe import DetectionRecipe, DetectorStudent, Detec
 from w2skd.tasks.detection.sources import identify_detection_data, list_detection_data
 from w2skd.tasks.detection.transforms import DetectionTransform
 from w2skd.weights.fit import fit
-from w2skd.weights.load import Weights, load_into
+from w2skd.weights.load import Weights, check_finite, load_into
 from w2skd.weights.pretrained import open_weights
 
 _SMALLEST_CROP = 0.5
@@ -137,6 +137,7 @@ class DetectionTask:
         detector = self._build(section.model, self._recipe.detector.anchor_scale)
         if section.backbone is not None:
             weights = open_weights(section.backbone, backbone_classifier(section.model) or section.model)
+            check_finite(weights.path, weights.state, {})
             try:
                 load_backbone(detector, section.model, weights.state)
             except CheckpointError as error:
