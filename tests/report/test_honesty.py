@@ -117,6 +117,12 @@ def test_a_run_resumed_on_another_machine_is_reported(make_run: MakeRun, experim
     assert mentions(build_report(experiment), "w2s/seed0 was resumed with different threads:")
 
 
+def test_a_run_resumed_on_other_data_is_reported(make_run: MakeRun, experiment: Path) -> None:
+    changed = EventRow(20, "resumed", {"lost_steps": 0, "changed": {"data_identity": {"training": {"images": 7}}}})
+    make_run("w2s", 0, FAST, extra=[changed])
+    assert mentions(build_report(experiment), "w2s/seed0 was resumed on changed data")
+
+
 def test_warnings_about_the_noising_process_and_the_loss(make_run: MakeRun, experiment: Path) -> None:
     given = {"recipe": GENERATED, "metric": "fid", "thresholds": "[60.0]"}
     make_run("baseline", 0, FID_SLOW, **given, overrides=["diffusion.prediction=v"])

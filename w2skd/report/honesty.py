@@ -156,9 +156,10 @@ def _incidents(experiment: Experiment) -> Iterator[str]:
             lost = sum(event.details.get("lost_steps") or 0 for event in resumed)
             times = "once" if len(resumed) == 1 else f"{len(resumed)} times"
             yield f"{label(run)} was resumed {times} and repeated {lost:,} steps, which seconds exclude"
-        changed = sorted(
-            {key for event in resumed for key in event.details.get("changed") or {}} & {*_HARDWARE, *_SOFTWARE}
-        )
+        keys = {key for event in resumed for key in event.details.get("changed") or {}}
+        if keys & {"data_identity", "data_fingerprint"}:
+            yield f"{label(run)} was resumed on changed data: it learned from none of them alone"
+        changed = sorted(keys & {*_HARDWARE, *_SOFTWARE})
         if changed:
             yield f"{label(run)} was resumed with different {', '.join(changed)}: its seconds mix both"
         steps = sum(len(event.details.get("steps") or ()) for event in events(run.rows, "non_finite"))
