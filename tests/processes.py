@@ -7,6 +7,7 @@ no rank can miss it, no other process can take it, and a process joins a group o
 
 import multiprocessing
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -88,6 +89,8 @@ def _serve(end: Connection, rank: int, world: int, port: int, work: Callable[...
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     torch.set_num_threads(1)
+    # The server of data workers, which may be the same process, blocks signals.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
     ranks = ranks_from_environment()
     assert ranks == Ranks(rank, world, rank)
     try:

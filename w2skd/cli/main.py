@@ -1,5 +1,8 @@
 """The ``w2skd`` command. Nothing heavy is imported before a command runs."""
 
+import multiprocessing
+import os
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -51,5 +54,19 @@ def _root(
 
 
 def main() -> None:
-    """Run the ``w2skd`` command."""
-    app(prog_name="w2skd")
+    """Run the ``w2skd`` command.
+
+    One of several ranks ends at once, without tearing down the interpreter: there torch's communication threads now and
+    then abort a rank that has finished (``terminate called without an active exception``), and torchrun would report a
+    failure.
+    """
+    try:
+        app(prog_name="w2skd")
+    except SystemExit as end:
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not isinstance(end.code, int):
+            raise
+        for child in multiprocessing.active_children():
+            child.kill()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code)
