@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from w2skd.errors import CheckpointError
 from w2skd.models.catalog import build_classifier
-from w2skd.weights.load import Weights, load_into, load_weights
+from w2skd.weights.load import Weights, check_finite, load_into, load_weights
 
 MODEL = "small_cnn_weak"
+FLOAT8 = torch.float8_e4m3fn
 
 
 def model(seed: int = 0) -> nn.Module:
@@ -202,6 +203,14 @@ def test_weights_that_are_not_finite_are_refused(name: str, value: float) -> Non
     ):
         load_into(before, Weights(Path("w.pth"), state), expected=MODEL)
     assert_same_weights(before.state_dict(), model(2).state_dict())
+
+
+def test_large_and_short_numbers_are_finite() -> None:
+    state = {"large": torch.full((9,), 3e38), "half": torch.full((9,), 6e4).half(), "byte": torch.ones(2).to(FLOAT8)}
+    check_finite(Path("w"), state, {})
+    state["byte"] = torch.tensor([1.0, float("nan")]).to(FLOAT8)
+    with pytest.raises(CheckpointError, match="byte is not finite: 1 of 2 values"):
+        check_finite(Path("w"), state, {})
 
 
 def test_a_models_own_infinities_are_no_damage() -> None:

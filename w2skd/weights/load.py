@@ -151,7 +151,11 @@ def check_finite(path: Path, state: StateDict, own: StateDict) -> None:
     """
     bad = []
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
+        if not tensor.is_floating_point():
+            continue
+        values = tensor.float() if tensor.itemsize == 1 else tensor  # torch cannot add numbers of 8 bits
+        # The sum is several times faster to check; it may also overflow.
+        if not values.sum().isfinite() and not (finite := values.isfinite()).all():
             mine = own.get(name)
             if mine is None or mine.is_meta or not torch.equal(mine.isfinite(), finite):
                 bad.append((name, int((~finite).sum()), tensor.numel()))
