@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from w2skd.data.folder import (
     EXTENSIONS,
     check_same_classes,
-    colour_mode,
     describe_unused,
     list_class_folders,
-    open_image,
     read_images,
 )
 from w2skd.errors import DataError
@@ -118,34 +116,6 @@ def test_classes_that_look_alike_are_told_apart_aloud(tmp_path: Path):
         check_same_classes(["a", "dog"], Path("train"), ["a", "Dog"], Path("test"))
 
 
-@pytest.mark.parametrize(
-    ("stored", "orientation", "said", "upright"),
-    [
-        ((8, 12), 6, (12, 8), True),
-        ((12, 8), 6, (12, 8), False),
-        ((8, 8), 6, (8, 8), True),
-        ((8, 12), 1, (8, 12), True),
-        ((8, 12), 6, None, True),
-    ],
-)
-def test_exif_orientation_is_applied_unless_the_stated_size_contradicts_it(
-    stored: tuple[int, int], orientation: int, said: tuple[int, int] | None, upright: bool, tmp_path: Path
-):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = save(gradient(*stored), tmp_path / "a.png", exif=exif)
-    expected = ImageOps.exif_transpose(Image.open(path)) if upright else gradient(*stored)
-    assert open_image(path, said).tobytes() == expected.tobytes()
-
-
-def test_an_image_that_has_neither_size_is_refused(tmp_path: Path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = save(gradient(8, 12), tmp_path / "a.png", exif=exif)
-    with pytest.raises(DataError, match=r"a\.png: is 12 x 8 px .* state 12 x 9 px$"):
-        open_image(path, (12, 9))
-
-
 def test_a_missing_root_is_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"data\.root: no such folder: .*nowhere"):
         list_class_folders(tmp_path / "nowhere", "train", "data.train_folder")
@@ -226,26 +196,6 @@ def test_grey_palette_alpha_and_wide_pixels_become_rgb(tmp_path: Path):
     values = read_images(paths, 8).float().flatten(1)
     assert values.mean(1).tolist() == pytest.approx([90, 90, 90, 90, 90, 255, 90], abs=1)
     assert values.std(1).max() < 1.5
-
-
-def test_the_mode_is_read_from_the_header(tmp_path: Path):
-    palette = Image.new("RGB", (8, 8), (90, 90, 90)).quantize(4)
-    images = {
-        "grey.png": (Image.new("L", (8, 8)), {}, "L"),
-        "alpha.png": (Image.new("RGBA", (8, 8)), {}, "RGBA"),
-        "grey_alpha.png": (Image.new("LA", (8, 8)), {}, "LA"),
-        "palette.png": (palette, {}, "P"),
-        "clear.png": (palette, {"transparency": b"\x00\xff"}, "RGBA"),
-        "wide.png": (Image.new("I;16", (8, 8)), {}, "I;16"),
-    }
-    for name, (image, options, _) in images.items():
-        image.save(tmp_path / name, **options)
-    assert {name: colour_mode(tmp_path / name) for name in images} == {
-        name: mode for name, (*_, mode) in images.items()
-    }
-    (tmp_path / "grey.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"grey\.png: not an image"):
-        colour_mode(tmp_path / "grey.png")
 
 
 def test_cmyk_becomes_rgb(tmp_path: Path):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from known import build_report, crossing_summary, read_run
 from synthetic_runs import FAST, SLOW, MakeRun, mentions, threshold, two_arms
+from tiny import done, refused
 
 from w2skd.recipe.arms import HELPED, REFERENCE
 from w2skd.report import units
@@ -161,3 +162,18 @@ def test_other_training_data_are_reported_only_if_these_differ(make_run: MakeRun
     two_arms(make_run, environment={"data_fingerprint": "f00d/aaaa"})
     make_run("teacher", 0, SLOW, environment={"data_fingerprint": "f00d/bbbb"})
     assert not mentions(build_report(experiment), "training data differ")
+
+
+def test_close_crossings_of_runs_that_are_not_comparable_are_no_ratio(make_run: MakeRun, experiment: Path) -> None:
+    make_run("baseline", 0, [0.1, 0.2, 0.9], thresholds="[0.7]")
+    make_run("w2s", 0, [0.1, 0.9, 0.9], thresholds="[0.7]", overrides=["train.batch_size=16"])
+    report = build_report(experiment)
+    assert threshold(report, "0.7").verdict == "no speed-up: settings differ that break the comparison"
+    assert not mentions(report, "within one validation")
+
+
+def test_a_ratio_within_one_validation_meets_no_requirement(make_run: MakeRun, experiment: Path) -> None:
+    make_run("baseline", 0, [0.1, 0.2, 0.3, 0.9], thresholds="[0.7]")
+    make_run("w2s", 0, [0.1, 0.2, 0.9, 0.9], thresholds="[0.7]")
+    done("speedup-report", experiment, "--require", "1.0")
+    assert "no difference shown: 1.33x" in refused("speedup-report", experiment, "--require", "1.2", code=3)

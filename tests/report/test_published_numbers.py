@@ -173,7 +173,7 @@ CLAIMS: list[tuple[Path, str, Values]] = [
         (
             PAGE,
             "| {}{} | {}{} | {} | {} |",
-            lambda threshold=threshold, after=after, word=word: [  # type: ignore[misc]
+            lambda threshold=threshold, after=after, word=word: [  # type: ignore[misc]  # mypy infers no defaults of lambdas
                 level(BCCD, threshold).replace(".0%", "%"),
                 after,
                 word,
@@ -279,7 +279,7 @@ CLAIMS: list[tuple[Path, str, Values]] = [
         (
             PAGE,
             "| {:.2f} | steps {} | {} | {} |",
-            lambda threshold=threshold: [  # type: ignore[misc]
+            lambda threshold=threshold: [  # type: ignore[misc]  # mypy infers no defaults of lambdas
                 target(LONGER, threshold).value,
                 *(listed(reached(LONGER, threshold, arm)) for arm in ("w2s", "baseline")),
                 spread(LONGER, threshold),

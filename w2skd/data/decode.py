@@ -14,7 +14,6 @@ from w2skd.errors import DataError
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """Formats that are decoded, regardless of the file's extension. Pillow's other readers may start external programs."""
 
-
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -122,7 +121,7 @@ def _unidentified(path: Path) -> str:
                 file.seek(0)
                 try:
                     factory(file, "")
-                except Exception as error:
+                except Exception as error:  # Pillow's decoders raise almost any exception on damaged input
                     reason = str(error)
     return f"{path}: not an image or an unsupported format{f' ({reason})' if reason else ''}: remove or convert it"
 

@@ -6,7 +6,7 @@ Crossings are observed at validations, so they may be late by up to one validati
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from w2skd.recipe.arms import HELPED
 from w2skd.recipe.evaluation import Metric
@@ -152,6 +152,12 @@ def grid_bounds(reference: Position, helped: Position, before: Spacing, after: S
     earliest_reference, earliest_helped = reference.epoch - before.epochs, helped.epoch - after.epochs
     low = earliest_reference / helped.epoch if helped.epoch > 0 else 0.0
     return round(low, 6), round(reference.epoch / earliest_helped, 6) if earliest_helped > 1e-6 else None
+
+
+def shown(interval: tuple[float, float | None]) -> Literal["faster", "no difference", "slower"]:
+    """Return what the bounds of a speed-up show: a ratio whose bounds contain 1 is no speed-up."""
+    low, high = interval
+    return "faster" if low > 1 else "slower" if high is not None and high < 1 else "no difference"
 
 
 def distillation_off(rows: Sequence[Row]) -> SwitchOff | None:

@@ -13,6 +13,7 @@ from w2skd.platform.files import write_atomically
 from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS, TEACHER
 from w2skd.recipe.evaluation import Metric
 from w2skd.report import units
+from w2skd.report.censored import median_crossing
 from w2skd.report.contract import Report, RunReport, ThresholdReport
 
 if TYPE_CHECKING:
@@ -224,20 +225,16 @@ def _labels(report: Report, against: str, scale: float, heights: _Heights) -> li
 def _ratio(threshold: ThresholdReport, against: str) -> str:
     spread = threshold.speedup_over_seeds[{"epoch": "epochs", "step": "steps"}.get(against, against)]
     if spread:
-        return units.median(spread)
+        return "no difference" if threshold.shown == "no difference" else units.median(spread)
     arrived = [arm for arm, places in threshold.first.items() if any(places.values())]
     return f"{arrived[0]} only" if len(arrived) == 1 else "" if arrived else "not reached"
 
 
 def _ends(threshold: ThresholdReport, against: str, scale: float) -> tuple[float, float] | None:
-    """Return the median crossings of baseline and w2s, over the seeds for which both crossed."""
-    ends = []
-    for arm in STUDENT_ARMS:
-        places = [getattr(threshold.first[arm][seed], against) for seed in threshold.pairs]
-        if not places or None in places:
-            return None
-        ends.append(statistics.median(places) / scale)
-    return ends[0], ends[1]
+    """Return the median crossings of baseline and w2s over all seeds; None unless both are known."""
+    ends = [median_crossing(threshold, arm, against) for arm in STUDENT_ARMS]
+    known = [bounds.low / scale for bounds in ends if bounds is not None and bounds.high == bounds.low]
+    return (known[0], known[1]) if len(known) == len(ends) else None
 
 
 def _limit(axes: "Axes", report: Report, lines: Sequence[_Line], labels: Sequence[_Label], *, all_values: bool) -> None:

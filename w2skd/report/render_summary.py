@@ -6,7 +6,7 @@ from rich.text import Text
 from w2skd.recipe.arms import HELPED, REFERENCE
 from w2skd.recipe.evaluation import Metric
 from w2skd.report import units
-from w2skd.report.crossing import SwitchOff
+from w2skd.report.crossing import SwitchOff, shown
 from w2skd.report.summary import CrossingSummary, SummaryLine
 from w2skd.report.terminal import Cells, table
 from w2skd.report.verdict import not_reached_text
@@ -82,5 +82,5 @@ def _summary_ratio(line: SummaryLine) -> str:
         return units.NONE
     low, high = line.interval
     bounds = f"> {low:.2f}" if high is None else f"{low:.2f} to {high:.2f}"
-    is_open = low <= 1 and (high is None or high >= 1)
-    return f"{'none' if is_open else units.ratio(line.speedup)} ({bounds})"
+    is_none = shown(line.interval) == "no difference"
+    return f"{'none' if is_none else units.ratio(line.speedup)} ({bounds})"

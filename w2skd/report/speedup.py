@@ -6,7 +6,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS
 from w2skd.recipe.evaluation import Metric
@@ -42,6 +42,7 @@ from w2skd.report.crossing import (
     last_row,
     last_validation,
     position,
+    shown,
     spacing,
     teacher_level,
     validations,
@@ -197,7 +198,7 @@ def _threshold(
         speedup_with_teacher_over_seeds=charged,
         speedup_interval=intervals,
         grid_interval=grid_interval,
-        shown=_shown(grid_interval),
+        shown=grid_interval and shown(grid_interval),
         grid=grid,
         not_reached=not_reached,
         seeds=seeds,
@@ -250,13 +251,6 @@ def _grid_interval(
         return None
     low, high = median_bounds(bounds.values())
     return round(low, 6), round(high, 6) if math.isfinite(high) else None
-
-
-def _shown(interval: tuple[float, float | None] | None) -> Literal["faster", "no difference", "slower"] | None:
-    if interval is None:
-        return None
-    low, high = interval
-    return "faster" if low > 1 else "slower" if high is not None and high < 1 else "no difference"
 
 
 def _first(level: Level, experiment: Experiment, arm: str) -> dict[int, Position | None]:

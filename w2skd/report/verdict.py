@@ -7,7 +7,7 @@ from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS
 from w2skd.recipe.evaluation import Metric
 from w2skd.report import units
 from w2skd.report.contract import Crossings, Spread, ThresholdReport, pair
-from w2skd.report.crossing import Position
+from w2skd.report.crossing import Position, shown
 from w2skd.report.experiment import Level
 
 WORKING_BAND = 0.15
@@ -59,12 +59,11 @@ def verdict(
         return "no speed-up: no seed is in both arms"
     left_out = f"; {'; '.join(missing)}" if missing else ""
     length, seconds = over_seeds[f"{unit}s"], over_seeds["seconds"]
-    if length is None or interval in (None, (0.0, None)):
+    if length is None or interval is None or interval == (0.0, None):  # no run of either arm crossed
         return f"no speed-up{left_out}"
     count = f"median of {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-    assert interval is not None
-    low, high = interval
-    if low <= 1 and (high is None or high >= 1):
+    result = shown(interval)
+    if result == "no difference":
         grid = f"{units.between(interval)} in epochs between validations"
         return f"no difference shown: {units.median(length)} in {unit}s, {grid}; {count}{left_out}"
     ranges = [] if length.seeds < 2 else [f"{units.ratio(length.min)} to {units.ratio(length.max)} over seeds"]
@@ -74,7 +73,7 @@ def verdict(
         parts.append(f"{units.median(seconds)} in training time")
     if charged := over_seeds["charged"]:
         parts.append(f"{units.median(charged)} including teacher training")
-    if low < 1:
+    if result == "slower":
         parts.append("slower than the baseline")
     return f"{', '.join(parts)}; {count}{left_out}"
 
@@ -110,7 +109,7 @@ def threshold_warnings(report: ThresholdReport, metric: Metric) -> list[str]:
         seeds = ", ".join(str(seed) for seed in failed)
         missed = f"{HELPED} did not reach the target with seed {seeds}, but {REFERENCE} did"
         lines.append(f"{title}: {missed}; in medians they count as later than every crossing")
-    near = [seed for seed in report.pairs if _within_one_validation(seed, report)]
+    near = [seed for seed in report.speedup_interval if _within_one_validation(seed, report)]
     if near:
         low = min(report.speedup_interval[seed][0] for seed in near)
         highs = [report.speedup_interval[seed][1] for seed in near]

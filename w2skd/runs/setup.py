@@ -82,7 +82,7 @@ class Setup:
         inputs = batch.model_inputs
         try:
             flops = self._flops(batch)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             shape = "x".join(str(size) for size in inputs[0].shape[1:])
             reason = str(error).splitlines()[0]
             raise UsageError(f"a model of this recipe cannot take inputs of {shape}: {reason}") from None
