@@ -155,7 +155,8 @@ class Engine:
                     with autocast(device, section.precision):
                         losses = self.task.losses(self.network.module, teacher, batch)
                     loss = weigh(losses, self._lambda)
-                    self.loss_scale.scaled(loss / section.accumulate).backward()  # type: ignore[no-untyped-call]
+                    part = loss / section.accumulate if section.accumulate > 1 else loss
+                    self.loss_scale.scaled(part).backward()  # type: ignore[no-untyped-call]
                 self._window.add({"loss": loss, **named(losses)})
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             norm = self.loss_scale.unscaled(torch.nn.utils.get_total_norm(gradients))

@@ -55,20 +55,62 @@ def _is_matrix(name: str, parameter: Tensor) -> bool:
 
 
 class ExponentialAverage(AveragedModel):
-    """`AveragedModel` that keeps its counter on the CPU, since copying it to the device would synchronise each step."""
+    """`AveragedModel` whose update takes a few kernels and little host time, and does not synchronise.
+
+    The tensors of both models are looked up once instead of in two state dicts per step, and each tensor is averaged
+    once, even if the model uses it under several names. The counter stays on the CPU.
+    """
+
+    def __init__(self, model: nn.Module, average: Any):
+        super().__init__(model, multi_avg_fn=average, use_buffers=True)
+        self._pairs: _Pairs | None = None
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Average in the weights and running statistics after a step; the first update copies them."""
-        ours, theirs = self.module.state_dict(), model.state_dict()
-        begun = int(self.n_averaged) > 0  # on the CPU
-        mean = [name for name, value in ours.items() if begun and value.is_floating_point()]
-        if mean:
+        if self._pairs is None or self._pairs.model is not model:
+            self._pairs = _Pairs(self.module, model)
+        means, values, counters, counts = self._pairs.tensors()
+        if int(self.n_averaged) == 0:  # on the CPU
+            torch._foreach_copy_(means, values)
+        elif means:
             assert self.multi_avg_fn is not None
-            self.multi_avg_fn([ours[name] for name in mean], [theirs[name] for name in mean], self.n_averaged)
-        for name in ours.keys() - set(mean):
-            ours[name].copy_(theirs[name])
+            self.multi_avg_fn(means, values, self.n_averaged)
+        if counters:
+            torch._foreach_copy_(counters, counts)
         self.n_averaged += 1
+
+
+class _Pairs:
+    """The persistent tensors of an average, each with its counterpart in the model.
+
+    Buffers are looked up at every step, because a module may replace them; parameters are not, as in an optimizer.
+
+    Args:
+        average: the averaged copy of `model`.
+        model: the model in training.
+    """
+
+    def __init__(self, average: nn.Module, model: nn.Module):
+        self.model = model
+        parameters = list(zip(average.parameters(), model.parameters(), strict=True))
+        floating = [pair for pair in parameters if pair[0].is_floating_point()]
+        self._means: list[Tensor] = [mean for mean, _ in floating]
+        self._values: list[Tensor] = [value for _, value in floating]
+        self._buffers = list[tuple[dict[str, Any], dict[str, Any], str]]()
+        self._counters = list[tuple[dict[str, Any], dict[str, Any], str]]()
+        for ours, theirs in zip(average.modules(), model.modules(), strict=True):
+            for name, buffer in ours._buffers.items():
+                if buffer is not None and name not in ours._non_persistent_buffers_set:
+                    places = self._buffers if buffer.is_floating_point() else self._counters
+                    places.append((ours._buffers, theirs._buffers, name))
+
+    def tensors(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Return the means with their values, then the non-floating-point buffers with theirs."""
+        means = [*self._means, *(ours[name] for ours, _, name in self._buffers)]
+        values = [*self._values, *(theirs[name] for _, theirs, name in self._buffers)]
+        counters = [ours[name] for ours, _, name in self._counters]
+        return means, values, counters, [theirs[name] for _, theirs, name in self._counters]
 
 
 def build_average(
@@ -91,4 +133,4 @@ def build_average(
         decay = section.decay or 0.5 ** (1 / min(half_life, ramp_up * int(updates)))
         get_ema_multi_avg_fn(decay)(means, weights, updates)  # type: ignore[no-untyped-call]
 
-    return ExponentialAverage(model, multi_avg_fn=average, use_buffers=True)
+    return ExponentialAverage(model, average)
