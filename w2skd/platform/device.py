@@ -12,11 +12,12 @@ import torch
 
 from w2skd import __version__
 from w2skd.errors import DeviceError
+from w2skd.platform.memory import keep_freed_memory
 from w2skd.platform.ranks import Ranks
 
 
 def open_device(name: str, ranks: Ranks) -> torch.device:
-    """Return the device of this rank, and make it torch's current one if it is a GPU.
+    """Return the device of this rank. Make a GPU torch's current device; for the CPU, set up the allocator.
 
     Args:
         name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -43,6 +44,7 @@ def open_device(name: str, ranks: Ranks) -> torch.device:
         return torch.device("cuda", index)
     if device.type != "cpu":
         raise DeviceError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N")
+    keep_freed_memory()
     return device
 
 
