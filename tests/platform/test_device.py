@@ -5,7 +5,7 @@ import torch
 
 from w2skd.errors import DeviceError
 from w2skd.platform import device as module
-from w2skd.platform.device import describe_environment, open_device, seed_generators
+from w2skd.platform.device import describe_environment, float32_math, open_device, seed_generators
 from w2skd.platform.ranks import Ranks
 
 CPU = torch.device("cpu")
@@ -91,3 +91,14 @@ def test_seeding_gives_what_torch_itself_gives() -> None:
     expected = torch.rand(3)
     seed_generators(CPU, 5)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_allowed_inside_the_block_only(allowed: bool) -> None:
+    def settings() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = settings()
+    with float32_math(tf32=allowed):
+        assert settings() == (allowed, allowed)
+    assert settings() == before

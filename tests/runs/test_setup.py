@@ -26,6 +26,7 @@ from tiny import (
 )
 
 from w2skd.data import shapes
+from w2skd.errors import UsageError
 from w2skd.method.teacher import FrozenTeacher, state_fingerprint
 from w2skd.models.catalog import build_classifier
 from w2skd.platform.ranks import Ranks
@@ -123,6 +124,56 @@ def test_all_models_go_to_the_device(recipe: Path, out: Path, monkeypatch: pytes
     set_up(load_recipe(str(recipe)), "w2s", RunOptions(out), Ranks())
     for model in ("CifarResNet", "SmallCnn"):
         assert (model, (torch.device("cpu"),)) in moved
+
+
+@pytest.mark.parametrize("key", ["train.compile", "teacher.compile"])
+def test_cuda_graphs_are_refused_with_several_ranks(key: str, recipe: Path, out: Path, experiment: Path) -> None:
+    loaded = load_recipe(str(recipe), [f"{key}=reduce-overhead"])
+    with pytest.raises(UsageError, match=rf"^{key}: reduce-overhead is for a single GPU, not for 2 ranks; set it to"):
+        set_up(loaded, "w2s", RunOptions(experiment), Ranks(rank=0, world=2, local_rank=0))
+
+
+def test_tf32_is_allowed_for_the_run_only(recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def allowed() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before, seen, losses = allowed(), [], ClassificationTask.losses
+
+    def watch(*arguments: Any) -> Any:
+        seen.append(allowed())
+        return losses(*arguments)
+
+    monkeypatch.setattr(ClassificationTask, "losses", watch)
+    for precision, expected in (("tf32", True), ("fp32", False)):
+        done(
+            "distill",
+            "--recipe",
+            recipe,
+            "--out",
+            out / precision,
+            "--baseline",
+            "--set",
+            f"train.precision={precision}",
+        )
+        assert set(seen[1:]) == {(expected, expected)}  # the first is the count of FLOPs
+        seen.clear()
+    assert allowed() == before
+
+
+def test_the_teacher_can_have_its_own_precision(
+    recipe: Path, out: Path, experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    init = FrozenTeacher.__init__
+    monkeypatch.setattr(
+        FrozenTeacher,
+        "__init__",
+        lambda self, model, **given: seen.append(given["precision"]) or init(self, model, **given),
+    )
+    done(
+        "distill", "--recipe", recipe, "--out", out, "--set", "teacher.precision=bf16", "--set", "train.precision=tf32"
+    )
+    assert seen == ["bf16"]
 
 
 def test_other_weights_to_begin_with(recipe: Path, out: Path, experiment: Path) -> None:

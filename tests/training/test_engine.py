@@ -22,6 +22,7 @@ from w2skd.recipe.schema import TrainSection
 from w2skd.records.rows import EvalRow, EventRow, StepRow
 from w2skd.tasks.base import Evaluation, Losses, Metric, Remark, Role, Snapshot
 from w2skd.training.clock import Clock
+from w2skd.training.compiled import Compiled
 from w2skd.training.engine import Distillation, Engine, SaveDue, evaluate, weigh
 from w2skd.training.process import Process
 
@@ -415,6 +416,31 @@ def test_training_before_and_after_the_switch_shares_one_compiled_graph(graphs: 
     assert len(graphs) == 1
     for name, value in eager.state_dict()["model"].items():
         torch.testing.assert_close(trained.state_dict()["model"][name], value)
+
+
+def test_a_compiled_teacher_answers_alike_and_is_gone_after_the_switch(graphs: list[Any]) -> None:
+    def trained(compiled: bool) -> tuple[Engine, list[Any], bool]:
+        clock = Clock()
+        model = teacher().model
+        call = Compiled(model, True, "teacher.compile") if compiled else None
+        held = FrozenTeacher(model, device=CPU, compiled=call, clock=clock)
+        watched = weakref.ref(model)
+        del model, call
+        run = engine(
+            ToyTask(scores=[0.6, 0.8, 0.9, 0.9]),
+            distillation=Distillation(held, schedule(0.7, warmup_steps=4, hold_steps=100)),
+            clock=clock,
+        )
+        del held
+        return run, list(run.train()), watched() is None
+
+    (eager, _, _), (compiled, rows, gone) = trained(False), trained(True)
+    assert len(graphs) == 1
+    assert gone
+    for name, value in eager.state_dict()["model"].items():
+        assert torch.equal(compiled.state_dict()["model"][name], value)
+    seconds = [row.clock for row in rows if isinstance(row, StepRow)]
+    assert 0 < seconds[0]["teacher"] < seconds[0]["compile"]  # the first answer, at step 1, includes the compilation
 
 
 @pytest.mark.parametrize("compiled", [True, False])

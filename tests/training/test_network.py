@@ -7,7 +7,6 @@ import torch
 from processes import run_ranks, values
 from torch import nn
 
-from w2skd.errors import TrainingError
 from w2skd.platform.ranks import Ranks, process_group
 from w2skd.training.network import Network
 
@@ -44,6 +43,14 @@ def test_inputs_are_new_once_for_each_shape() -> None:
 def test_without_compilation_only_the_first_step_has_one_off_costs() -> None:
     met = network(nn.Linear(2, 2))
     assert [met.meets((torch.ones(2, side),)) for side in (3, 3, 4, 5)] == [True, False, False, False]
+    assert not met.meets((torch.ones(2, 3),), with_teacher=True)
+
+
+def test_a_compiled_teacher_has_one_off_costs_when_it_is_first_asked() -> None:
+    met = Network(nn.Linear(2, 2), ranks=Ranks(), compiled=False, teacher_compiled=True)
+    small, large = (torch.ones(2, 3),), (torch.ones(2, 4),)
+    asked = [(small, False), (small, True), (small, True), (large, True), (small, False)]
+    assert [met.meets(inputs, with_teacher=taught) for inputs, taught in asked] == [True, True, False, True, False]
 
 
 def test_every_shape_gets_a_static_graph_of_its_own(compile_with: Callable[[Compile], None]) -> None:
@@ -107,34 +114,3 @@ def test_compiled_ranks_reduce_gradients_once_per_step() -> None:
     for rank, (gradients, graphs) in enumerate(values(run_ranks(accumulate_compiled))):
         assert gradients == [1 + 2 * rank, ((1 + 5) + (3 + 7)) / 2]
         assert graphs == 1
-
-
-def test_a_failed_compilation_is_a_one_line_error(compile_with: Callable[[Compile], None]) -> None:
-    def backend(graph: Any, inputs: Any) -> Any:
-        raise RuntimeError("No working C++ compiler found.\nSet this and that")
-
-    compile_with(backend)
-    compiled = network(nn.Linear(2, 2), compiled=True)
-    with pytest.raises(
-        TrainingError, match=r"^train\.compile: [^\n]*No working C\+\+ compiler found; [^\n]*train\.compile=false$"
-    ):
-        compiled.module(torch.ones(1, 2))
-
-
-def test_an_unsupported_python_is_reported_at_startup(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsupported(module: nn.Module, **_: Any) -> nn.Module:
-        raise RuntimeError("torch.compile is not supported on Python 3.99+")
-
-    monkeypatch.setattr(torch, "compile", unsupported)
-    with pytest.raises(TrainingError, match=r"^train\.compile: [^\n]*Python 3\.99\+; [^\n]*train\.compile=false$"):
-        network(nn.Linear(2, 2), compiled=True)
-
-
-def test_an_error_of_the_model_itself_is_passed_on(compile_with: Callable[[Compile], None]) -> None:
-    class Odd(nn.Module):
-        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            raise KeyError("a bug")
-
-    compile_with(lambda graph, inputs: graph.forward)
-    with pytest.raises(KeyError, match="a bug"):
-        network(Odd(), compiled=True).module(torch.ones(1, 2))

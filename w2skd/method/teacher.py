@@ -8,10 +8,10 @@ from typing import Any, Literal, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precision -> dtype of autocast. All other precisions compute in float32."""
+"""Precision -> dtype of autocast. All others compute in float32, where torch's global settings allow TF32 or not."""
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -42,8 +42,10 @@ class FrozenTeacher:
     Args:
         model: the teacher.
         device: device to run on.
-        precision: ``fp32``, or ``bf16`` or ``fp16`` autocast. The caller's autocast has no effect.
+        precision: ``bf16`` or ``fp16`` autocast, or float32: ``fp32`` and ``tf32`` are the same here, because torch
+            allows TF32 for a whole process. The caller's autocast has no effect.
         channels_last: whether weights and 4-d inputs use the channels-last memory format.
+        compiled: the compiled model, such as ``torch.compile(model)``; None calls the model itself.
         clock: counts the time of every call in the segment ``teacher``. On CUDA, events measure the calls; `settle`
             then moves their time from the segment of the caller.
 
@@ -58,6 +60,7 @@ class FrozenTeacher:
         device: torch.device | str,
         precision: Precision = "fp32",
         channels_last: bool = False,
+        compiled: Callable[..., Any] | None = None,
         clock: TeacherClock | None = None,
     ):
         self.model = model.to(device).eval().requires_grad_(False)
@@ -66,6 +69,7 @@ class FrozenTeacher:
         self._device = torch.device(device)
         self._precision = precision
         self._channels_last = channels_last
+        self._compiled = compiled
         self._clock = clock
         self._submodules = list(model.modules())
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event, str | None]] = []
@@ -80,10 +84,15 @@ class FrozenTeacher:
             inputs = _map_tensors(_to_channels_last, inputs)
         with self._timed():
             with torch.inference_mode(), autocast(self._device, self._precision):
-                outputs = self.model(*inputs)
+                outputs = (self._compiled or self.model)(*inputs)
             # Losses that save a teacher's tensor for backward (MSE, smooth L1) refuse inference tensors. Only a clone
             # made outside of inference mode is an ordinary tensor.
             return _map_tensors(torch.clone, outputs)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether calls use a compiled model, so that the first one with each input shape takes long."""
+        return self._compiled is not None
 
     def eval(self) -> "FrozenTeacher":
         """Return the teacher itself, which is always in eval mode."""
@@ -112,8 +121,8 @@ class FrozenTeacher:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        if self._clock is None:
-            yield
+        if self._clock is None or (self.is_compiled and self._clock.current == "compile"):
+            yield  # its compilation is a one-off cost and stays in that segment
         elif self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()

@@ -4,6 +4,8 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,21 @@ def open_device(name: str, ranks: Ranks) -> torch.device:
         raise DeviceError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N")
     keep_freed_memory()
     return device
+
+
+@contextmanager
+def float32_math(*, tf32: bool) -> Iterator[None]:
+    """Allow or forbid TF32 in matrix products and convolutions of float32 inside the block, on GPUs that have it.
+
+    By default, torch allows it for convolutions only.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def seed_generators(device: torch.device, seed: int) -> None:

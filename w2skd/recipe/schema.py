@@ -29,6 +29,7 @@ LARGEST_SEED = 2**31 - 1
 
 Share = Annotated[float, Field(ge=0, le=1)]
 FilePath = Annotated[Path, Field(strict=False)]
+Compile = bool | Literal["reduce-overhead"]
 
 
 class Section(BaseModel):
@@ -53,12 +54,17 @@ class TeacherSection(Section):
             experiment.
         weights: which of several sets of weights in the checkpoint's file, such as ``model_ema``; null chooses.
         train: keys of `TrainSection` that differ when the teacher itself is trained.
+        precision: precision of the teacher's answers: ``fp32``, ``bf16`` or ``fp16``; null is ``train.precision``.
+        compile: whether to use `torch.compile` for its answers, as in `TrainSection`. It runs during a part of training
+            only, so this pays off for long runs.
     """
 
     model: str
     checkpoint: FilePath | None = None
     weights: str | None = None
     train: dict[str, Any] = Field(default_factory=dict)
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    compile: Compile = False
 
 
 def published_weights(checkpoint: Path) -> tuple[bool, str | None]:
@@ -177,10 +183,13 @@ class TrainSection(Section):
         batch_size: examples per optimizer step, over all ranks and accumulated micro-batches.
         accumulate: micro-batches per rank and optimizer step.
         clip_grad_norm: maximum L2 norm of the gradient; null disables clipping.
-        precision: ``fp32``, or ``bf16`` or ``fp16`` autocast with fp32 weights. ``fp16`` uses a loss scale and skips a
-            step whenever the scale must be lowered.
-        compile: whether to use `torch.compile` for the student, though not for its teacher and evaluations. The first
-            step of each image size can then take minutes, which the clock counts separately.
+        precision: ``fp32``, ``tf32``, or ``bf16`` or ``fp16`` autocast with fp32 weights. ``tf32`` lets GPUs multiply
+            matrices and convolve with 10 bits of mantissa, ``fp32`` does not; on CPUs they are the same. ``fp16`` uses
+            a loss scale and skips a step whenever the scale must be lowered.
+        compile: whether to use `torch.compile` for the student, though not for its evaluations. The first step of each
+            image size can then take minutes, which the clock counts separately. ``reduce-overhead`` also records CUDA
+            graphs, for steps of a few milliseconds in which launching kernels takes longer than running them. The
+            graphs of a dropped teacher keep their memory. It requires a single GPU.
         channels_last: whether to use the channels-last memory format.
         ema: moving average of the weights; null disables it.
         validate_every: interval of validations; the end of the run is always validated.
@@ -198,8 +207,8 @@ class TrainSection(Section):
     optimizer: OptimizerSection
     lr_schedule: LrScheduleSection
     clip_grad_norm: PositiveFloat | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compile: bool = False
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    compile: Compile = False
     channels_last: bool = False
     ema: EmaSection | None = None
     validate_every: Duration = Duration(1, "ep")

@@ -15,7 +15,7 @@ from w2skd.errors import CheckpointError, Interrupted, OutputError, Stopped, Tra
 from w2skd.method.schedule import DistillSchedule, Switch
 from w2skd.method.teacher import FrozenTeacher, state_fingerprint
 from w2skd.models.measure import count_parameters
-from w2skd.platform.device import describe_environment, open_device
+from w2skd.platform.device import describe_environment, float32_math, open_device
 from w2skd.platform.files import writing
 from w2skd.platform.ranks import Ranks, process_group
 from w2skd.platform.signals import StopRequest, stop_on_signals
@@ -32,6 +32,7 @@ from w2skd.tasks.base import Evaluation, Remark, Snapshot
 from w2skd.tasks.catalog import recipe_types
 from w2skd.training.checkpoint import load_last_checkpoint, rewind_to, save_checkpoint
 from w2skd.training.clock import Clock
+from w2skd.training.compiled import Compiled
 from w2skd.training.engine import Distillation, Engine, SaveDue, evaluate
 from w2skd.training.process import Process
 from w2skd.weights.load import save_model
@@ -55,7 +56,8 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
             if ranks.is_main and not options.quiet:
                 Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(f"{run.path}: {start.note}")
             return run.path
-        with _deterministic_kernels(recipe.train_of(arm).deterministic):
+        train = recipe.train_of(arm)
+        with _deterministic_kernels(train.deterministic), float32_math(tf32=train.precision == "tf32"):
             # A run that cannot start leaves its directory and status unchanged.
             setup = ranks.on_all(lambda: set_up(recipe, arm, options, ranks))
             facts = setup.with_identity(ranks.on_all(lambda: setup.describe(ranks)), ranks)
@@ -131,12 +133,13 @@ class _Training:
         loaded, self.setup.teacher = self.setup.teacher, None
         if loaded is None:
             return
-        train = self.setup.train
+        train, section = self.setup.train, self.setup.recipe.teacher
         self.teacher = FrozenTeacher(
             loaded.model,
             device=self.setup.device,
-            precision=train.precision,
+            precision=section.precision or train.precision,
             channels_last=train.channels_last,
+            compiled=Compiled(loaded.model, section.compile, "teacher.compile") if section.compile else None,
             clock=self.clock,
         )
         fingerprint, evaluation = state_fingerprint(loaded.weights.state), None
@@ -180,11 +183,15 @@ class _Training:
 
     def train(self) -> None:
         """Drain the engine: record and show its rows, and save when it asks."""
-        distillation = None
+        distillation, teacher_compiled = None, self.teacher is not None and self.teacher.is_compiled
         if self.teacher is not None and self.schedule is not None:
             distillation, self.teacher = Distillation(self.teacher, self.schedule), None
-        if self.setup.train.compile and self.ranks.is_main:
-            self.view.note("compiling the student at the first step of each image size; this can take minutes")
+        compiled = [
+            name for name, wanted in (("student", self.setup.train.compile), ("teacher", teacher_compiled)) if wanted
+        ]
+        if compiled and self.ranks.is_main:
+            what = " and the ".join(compiled)
+            self.view.note(f"compiling the {what} at the first step of each image size; this can take minutes")
         self.engine = engine = Engine(
             self.setup.task,
             self.setup.model,

@@ -7,7 +7,7 @@ import torch
 
 from w2skd.errors import CheckpointError, UsageError
 from w2skd.models.plugin import load_plugin
-from w2skd.platform.device import open_device
+from w2skd.platform.device import float32_math, open_device
 from w2skd.platform.ranks import Ranks, process_group
 from w2skd.recipe.load import load_recipe, validate_recipe, with_overrides
 from w2skd.recipe.schema import Recipe, published_weights
@@ -57,7 +57,7 @@ def score_model(options: ScoreOptions, ranks: Ranks) -> ScoredModel:
     weights = recipe.task_type().open_weights(options.checkpoint, recipe.model_of(role), options.weights)
     recipe, prepared = recipe.prepared_as(weights.details)
     train, device = recipe.train_of(role), open_device(options.device, ranks)
-    with process_group(ranks, device):
+    with process_group(ranks, device), float32_math(tf32=train.precision == "tf32"):
         task = recipe.task_type()(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)
         model, notes = task.fit_model(role, weights)
         model.to(device)

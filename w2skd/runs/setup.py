@@ -167,6 +167,7 @@ def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks, *, needs
         load_plugin(options.plugin)
     role = Role.TEACHER if arm == TEACHER else Role.STUDENT
     train = recipe.train_of(role)
+    _check_graphs(recipe, train, arm, ranks)
     task_type = recipe.task_type()
     weights = None
     if arm == HELPED and needs_teacher:  # first, since it is cheap and loading data may take minutes
@@ -188,6 +189,14 @@ def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks, *, needs
     if train.channels_last:
         model.to(memory_format=torch.channels_last)
     return Setup(recipe, arm, train, role, device, task, model, teacher, init_from, init_notes)
+
+
+def _check_graphs(recipe: Recipe, train: TrainSection, arm: Arm, ranks: Ranks) -> None:
+    """Refuse CUDA graphs with several ranks, where they are untested."""
+    wanted = {"train.compile": train.compile, "teacher.compile": arm == HELPED and recipe.teacher.compile}
+    for key, value in wanted.items():
+        if value == "reduce-overhead" and ranks.world > 1:
+            raise UsageError(f"{key}: reduce-overhead is for a single GPU, not for {ranks.world} ranks; set it to true")
 
 
 def describe_init(weights: Weights) -> dict[str, str]:

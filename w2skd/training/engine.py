@@ -83,7 +83,8 @@ class Engine:
         self.best_step = 0
         self.average = build_average(student, train.ema, task.steps_per_epoch, self.total_steps)
         self._stateful = [student] if self.average is None else [student, self.average]
-        self.network = Network(student, ranks=process.ranks, compiled=train.compile)
+        compiled_teacher = self.teacher is not None and self.teacher.is_compiled
+        self.network = Network(student, ranks=process.ranks, compiled=train.compile, teacher_compiled=compiled_teacher)
         self._parameters = list(student.parameters())
         self.optimizer = build_optimizer(student, train)
         self.loss_scale = LossScale(process.device, enabled=train.precision == "fp16")
@@ -145,12 +146,14 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         batch, ids = self._wait_for(batches), []
-        with self.process.clock.segment("compile" if self.network.meets(batch.model_inputs) else "train"):
+        new = self.network.meets(batch.model_inputs, with_teacher=teacher is not None)
+        with self.process.clock.segment("compile" if new else "train"):
             for micro in range(section.accumulate):
                 if micro > 0:
                     batch = self._wait_for(batches)
                 ids.append(batch.ids)
                 seed_generators(device, seed_from(self.seed, self.step, micro * ranks.world + ranks.rank))
+                self.network.begin_pass()
                 with self.network.sync_gradients(last=micro == section.accumulate - 1):
                     with autocast(device, section.precision):
                         losses = self.task.losses(self.network.module, teacher, batch)

@@ -119,7 +119,9 @@ COMPILED = "compile: true would recompile for every image size: remove it"
             "teacher.model: a fasterrcnn cannot teach a retinanet: their outputs differ; use one family",
         ),
         ("train.compile=true", f"train.{COMPILED}"),
+        ("teacher.compile=true", f"teacher.{COMPILED}"),
         ("teacher.train={compile: true}", f"teacher.train.{COMPILED}"),
+        ("train.compile=reduce-overhead", f"train.{COMPILED.replace('true', 'reduce-overhead')}"),
         (
             "distill={class_weight: 0.0, box_weight: 0.0}",
             "distill: the weights of all parts are 0: raise one of them, or set weight: 0",

@@ -208,9 +208,14 @@ class DetectionRecipe(Recipe):
             raise ValueError(
                 f"teacher.model: a {families[0]} cannot teach a {families[1]}: their outputs differ; use one family"
             )
-        for where, section in (("train", self.train.model_dump()), ("teacher.train", self.teacher.train)):
-            if section.get("compile"):
-                raise ValueError(f"{where}.compile: true would recompile for every image size: remove it")
+        for where, compiles in (
+            ("train", self.train.compile),
+            ("teacher", self.teacher.compile),
+            ("teacher.train", self.teacher.train.get("compile")),
+        ):
+            if compiles:
+                value = "true" if compiles is True else compiles
+                raise ValueError(f"{where}.compile: {value} would recompile for every image size: remove it")
         if self.detector.frozen_norm:
             weights = {"student": self.student.backbone, "teacher": self.teacher.backbone or self.teacher.checkpoint}
             missing = [f"{role}.backbone" for role, source in weights.items() if source is None]
