@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,7 +21,7 @@ from w2skd.data.images import Normalization
 from w2skd.data.normalize import Normalizer
 from w2skd.data.order import BatchOrder
 from w2skd.data.parts import equal_parts
-from w2skd.data.streaming import StreamingFeed, stream_once
+from w2skd.data.streaming import StreamingFeed, _SideStream, stream_once
 from w2skd.data.transforms import EvalTransform, TrainTransform
 from w2skd.data.workers import Workers
 from w2skd.errors import DataError, UsageError
@@ -261,3 +262,43 @@ def test_workers_do_not_change_an_evaluation(workers: int):
 def test_an_unreadable_example_ends_an_evaluation():
     with pytest.raises(DataError, match=r"^7\.jpg: not an image"):
         list(stream(Photos(bad=7), workers=1))
+
+
+def test_copies_to_a_gpu_run_on_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of the calls, with fake streams so that it runs without a GPU."""
+    calls: list[tuple[object, ...]] = []
+
+    class Stream:
+        def __init__(self, name: object):
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            calls.append((self.name, "waits for", other.name))
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        calls.append(("on", stream.name))
+        yield
+        calls.append(("leaves", stream.name))
+
+    class Made:
+        def to(self, device: torch.device, *, non_blocking: bool) -> "Made":
+            calls.append(("copy", str(device), non_blocking))
+            return Made()
+
+        def record_stream(self, stream: Stream) -> None:
+            calls.append(("used by", stream.name))
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+    made = Made()
+    copied = _SideStream(torch.device("cuda:0"))(made)
+    assert copied is not made
+    assert calls == [
+        ("on", "side"),
+        ("copy", "cuda:0", True),
+        ("leaves", "side"),
+        ("main", "waits for", "side"),
+        ("used by", "main"),
+    ]

@@ -163,10 +163,33 @@ def _stream(
     requests: Iterable[Request],
     slices: Iterator[tuple[Slice, Tensor]],
 ) -> Generator[Batch_co, None, None]:
-    results = workers.map(read, requests, pin_memory=deliver.device.type == "cuda")
+    on_gpu = deliver.device.type == "cuda"
+    copy = _SideStream(deliver.device) if on_gpu else None
+    results = workers.map(read, requests, pin_memory=on_gpu)
     with closing(results):
         for made, (part, ids) in zip(results, slices, strict=False):
-            yield deliver(made, ids, part.step, part.number)
+            yield deliver(made if copy is None else copy(made), ids, part.step, part.number)
+
+
+class _SideStream:
+    """Copies micro-batches to a GPU on a stream of its own.
+
+    The host asks for a batch while the GPU still computes the step before it. On the stream of that step the copy would
+    wait for its end; on a stream of its own it runs beside it.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def __call__(self, made: Made) -> Made:
+        """Return the copy, which the current stream may use from here on."""
+        with torch.cuda.stream(self._stream):
+            copied = made.to(self._device, non_blocking=True)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        copied.record_stream(current)  # its memory must not be reused before the current stream is done with it
+        return copied
 
 
 class _Requests:

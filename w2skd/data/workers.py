@@ -26,16 +26,24 @@ from torch.utils.data import DataLoader, Dataset
 from w2skd.errors import DataError
 
 
-class Pinnable(Protocol):
+class HostBatch(Protocol):
     """A tensor, or an object of tensors. Picklable; its tensors reach the main process through shared memory."""
 
     def pin_memory(self) -> Self:
         """Return a copy in page-locked memory, which CUDA copies fastest."""
         ...
 
+    def to(self, device: torch.device, *, non_blocking: bool) -> Self:
+        """Return a copy on a device, where the tensors are that it needs."""
+        ...
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of the tensors until the work that a CUDA stream has at their end is done."""
+        ...
+
 
 Request = TypeVar("Request")
-Made = TypeVar("Made", bound=Pinnable)
+Made = TypeVar("Made", bound=HostBatch)
 
 _MAX_WORKERS = 8
 

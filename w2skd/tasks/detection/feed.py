@@ -7,7 +7,7 @@ augmentation of an example a function of (seed, epoch, example).
 Shapes: n images of a micro-batch, H x W px with padding; k boxes of one image, M of all n.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ STRIDE_PX = 32
 
 @dataclass(frozen=True, eq=False)
 class PaddedImages:
-    """One micro-batch of padded images on the CPU.
+    """One micro-batch of padded images as data workers make it.
 
     Attributes:
         pixels: uint8 [n, H, W, 3], 0 in the padding.
@@ -49,12 +49,19 @@ class PaddedImages:
 
     def pin_memory(self) -> "PaddedImages":
         """Return a copy whose tensors are in page-locked memory."""
-        return replace(
-            self,
-            pixels=self.pixels.pin_memory(),
-            boxes=self.boxes.pin_memory(),
-            labels=self.labels.pin_memory(),
-        )
+        return self._map(Tensor.pin_memory)
+
+    def to(self, device: torch.device, *, non_blocking: bool) -> "PaddedImages":
+        """Return a copy whose tensors are on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """See `Tensor.record_stream`."""
+        for tensor in (self.pixels, self.boxes, self.labels):
+            tensor.record_stream(stream)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "PaddedImages":
+        return replace(self, pixels=change(self.pixels), boxes=change(self.boxes), labels=change(self.labels))
 
 
 @dataclass(frozen=True, eq=False)
