@@ -6,7 +6,7 @@ from known import load_recipe
 from pydantic import ValidationError
 
 from w2skd.recipe.duration import Duration
-from w2skd.recipe.schema import AdamWSection, EmaSection, MultiStepSection, SgdSection, TrainSection, overlay
+from w2skd.recipe.schema import AdamWSection, EmaSection, MultiStepSection, SgdSection, TrainSection
 from w2skd.tasks.classification.recipe import ClassificationData, ClassificationRecipe, NormalizationSection
 
 Write = Callable[..., str]
@@ -18,29 +18,6 @@ def test_a_recipe_cannot_be_changed(recipe_file: Write) -> None:
         recipe.seed = 3
     with pytest.raises(ValidationError, match="frozen"):
         recipe.train.optimizer.lr = 3.0
-
-
-@pytest.mark.parametrize(
-    ("base", "over", "expected"),
-    [
-        ({"a": 1, "b": 2}, {"b": 3}, {"a": 1, "b": 3}),
-        ({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}}, {"a": {"x": 1, "y": 3}}),
-        ({"a": {"x": 1}}, {"a": None}, {"a": None}),
-        ({"a": None}, {"a": {"x": 1}}, {"a": {"x": 1}}),
-        ({"a": 1}, {"a": {"x": 1}}, {"a": {"x": 1}}),
-        ({"a": {"name": "sgd", "x": 1}}, {"a": {"name": "sgd", "y": 2}}, {"a": {"name": "sgd", "x": 1, "y": 2}}),
-        ({"a": {"name": "sgd", "x": 1}}, {"a": {"y": 2}}, {"a": {"name": "sgd", "x": 1, "y": 2}}),
-        ({"a": {"name": "sgd", "x": 1}}, {"a": {"name": "adamw", "y": 2}}, {"a": {"name": "adamw", "y": 2}}),
-        ({"epochs": 5, "a": 1}, {"steps": 7}, {"steps": 7, "a": 1}),
-        ({"steps": 7}, {"epochs": 5}, {"epochs": 5}),
-        ({"epochs": 5}, {}, {"epochs": 5}),
-        ({"a": [1, 2, 3]}, {"a": [4]}, {"a": [4]}),
-    ],
-)
-def test_overlay(base: dict[str, Any], over: dict[str, Any], expected: dict[str, Any]) -> None:
-    kept = repr(base)
-    assert overlay(base, over) == expected
-    assert repr(base) == kept
 
 
 def test_the_teacher_trains_like_the_student_except_for_its_own_keys(recipe_file: Write) -> None:
