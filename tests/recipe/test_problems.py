@@ -78,7 +78,7 @@ def test_a_wrong_type_is_refused(recipe_file: Write, override: str, problem: str
         ("train.optimizer.lr=1e400", "train.optimizer.lr: should be a finite number"),
         ("train.optimizer.momentum=1.0", "train.optimizer.momentum: should be less than 1"),
         ("train.ema.decay=1.0", "train.ema.decay: should be less than 1"),
-        ("train.precision=fp8", "train.precision: should be 'fp32', 'bf16' or 'fp16', not 'fp8'"),
+        ("train.precision=fp8", "train.precision: should be 'fp32', 'tf32', 'bf16' or 'fp16', not 'fp8'"),
         ("distill.weight=-1", "distill.weight: should be greater than or equal to 0"),
         ("distill.temperature=0", "distill.temperature: should be greater than 0"),
         ("distill.switch.patience=0", "distill.switch.patience: should be greater than 0"),

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from w2skd.errors import RecipeError, suggest
-from w2skd.recipe.problems import explain, show
 from w2skd.recipe.overlay import OTHER_LENGTH, overlay
+from w2skd.recipe.problems import explain, show
 from w2skd.recipe.schema import Recipe, TrainSection
 from w2skd.recipe.yaml_text import dump_yaml, parse_yaml
 
