@@ -1,36 +1,48 @@
-"""Cost of distillation for a classifier, per step, and whether it is gone after the switch.
+"""Cost of distillation per step for each task, and whether it is gone after the switch.
 
-A distilled step is compared with a baseline step plus the teacher's forward alone (eval mode, inference mode, same
-batch size). The difference is the cost of the loss and of the bookkeeping; target: at most 1.03. After the switch a
-step must cost what it costs without a teacher; target: at least 0.99 of the baseline's rate. All four variants are
-measured in the same rounds, on premade batches.
+A distilled step is compared with a baseline step plus the teacher's forward alone (eval mode, inference mode, the
+inputs of the task: a detector without detections, a two-stage one on the student's proposals). The difference is the
+cost of the losses and of the bookkeeping. After the switch a step must cost what it costs without a teacher, and a
+baseline step what it costs in a bare loop. All variants are measured in the same rounds, on premade batches, with an
+average of the weights, gradient clipping and a log row per block.
 
-    python benchmarks/distilled_step.py [--teacher small_cnn_weak] [--student small_cnn_strong] [--json]
+    python benchmarks/distilled_step.py [--task classification] [--teacher T] [--student S] [--device cuda] [--json]
 """
 
-from collections.abc import Callable
-
 import torch
-from timing.training import SGD, SHAPES, build_teacher, endless_recipe, premade, report_distilled_step, step_parser
+from timing import workloads
+from timing.training import report_distilled_step, step_parser, train_values
 
-BATCHES = 8
+MODELS = {
+    "classification": ("small_cnn_weak", "small_cnn_strong"),
+    "detection": ("retinanet_resnet18", "retinanet_resnet34"),
+    "diffusion": ("unet_mini_nc16_rb1", "unet_mini_nc32_rb2"),
+}
+SIZES_PX = {"classification": 32, "detection": 320, "diffusion": 16}
+BATCH_SIZES = {"classification": 64, "detection": 2, "diffusion": 16}
+TARGETS = {"classification": "1.03", "detection": "1.10", "diffusion": "1.05"}
 
 
 def main() -> None:
-    parser = step_parser(__doc__, rounds=240, batch_size=64, steps=2)
-    parser.add_argument("--teacher", default="small_cnn_weak")
-    parser.add_argument("--student", default="small_cnn_strong")
+    parser = step_parser(__doc__, rounds=48, batch_size=0, steps=2)
+    parser.add_argument("--task", default="classification", choices=MODELS)
+    parser.add_argument("--teacher", help="name of the teacher's model")
+    parser.add_argument("--student", help="name of the student's model")
+    parser.add_argument("--size", type=int, help="side of the images in px")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    models = {"teacher": {"model": options.teacher}, "student": {"model": options.student}}
-    recipe = endless_recipe(options, SGD, task="classification", data=SHAPES, **models)
-
-    def forward() -> Callable[[], object]:
-        task = premade(recipe, BATCHES)
-        model, batches = build_teacher(task), task.train_batches(0)
-        return lambda: model(next(batches).images)
-
-    report_distilled_step(options, recipe, lambda: premade(recipe, BATCHES), forward, target="1.03", builds=6)
+    teacher, student = MODELS[options.task]
+    options.batch_size = options.batch_size or BATCH_SIZES[options.task]
+    train = train_values(options)
+    if options.task == "diffusion":
+        train["optimizer"] = {"name": "adamw", "lr": 1e-4}
+    workload = getattr(workloads, options.task)(
+        (options.teacher or teacher, options.student or student),
+        train,
+        options.device,
+        size_px=options.size or SIZES_PX[options.task],
+    )
+    report_distilled_step(options, workload, target=TARGETS[options.task], builds=3)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Step rate of the engine against a bare loop with the same model, batches and fused optimizer.
 
-The bare loop has no schedule, clock, log, check for non-finite gradients or seeding: next(batch), forward, loss,
-backward, optimizer.step, zero_grad. Both take their batches either from a resident feed (cropped and flipped) or from
-eight premade batches. Target: at least 0.97 of the bare loop's rate. The time of each part of the engine is printed
-below the rates.
+Both average the weights and clip the gradient. The bare loop has no schedule, clock, check for non-finite gradients or
+seeding. Both take their batches either from a resident feed (cropped and flipped) or from eight premade batches.
+Target: at least 0.97 of the bare loop's rate. The time of each part of the engine is printed below the rates.
 
     python benchmarks/engine_step.py [--student small_cnn_strong] [--batch-size 64] [--json]
 """
@@ -14,51 +13,20 @@ from statistics import median
 
 import torch
 from timing.alternating import Ratio, report, take_turns
-from timing.training import (
-    CPU,
-    SGD,
-    SHAPES,
-    SteppedEngine,
-    build_student,
-    build_task,
-    endless_recipe,
-    premade,
-    step_parser,
-)
-from torch.nn import functional
+from timing.training import BareLoop, SteppedEngine, step_parser, train_values
+from timing.workloads import classification
 
 from w2skd.data.counter import seed_from
 from w2skd.method.teacher import autocast
 from w2skd.platform.device import seed_generators
 from w2skd.platform.ranks import Ranks
 from w2skd.tasks.base import Losses
-from w2skd.tasks.classification.task import ClassificationTask
 from w2skd.training.clock import Clock
 from w2skd.training.engine import Engine, named, weigh
 from w2skd.training.finite import FiniteGuard, take_step
 from w2skd.training.learning_rate import lr_factor
 from w2skd.training.optimizer import build_optimizer
 from w2skd.training.window import Window
-
-
-class BareLoop:
-    """A minimal training loop."""
-
-    def __init__(self, task: ClassificationTask, steps: int):
-        self.model = build_student(task)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
-        )
-        self.batches = task.train_batches(0)
-        self.steps = steps
-
-    def __call__(self) -> None:
-        for _ in range(self.steps):
-            batch = next(self.batches)
-            loss = functional.cross_entropy(self.model(batch.images), batch.labels)
-            loss.backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
 
 
 def microseconds(action: Callable[[], object]) -> float:
@@ -69,19 +37,20 @@ def microseconds(action: Callable[[], object]) -> float:
 def parts(engine: Engine) -> dict[str, float]:
     """Time what only the engine does, in microseconds per step."""
     clock, window, guard = Clock(), Window(), FiniteGuard([engine.student], 10, engine.loss_scale)
+    device = engine.process.device
     optimizer = build_optimizer(engine.student, engine.train_section)
     for parameter in engine.student.parameters():
         parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in engine.student.parameters()]
     norm, ids, section = torch.nn.utils.get_total_norm(gradients), [torch.arange(64)], engine.train_section
-    losses = Losses({"cross_entropy": torch.tensor(1.0)}, {})
+    losses = Losses({"cross_entropy": torch.tensor(1.0, device=device)}, {})
 
     def segments() -> None:
         with clock.segment("train"), clock.segment("data"):
             pass
 
     def cast() -> None:
-        with autocast(CPU, section.precision):
+        with autocast(device, section.precision):
             pass
 
     def check() -> None:
@@ -89,16 +58,19 @@ def parts(engine: Engine) -> dict[str, float]:
         guard._pending.clear()
 
     plain = microseconds(optimizer.step)
+    average = engine.average
+    assert average is not None
     return {
         "learning rate": microseconds(lambda: lr_factor(section.lr_schedule, 5, steps_per_epoch=9, total_steps=99)),
-        "seeding": microseconds(lambda: seed_generators(CPU, seed_from(0, 5, 0))),
+        "seeding": microseconds(lambda: seed_generators(device, seed_from(0, 5, 0))),
         "clock": microseconds(segments),
         "autocast off": microseconds(cast),
         "loss weighting": microseconds(lambda: weigh(losses, 0.0) / 1),
         "running means": microseconds(lambda: window.add({"loss": norm, **named(losses)})),
         "gradient norm": microseconds(lambda: torch.nn.utils.get_total_norm(gradients)),
         "guard": microseconds(check),
-        "skippable update": microseconds(lambda: take_step(optimizer, torch.zeros(()))) - plain,
+        "skippable update": microseconds(lambda: take_step(optimizer, torch.zeros((), device=device))) - plain,
+        "average of the weights": microseconds(lambda: average.update_parameters(engine.student)),
         "log row, per step": microseconds(lambda: (window.take_means(Ranks()), guard.report())) / section.log_every,
     }
 
@@ -108,23 +80,21 @@ def main() -> None:
     parser.add_argument("--student", default="small_cnn_strong")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    models = {"teacher": {"model": "small_cnn_weak"}, "student": {"model": options.student}}
-    recipe = endless_recipe(options, SGD, task="classification", data=SHAPES, **models)
-    builders = {"resident feed": lambda: build_task(recipe), "premade batches": lambda: premade(recipe, 8)}
+    workload = classification((options.student, options.student), train_values(options), options.device)
 
     results: dict[str, Ratio] = {}
     times: dict[str, dict[str, float]] = {}
-    for name, build in builders.items():
+    for name, premade in (("resident feed", False), ("premade batches", True)):
         turns = take_turns(
             {
-                "engine": lambda build=build: SteppedEngine(build(), recipe),
-                "bare": lambda build=build: BareLoop(build(), options.steps),
+                "engine": lambda premade=premade: SteppedEngine(workload, premade=premade),
+                "bare": lambda premade=premade: BareLoop(workload, options.steps, premade=premade),
             },
             options.rounds,
         )
         results[name] = turns.ratio("engine", "bare").inverse
         times[name] = {each: turns.seconds(each) / options.steps * 1e3 for each in ("engine", "bare")}
-    costs = parts(SteppedEngine(build_task(recipe), recipe).engine)
+    costs = parts(SteppedEngine(workload).engine)
 
     rows = [(f"engine / bare loop, {name}", f"{ratio}", "target at least 0.97") for name, ratio in results.items()]
     rows += [

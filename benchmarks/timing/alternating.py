@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
+import torch
+
 Block = Callable[[], object]
 Row = tuple[str, str, str]
 """Label, result, target."""
@@ -81,6 +83,8 @@ def take_turns(builders: Mapping[str, Callable[[], Block]], rounds: int, builds:
             for name in _alternate(builders, number):
                 began, cpu_began = time.perf_counter(), time.process_time()
                 blocks[name]()
+                if torch.cuda.is_initialized():
+                    torch.cuda.synchronize()
                 wall[name].append(time.perf_counter() - began)
                 cpu[name].append(time.process_time() - cpu_began)
     return Rounds(wall, cpu)
