@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench results clean
+.PHONY: help demo test lint types bench gpu-rehearsal results clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## compare baseline and distillation on generated images (minutes on a CPU)
 	$(BIN)/w2skd compare --recipe demo --seeds 0,1 --out runs/demo
@@ -25,6 +25,10 @@ types: $(READY)  ## check types
 
 bench: $(READY)  ## run the benchmarks
 	@for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+gpu-rehearsal: $(READY)  ## run the GPU benchmark at tiny size on the CPU
+	@out=$$(mktemp -d) && PYTHON=$(abspath $(BIN))/python OUT="$$out" benchmarks/gpu.sh --tiny; \
+		code=$$?; [ $$code = 0 ] || tail -n 60 "$$out/log.txt"; rm -rf "$$out"; exit $$code
 
 results: $(READY)  ## rebuild the published reports and results tables from their records
 	$(BIN)/python docs/results/summarise.py

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Prove and measure w2skd on one GPU, in ten minutes. Needs torch >= 2.11, torchvision, timm and pytest; other packages
+# may come as wheels from a folder (see benchmarks/gpu/wheels.txt), because the machine may have no network.
+#
+#   OUT=results [WHEELS=.whl] [DATA=cifar10-jpeg.tar.xz] benchmarks/gpu.sh [--parts correctness,overhead,...]
+#   benchmarks/gpu.sh --tiny        # rehearse on the CPU
+#
+# DATA is a folder with train/<class>/*.jpg and test/<class>/*.jpg, or an archive of it; without it the experiment
+# fails. Every part writes $OUT/<part>.json as it goes, so a run that is cut off keeps what it has measured.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python3}
+out=${OUT:?set OUT to a folder for the results}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
+if [ -n "${WHEELS:-}" ]; then
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$scratch/site" "$WHEELS"/*.whl
+    export PYTHONPATH="$PYTHONPATH:$scratch/site"
+fi
+"$python" -c 'import diffusers, pycocotools, pydantic, pytest, torch, torch_fidelity, torchvision'
+
+data=${DATA:-}
+if [ -f "$data" ]; then
+    mkdir "$scratch/data"
+    tar -xf "$data" -C "$scratch/data"
+    data=$(echo "$scratch"/data/*)
+fi
+"$python" "$root/benchmarks/gpu/run.py" --out "$out" ${data:+--data "$data"} "$@"

@@ -1,0 +1,52 @@
+"""Run the tests marked ``cuda`` and write their outcomes.
+
+python benchmarks/gpu/correctness.py --out FILE [--tiny]
+"""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from results import Results
+
+ROOT = Path(__file__).parents[2]
+
+
+class Outcomes:
+    """A pytest plugin that writes every outcome at once."""
+
+    def __init__(self, results: Results):
+        self._results = results
+        self.counts: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        outcome = report.outcome
+        if outcome == "passed" and report.when != "call":
+            return
+        self.counts[outcome] += 1
+        passed = outcome == "passed"
+        self._results.add(f"{report.nodeid} ({report.when})", _described(report), counts=int(passed))
+
+
+def _described(report: pytest.TestReport) -> str:
+    if report.outcome == "passed":
+        return f"passed in {report.duration:.1f} s"
+    return f"{report.outcome}: {str(report.longrepr)[-600:]}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tiny", action="store_true", help="rehearse on the CPU")
+    options = parser.parse_args()
+    outcomes = Outcomes(Results(options.out))
+    rehearsal = ["--rehearse-cuda"] if options.tiny else []
+    arguments = ["-q", "-m", "cuda", "-p", "no:cacheprovider", *rehearsal, str(ROOT / "tests")]
+    code = pytest.main(arguments, plugins=[outcomes])
+    return int(code) or int(not outcomes.counts["passed"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Results of one part of the GPU benchmark, written to disk after every measurement."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Results:
+    """Measurements of a part. A part that is cut off keeps what it has measured.
+
+    Args:
+        path: JSON file to write.
+        **facts: what holds for all measurements.
+    """
+
+    def __init__(self, path: Path, **facts: Any):
+        self._path = path
+        self._began = time.monotonic()
+        self._values: dict[str, Any] = {"n": 0, "seconds": 0.0, **facts, "measured": {}}
+        self._write()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the part began."""
+        return time.monotonic() - self._began
+
+    def add(self, name: str, value: Any, *, counts: int = 1) -> None:
+        """Keep a measurement and write the file. `counts` of 0 marks a failure or a remark."""
+        self._values["measured"][name] = value
+        self._values["n"] += counts
+        self._write()
+
+    def fail(self, name: str, error: Exception) -> None:
+        """Keep the reason why a measurement failed."""
+        reason = (str(error).splitlines() or [""])[0]
+        self._values.setdefault("failed", {})[name] = f"{type(error).__name__}: {reason}"
+        self._write()
+        print(f"{name}: {type(error).__name__}: {reason}", flush=True)
+
+    def _write(self) -> None:
+        self._values["seconds"] = round(self.seconds, 1)
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._values, indent=1))
+        os.replace(partial, self._path)
