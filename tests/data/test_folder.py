@@ -73,6 +73,27 @@ def test_images_in_subfolders_belong_to_the_class(folder: str, tmp_path: Path):
     assert listed.notes == (f"1 file is not read: 1 .doc (a/{folder}/notes.doc)",)
 
 
+def test_images_are_sorted_folder_by_folder_as_paths_are(tmp_path: Path):
+    names = ("a/b.png", "a/b/1.png", "a/b-c/1.png", "a/b/c/0.png", "a/B.png", "a/b c.png", "a/b!.png", "a b/1.png")
+    for name in names:
+        save(gradient(8, 8), tmp_path / "train" / name)
+    listed = list_class_folders(tmp_path, "train", "data.train_folder")
+    assert list(listed.files["a"]) == sorted(path for path in (tmp_path / "train/a").rglob("*.png") if path.is_file())
+    assert list(listed.files["a"]) != sorted(listed.files["a"], key=str)
+
+
+def test_many_classes_keep_their_order_and_the_first_problem_is_reported(tmp_path: Path):
+    for label in range(40):
+        save(gradient(8, 8), tmp_path / f"train/c{label:02d}/{label}.png")
+    listed = list_class_folders(tmp_path, "train", "data.train_folder")
+    assert [[path.stem for path in paths] for paths in listed.files.values()] == [[str(label)] for label in range(40)]
+    for label in (9, 23):
+        (tmp_path / f"train/c{label:02d}/{label}.png").unlink()
+    for _ in range(5):
+        with pytest.raises(DataError, match="class 'c09' has no images"):
+            list_class_folders(tmp_path, "train", "data.train_folder")
+
+
 @pytest.mark.parametrize("ending", [".jfif", ".jpe", ".JFIF"])
 def test_other_endings_of_known_formats_are_read(ending: str, tmp_path: Path):
     save(gradient(8, 8), tmp_path / f"train/a/1{ending}", format="JPEG")
@@ -104,6 +125,13 @@ def test_names_of_classes_are_composed(tmp_path: Path):
     assert list(listed.files) == ["caff", NFC]
     save(gradient(8, 8), tmp_path / "train" / NFC / "1.png")
     with pytest.raises(DataError, match=f"two folders are named '{NFC}', in different Unicode forms; merge or rename"):
+        list_class_folders(tmp_path, "train", "data.train_folder")
+
+
+def test_an_empty_class_before_two_equal_names_is_reported_first(tmp_path: Path):
+    for name in (NFD, NFC):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    with pytest.raises(DataError, match="has no images: the folder is empty"):
         list_class_folders(tmp_path, "train", "data.train_folder")
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2skd.data.paths import PathList
+from w2skd.data.paths import PathList, TextList, prefix_of
 
 NAMES = st.text(st.characters(blacklist_characters="\0/", blacklist_categories=["Cs"]), min_size=1, max_size=8)
 
@@ -24,6 +24,38 @@ def test_a_name_that_is_no_unicode_comes_back() -> None:
     assert PathList([path])[0] == path
     with pytest.raises(IndexError):
         PathList([path])[1]
+
+
+@given(st.lists(st.text(max_size=8), max_size=9), st.lists(st.text(max_size=8), max_size=9))
+def test_any_strings_come_back(first: list[str], second: list[str]) -> None:
+    kept = TextList(first)
+    assert len(kept) == len(first)
+    assert list(pickle.loads(pickle.dumps(kept))) == list(kept) == first
+    assert list(kept[::-2]) == first[::-2]
+    assert [kept[place] for place in range(-len(first), 0)] == first
+    assert list(TextList.joined([kept, TextList(second), kept])) == first + second + first
+
+
+def test_strings_that_are_no_unicode_come_back() -> None:
+    texts = ["\udcff", "\udcc3\udca9", "\u00e9", "\ud800"]
+    assert list(TextList(texts)) == texts
+    with pytest.raises(IndexError):
+        TextList(texts)[4]
+
+
+def test_no_lists_are_joined_to_an_empty_one() -> None:
+    assert list(TextList.joined([])) == list(PathList.joined([])) == []
+
+
+@pytest.mark.parametrize("folder", ["/data/train", "/", ".", "a/../b"])
+def test_paths_below_a_folder_are_those_that_pathlib_joins(folder: str) -> None:
+    root, names = Path(folder), ["b/2.png", "a.png", "c/x y/\udcff.png"]
+    paths = PathList.below(root, TextList(names))
+    assert list(paths) == [root / name for name in names]
+    assert [paths.text(place) for place in range(3)] == [str(root / name) for name in names]
+    assert prefix_of(root) + "b/2.png" == str(root / "b/2.png")
+    both = PathList.joined([paths, PathList.below(root, TextList(["z.png"]))])
+    assert list(both[1:]) == [root / name for name in [*names[1:], "z.png"]]
 
 
 def test_a_million_paths_take_little_memory() -> None:

@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from w2skd.data.decode import colour_mode, open_image, read_content, square
 from w2skd.data.names import alike_in, all_alike, composed
-from w2skd.data.paths import PathList
+from w2skd.data.paths import PathList, TextList, prefix_of
 from w2skd.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
@@ -23,6 +25,9 @@ _LISTED = 4
 
 _CHUNK = 64
 _MAX_THREADS = 8
+
+_LISTING_THREADS = 8
+"""Class folders that are listed at the same time: network file systems answer slowly, but many requests at once."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class ClassFolders:
         notes: which files are not read and other remarks, one line each.
     """
 
-    files: dict[str, list[Path]]
+    files: dict[str, PathList]
     notes: tuple[str, ...]
 
 
@@ -97,20 +102,24 @@ def list_class_folders(root: Path, folder: str, key: str) -> ClassFolders:
     if not path.is_dir():
         others = ", ".join(entry.name for entry in _visible(root) if entry.is_dir()) or "none"
         raise DataError(f"{key}: no folder '{folder}' in {root.absolute()}; its folders: {others}")
-    folders, left_out = _entries(path)
+    folders, loose = _entries(str(path))
     if not folders:
         raise DataError(f"{path}: contains no folders; expected one per class")
-    classes: dict[str, list[Path]] = {}
-    for entry in sorted(folders, key=lambda entry: composed(entry.name)):
-        name = composed(entry.name)
-        if name in classes:
-            raise DataError(f"{path}: two folders are named '{name}', in different Unicode forms; merge or rename them")
-        classes[name], not_read = _list_images(entry)
-        left_out += not_read
+    folders.sort(key=composed)
+    names = [composed(folder) for folder in folders]
+    unique = next((place for place in range(1, len(names)) if names[place] == names[place - 1]), len(names))
+    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+        listed = list(pool.map(partial(_list_images, path), folders[:unique]))
+    if unique < len(names):  # reported after problems of the folders before it
+        raise DataError(
+            f"{path}: two folders are named '{names[unique]}', in different Unicode forms; merge or rename them"
+        )
+    classes = {name: PathList.below(path, images) for name, (images, _) in zip(names, listed, strict=True)}
+    left_out = [path / name for name in chain(loose, *(not_read for _, not_read in listed))]
     notes = [describe_left_out(left_out, path)] if left_out else []
     notes += [f"classes {alike}" for alike in all_alike(classes)]
     if len(classes) == 1:
-        notes.append(f"contains a single class, '{name}': there is nothing to tell apart")
+        notes.append(f"contains a single class, '{names[0]}': there is nothing to tell apart")
     return ClassFolders(classes, tuple(notes))
 
 
@@ -190,35 +199,35 @@ def _visible(path: Path) -> list[Path]:
         raise DataError(f"{path}: cannot list the folder: {error.strerror}") from None
 
 
-def _list_images(path: Path) -> tuple[list[Path], list[Path]]:
-    """Return the images of a class, sorted, and the files that are not read."""
-    images, left_out, seen = list[Path](), list[Path](), set[tuple[int, int]]()
-    waiting = [path]
+def _list_images(root: Path, name: str) -> tuple[TextList, list[str]]:
+    """Return the images in the folder of a class, sorted, and the files that are not read, relative to `root`."""
+    images, left_out, seen = list[str](), list[str](), set[tuple[int, int]]()
+    waiting, prefix = [name], prefix_of(root)
     while waiting:
         folder = waiting.pop()
-        status = folder.stat()
+        status = os.stat(prefix + folder)
         if (status.st_dev, status.st_ino) in seen:  # a symbolic link to a folder that contains it
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders, files = _entries(folder)
-        waiting += folders
+        folders, files = _entries(prefix + folder)
+        waiting += [f"{folder}{os.sep}{inner}" for inner in folders]
         for file in files:
-            readable = file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
-            (images if readable else left_out).append(file)
+            readable = file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+            (images if readable else left_out).append(f"{folder}{os.sep}{file}")
     if not images:
         reason = f"none of its {len(left_out)} files ends in" if left_out else "the folder is empty; expected"
-        raise DataError(f"{path}: class '{path.name}' has no images: {reason} {', '.join(EXTENSIONS)}")
-    return sorted(images), left_out
+        raise DataError(f"{root / name}: class '{name}' has no images: {reason} {', '.join(EXTENSIONS)}")
+    return TextList(sorted(images, key=lambda image: image.split(os.sep))), left_out
 
 
-def _entries(path: Path) -> tuple[list[Path], list[Path]]:
-    """Return the visible folders in a folder, and its files; a hidden folder counts as a file."""
-    folders, files = list[Path](), list[Path]()
+def _entries(path: str) -> tuple[list[str], list[str]]:
+    """Return the names of the visible folders in a folder, and of its files; a hidden folder counts as a file."""
+    folders, files = list[str](), list[str]()
     try:
         with os.scandir(path) as entries:  # knows the kind of an entry without a further call for each
             for entry in entries:
                 is_class = entry.is_dir() and not entry.name.startswith(".")
-                (folders if is_class else files).append(path / entry.name)
+                (folders if is_class else files).append(entry.name)
     except OSError as error:
         raise DataError(f"{path}: cannot list the folder: {error.strerror}") from None
     return folders, files

@@ -291,8 +291,8 @@ def _image_folder(section: ImageDataSection) -> _Source:
 
 
 def _from_files(root: Path, folder: str, found: ClassFolders) -> Listing:
-    paths = PathList(path for members in found.files.values() for path in members)
-    labels = torch.tensor([label for label, members in enumerate(found.files.values()) for _ in members])
+    paths = PathList.joined(found.files.values())
+    labels = torch.repeat_interleave(torch.tensor([len(members) for members in found.files.values()]))
     return Listing(str(root / folder), FileExamples(root, paths), labels, tuple(found.files), found.notes)
 
 

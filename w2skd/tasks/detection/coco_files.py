@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from w2skd.data.names import all_alike, composed
+from w2skd.data.paths import TextList
 from w2skd.errors import DataError
 from w2skd.tasks.detection.image_files import CocoFiles, find_files
 from w2skd.tasks.detection.listing import BoxTable, CocoListing
@@ -49,7 +50,7 @@ def read_coco(annotations: Path, images: Path) -> CocoListing:
         DataError: the file is missing, truncated, empty, inconsistent, not in COCO format, or of other images. The
             message names the first invalid record.
     """
-    document = _load(annotations)
+    document = _load(annotations, _without_outline)
     records = _Records(annotations)
     image_rows, box_rows, category_rows = (document[key] for key in _KINDS)
 
@@ -80,7 +81,7 @@ def read_coco(annotations: Path, images: Path) -> CocoListing:
     notes += [f"{without:,} annotations have no area: scoring uses the areas of their boxes"] if without else []
     return CocoListing(
         str(annotations),
-        CocoFiles(images, tuple(names), torch.from_numpy(sizes)),
+        CocoFiles(images, TextList(names), torch.from_numpy(sizes)),
         torch.from_numpy(image_ids),
         torch.from_numpy(sizes),
         table,
@@ -105,14 +106,13 @@ def _truth(path: Path) -> dict[str, Any]:
     return {"images": document["images"], "annotations": filled, "categories": document["categories"]}
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """Parse the file and check that it has its three lists, none empty."""
+def _load(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Parse the file, passing every object through `change`, and check that it has its three lists, none empty."""
     try:
-        text = path.read_bytes()
+        # Without a variable, so that the bytes are freed once they are decoded.
+        document = json.loads(path.read_bytes(), object_hook=change)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
-    try:
-        document = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: {_why_not_json(error)}") from None
     except (UnicodeDecodeError, RecursionError):
@@ -127,6 +127,13 @@ def _load(path: Path) -> dict[str, Any]:
         if not document[key]:
             raise DataError(f"{path}: has no {key}")
     return document
+
+
+def _without_outline(record: dict[str, Any]) -> dict[str, Any]:
+    """Drop the mask of an annotation while the file is parsed: masks would take most of the memory."""
+    if "bbox" in record:
+        record.pop("segmentation", None)
+    return record
 
 
 def _why_not_json(error: json.JSONDecodeError) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from w2skd.data.decode import open_image, read_content
 from w2skd.data.folder import describe_left_out
 from w2skd.data.names import alike_in, composed
+from w2skd.data.paths import TextList
 from w2skd.errors import DataError
 from w2skd.tasks.detection.listing import CocoListing
 
@@ -29,7 +30,7 @@ class CocoFiles:
     """
 
     root: Path
-    names: tuple[str, ...]
+    names: TextList
     sizes: Tensor
 
     def __len__(self) -> int:
@@ -54,7 +55,7 @@ class CocoFiles:
 
     def select(self, indices: Tensor) -> "CocoFiles":
         """Return the images at these indices, in this order."""
-        return CocoFiles(self.root, tuple(self.names[index] for index in indices.tolist()), self.sizes[indices])
+        return CocoFiles(self.root, TextList(self.names[index] for index in indices.tolist()), self.sizes[indices])
 
 
 def find_files(annotations: Path, root: Path, names: Sequence[str]) -> list[str]:
