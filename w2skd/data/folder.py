@@ -1,11 +1,11 @@
 """Images in one folder per class: listing, and reading as squares of one size."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -73,12 +73,25 @@ class ClassFolders:
     """The images of each class.
 
     Attributes:
-        files: class -> its images; classes and images are sorted by name.
+        classes: names of the classes, sorted.
+        counts: number of images of each class.
+        paths: the images, class by class, sorted by name within a class.
         notes: which files are not read and other remarks, one line each.
     """
 
-    files: dict[str, PathList]
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    paths: PathList
     notes: tuple[str, ...]
+
+    @property
+    def files(self) -> dict[str, PathList]:
+        """Class -> its images."""
+        ends = tuple(accumulate(self.counts))
+        return {
+            name: self.paths[end - count : end]
+            for name, count, end in zip(self.classes, self.counts, ends, strict=True)
+        }
 
 
 def list_class_folders(root: Path, folder: str, key: str) -> ClassFolders:
@@ -108,19 +121,25 @@ def list_class_folders(root: Path, folder: str, key: str) -> ClassFolders:
     folders.sort(key=composed)
     names = [composed(folder) for folder in folders]
     unique = next((place for place in range(1, len(names)) if names[place] == names[place - 1]), len(names))
-    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        listed = list(pool.map(partial(_list_images, path), folders[:unique]))
+    counts, left_out = list[int](), [path / name for name in loose]
+
+    def images_of_each() -> Iterator[TextList]:
+        with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+            for images, not_read in pool.map(partial(_list_images, path), folders[:unique]):
+                counts.append(len(images))
+                left_out.extend(path / name for name in not_read)
+                yield images
+
+    paths = PathList.below(path, TextList.joined(images_of_each()))
     if unique < len(names):  # reported after problems of the folders before it
         raise DataError(
             f"{path}: two folders are named '{names[unique]}', in different Unicode forms; merge or rename them"
         )
-    classes = {name: PathList.below(path, images) for name, (images, _) in zip(names, listed, strict=True)}
-    left_out = [path / name for name in chain(loose, *(not_read for _, not_read in listed))]
     notes = [describe_left_out(left_out, path)] if left_out else []
-    notes += [f"classes {alike}" for alike in all_alike(classes)]
-    if len(classes) == 1:
+    notes += [f"classes {alike}" for alike in all_alike(names)]
+    if len(names) == 1:
         notes.append(f"contains a single class, '{names[0]}': there is nothing to tell apart")
-    return ClassFolders(classes, tuple(notes))
+    return ClassFolders(tuple(names), tuple(counts), paths, tuple(notes))
 
 
 def describe_left_out(files: Sequence[Path], root: Path) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 
 from w2skd.data.shared_array import SharedArray
 
-_ENCODING = ("utf-8", "surrogatepass")
-"""Encodes any string, also a file name that is not Unicode, and decodes it to the same string."""
+_ERRORS = "surrogatepass"
+"""Encodes any string to UTF-8, also a file name that is not Unicode, and decodes it to the same string."""
 
 
 class TextList(Sequence[str]):
@@ -27,10 +27,9 @@ class TextList(Sequence[str]):
     def __init__(self, texts: Iterable[str] = ()):
         data, ends = bytearray(), array("q", [0])
         for text in texts:
-            data += text.encode(*_ENCODING)
+            data += text.encode("utf-8", _ERRORS)
             ends.append(len(data))
-        self._data = SharedArray(np.array(data, dtype=np.uint8))
-        self._ends = SharedArray(np.array(ends, dtype=np.int64))
+        self._set(data, ends)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -43,21 +42,28 @@ class TextList(Sequence[str]):
 
     def __getitem__(self, index: "int | slice") -> "str | Self":
         """Return the string at this index, or those of a slice."""
-        places = range(len(self))
+        ends = self._ends.view
+        places = range(len(ends) - 1)
         if isinstance(index, slice):
             return type(self)(self[place] for place in places[index])
-        place, ends = places[index], self._ends.view  # also from the end
-        return str(self._data.view[ends[place] : ends[place + 1]], *_ENCODING)
+        place = places[index]  # also from the end
+        return str(self._data.view[ends[place] : ends[place + 1]], "utf-8", _ERRORS)
 
     @classmethod
     def joined(cls, parts: Iterable["TextList"]) -> Self:
-        """Return the strings of several lists as one list."""
-        parts = list(parts)
-        lengths = np.concatenate([[0], *(np.diff(part._ends.values) for part in parts)])
-        texts = cls()
-        texts._data = SharedArray(np.concatenate([texts._data.values, *(part._data.values for part in parts)]))
-        texts._ends = SharedArray(lengths.cumsum(dtype=np.int64))
+        """Return the strings of several lists as one list, which may be consumed while they are made."""
+        data, ends = bytearray(), array("q", [0])
+        for part in parts:
+            ends.frombytes((part._ends.values[1:] + len(data)).tobytes())
+            data += part._data.view
+        texts = cls.__new__(cls)
+        texts._set(data, ends)
         return texts
+
+    def _set(self, data: bytearray, ends: "array[int]") -> None:
+        # Not copied: both belong to the arrays from here on.
+        self._data = SharedArray(np.frombuffer(data, dtype=np.uint8))
+        self._ends = SharedArray(np.frombuffer(ends, dtype=np.int64))
 
 
 class PathList(Sequence[Path]):
@@ -67,25 +73,15 @@ class PathList(Sequence[Path]):
         paths: the paths.
     """
 
-    def __init__(self, paths: Iterable[Path]):
+    def __init__(self, paths: Iterable[Path] = ()):
         self._prefix = ""
         self._texts = TextList(map(os.fspath, paths))
 
     @classmethod
     def below(cls, folder: Path, names: TextList) -> Self:
         """Return the paths ``folder / name``; `names` are paths in normal form, relative to `folder`."""
-        paths = cls(())
+        paths = cls()
         paths._prefix, paths._texts = prefix_of(folder), names
-        return paths
-
-    @classmethod
-    def joined(cls, parts: Iterable["PathList"]) -> Self:
-        """Return the paths of several lists, all below the same folder, as one list."""
-        parts = list(parts)
-        paths = cls(())
-        if parts:
-            assert len({part._prefix for part in parts}) == 1, sorted({part._prefix for part in parts})
-            paths._prefix, paths._texts = parts[0]._prefix, TextList.joined(part._texts for part in parts)
         return paths
 
     def __len__(self) -> int:

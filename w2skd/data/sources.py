@@ -24,7 +24,6 @@ from w2skd.data.examples import ChosenExamples, Examples, PixelExamples
 from w2skd.data.folder import ClassFolders, FileExamples, check_same_classes, describe_unused, list_class_folders
 from w2skd.data.identity import DataIdentity, identify, identify_set
 from w2skd.data.images import ImageSet, Normalization, balanced_subset, split_validation
-from w2skd.data.paths import PathList
 from w2skd.errors import DataError
 from w2skd.recipe.data import ImageDataSection
 
@@ -282,7 +281,7 @@ def _image_folder(section: ImageDataSection) -> _Source:
     if section.preparation.validation_share:
         return _from_files(root, section.train_folder, train), None, IMAGENET, size
     evaluation = list_class_folders(root, section.eval_folder, "data.eval_folder")
-    names = list(train.files), root / section.train_folder, list(evaluation.files), root / section.eval_folder
+    names = train.classes, root / section.train_folder, evaluation.classes, root / section.eval_folder
     check_same_classes(*names)
     if unused := describe_unused(root, (section.train_folder, section.eval_folder)):
         train = replace(train, notes=(*train.notes, unused))
@@ -291,9 +290,8 @@ def _image_folder(section: ImageDataSection) -> _Source:
 
 
 def _from_files(root: Path, folder: str, found: ClassFolders) -> Listing:
-    paths = PathList.joined(found.files.values())
-    labels = torch.repeat_interleave(torch.tensor([len(members) for members in found.files.values()]))
-    return Listing(str(root / folder), FileExamples(root, paths), labels, tuple(found.files), found.notes)
+    labels = torch.repeat_interleave(torch.tensor(found.counts))
+    return Listing(str(root / folder), FileExamples(root, found.paths), labels, found.classes, found.notes)
 
 
 def _shapes(section: ImageDataSection) -> _Source:
