@@ -42,12 +42,14 @@ class TextList(Sequence[str]):
 
     def __getitem__(self, index: "int | slice") -> "str | Self":
         """Return the string at this index, or those of a slice."""
-        ends = self._ends.view
-        places = range(len(ends) - 1)
         if isinstance(index, slice):
-            return type(self)(self[place] for place in places[index])
-        place = places[index]  # also from the end
-        return str(self._data.view[ends[place] : ends[place + 1]], "utf-8", _ERRORS)
+            return type(self)(self[place] for place in range(*index.indices(len(self))))
+        ends = self._ends.view
+        if index < 0:
+            index += len(self)
+            if index < 0:
+                raise IndexError(index)
+        return self._data.view[ends[index] : ends[index + 1]].tobytes().decode("utf-8", _ERRORS)
 
     @classmethod
     def joined(cls, parts: Iterable["TextList"]) -> Self:
