@@ -5,6 +5,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -92,6 +93,22 @@ def test_many_classes_keep_their_order_and_the_first_problem_is_reported(tmp_pat
     for _ in range(5):
         with pytest.raises(DataError, match="class 'c09' has no images"):
             list_class_folders(tmp_path, "train", "data.train_folder")
+
+
+def test_folders_of_classes_are_listed_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for label in range(4):
+        save(gradient(8, 8), tmp_path / f"train/{label}/{label}.png")
+    scandir, barrier = os.scandir, Barrier(4)
+
+    def slow(path: str):
+        if Path(path).parent.name == "train":
+            barrier.wait(timeout=30)  # breaks unless all four wait
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", slow)
+    listed = list_class_folders(tmp_path, "train", "data.train_folder")
+    assert [path.name for path in listed.paths] == ["0.png", "1.png", "2.png", "3.png"]
+    assert (listed.classes, listed.counts) == (("0", "1", "2", "3"), (1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("ending", [".jfif", ".jpe", ".JFIF"])

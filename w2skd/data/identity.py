@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 _ALL_BYTES = 2**30
@@ -69,14 +70,14 @@ class IdentifiedSet:
 
     Attributes:
         examples: N images.
-        labels: of each image; empty if images have no single label.
+        labels: int64 [N]; None if images have no single label.
         facts: what identifies the set.
         digests: of the images that were read.
         indices: of these images.
     """
 
     examples: Contents
-    labels: Sequence[int]
+    labels: Tensor | None
     facts: Mapping[str, int | str]
     digests: Sequence[bytes]
     indices: Sequence[int]
@@ -133,7 +134,7 @@ def identify_set(
         if tensors:
             digest = hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors))
             facts[key] = digest.hexdigest()[:16]
-    return IdentifiedSet(examples, [] if labels is None else labels.tolist(), facts, digests, indices)
+    return IdentifiedSet(examples, labels, facts, digests, indices)
 
 
 def differing_data(
@@ -177,7 +178,10 @@ def _repeated(part: str, one: IdentifiedSet) -> list[str]:
     if not pairs:
         return []
     line = f"{len(pairs):,} of {len(one.examples):,} {part} images repeat another one {_example(pairs[0], one, one)}"
-    other_label = sum(one.labels[index] != one.labels[twin] for index, twin in pairs) if one.labels else 0
+    other_label = 0
+    if one.labels is not None:
+        repeated, first = torch.tensor(pairs).unbind(1)
+        other_label = int((one.labels[repeated] != one.labels[first]).sum())
     return [line + (f"; {other_label:,} of them under another class" if other_label else "")]
 
 
