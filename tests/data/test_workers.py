@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from w2skd.data import workers
+from w2skd.data.paths import PathList, TextList
 from w2skd.data.workers import Workers, start_method
 from w2skd.errors import DataError
 
@@ -62,6 +63,18 @@ class Parts:
 
 def parts_of(number: int) -> Parts | DataError:
     return Parts(torch.full((number,), 3), (torch.tensor(number), torch.zeros(0, 4)))
+
+
+def growth_by_collection(_: int) -> Tensor:
+    """Return by how many KB a full garbage collection enlarges the private memory of a worker."""
+
+    def private_kb() -> int:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+    before = private_kb()
+    gc.collect()
+    return torch.tensor(private_kb() - before)
 
 
 class Numbers:
@@ -293,6 +306,35 @@ def test_both_ways_to_start_workers_give_the_same(method: str, monkeypatch: pyte
     assert numbers(results, 3)
     results.close()
     assert no_children()
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_garbage_collection_does_not_copy_the_memory_of_the_parent(method: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(workers, "start_method", lambda: method)
+    objects = [[number] for number in range(200_000)]  # 16 MB
+    assert [int(kb) < 8_000 for kb in Workers(1).map(growth_by_collection, [0, 1])] == [True, True]
+    assert len(objects) == 200_000
+
+
+class NamesOf:
+    """Answers a number with the bytes of a path."""
+
+    def __init__(self, paths: PathList):
+        self._paths = paths
+
+    def __call__(self, number: int) -> Tensor:
+        return torch.tensor(list(os.fsencode(self._paths[number])))
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_paths_reach_workers(method: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(workers, "start_method", lambda: method)
+    paths = PathList.below(Path("/data/train"), TextList(["a/1.png", "b/\udcff.png", "c/\u00e9.png"]))
+    for _ in range(2):  # the paths move to shared memory for the first workers only
+        results = Workers(2).map(NamesOf(paths), [2, 0, 1])
+        names = [os.fsdecode(bytes(name.tolist())) for name in results]
+        assert names == ["/data/train/c/\u00e9.png", "/data/train/a/1.png", "/data/train/b/\udcff.png"]
+    assert paths[1] == Path("/data/train/b/\udcff.png")
 
 
 def test_workers_start_from_a_process_of_one_thread_where_forking_threads_is_unsafe():

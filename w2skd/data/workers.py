@@ -6,6 +6,7 @@ a timeout; and signals to the process group do not reach the workers, because th
 """
 
 import atexit
+import gc
 import multiprocessing
 import multiprocessing.context
 import os
@@ -258,6 +259,8 @@ def _begin(worker: int) -> None:
     for number in MAIN_PROCESS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, MAIN_PROCESS_SIGNALS)
+    # A collection marks every object that it visits, which would copy all memory shared with the parent.
+    gc.freeze()
 
 
 def _exit_reason(process: multiprocessing.process.BaseProcess) -> str:
