@@ -221,6 +221,7 @@ def main() -> None:
         # Not forked: the peak of a fresh process is its own.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             values = pool.submit(measure, root, options).result()
+    method = options.start_method or start_method()
     start, end = values["workers_start_mb"], values["workers_end_mb"]
     rows = [
         ("files", f"{files:,}", ""),
@@ -233,7 +234,11 @@ def main() -> None:
         ("main process, peak", f"{values['peak_mb']:.0f} MB", ""),
         ("main process, at the end", f"{values['end_rss_mb']:.0f} MB", ""),
         *(
-            (f"worker {number} ({start_method()}), private", f"{first:.1f} to {last:.1f} MB", "no growth")
+            (
+                f"worker {number} ({method}), private",
+                f"{first:.1f} to {last:.1f} MB",
+                "no growth",
+            )
             for number, (first, last) in enumerate(zip(start, end, strict=True))
         ),
         ("examples read", f"{values['examples_read']:,}", ""),

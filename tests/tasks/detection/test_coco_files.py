@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from w2skd.data.paths import TextList
 from w2skd.errors import DataError
 from w2skd.tasks.detection.coco_files import read_coco
+from w2skd.tasks.detection.image_files import CocoFiles
 from w2skd.tasks.detection.listing import CocoListing
 
 ORIENTATION = 0x0112
@@ -60,6 +63,32 @@ def changed(change: Callable[[Any], None]) -> Any:
 
 def read(tmp_path: Path, document: Any = GOOD) -> CocoListing:
     return read_coco(*save(tmp_path, document))
+
+
+def test_masks_take_no_memory_while_the_file_is_read(tmp_path: Path) -> None:
+    document = changed(lambda document: None)
+    for row in document["annotations"]:
+        row["segmentation"] = [[number + 0.5 for number in range(50_000)]]
+    path, folder = save(tmp_path, document)
+    tracemalloc.start()
+    try:
+        listing = read_coco(path, folder)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # The text, and the parsed mask of one of four annotations, which is four times its text.
+    assert peak < 3 * path.stat().st_size
+    assert listing.ground_truth()["annotations"][0]["segmentation"] == document["annotations"][0]["segmentation"]
+
+
+def test_names_of_files_are_kept_without_an_object_per_image(tmp_path: Path) -> None:
+    files = read(tmp_path).examples
+    assert isinstance(files, CocoFiles)
+    assert isinstance(files.names, TextList)
+    chosen = files.select(torch.tensor([2, 0]))
+    assert list(chosen.names) == ["deep/b.png", "c.png"]
+    assert chosen.sizes.tolist() == [[16, 16], [20, 40]]
+    assert isinstance(chosen.names, TextList)
 
 
 def test_labels_follow_the_ids_of_categories_and_boxes_their_images(tmp_path: Path) -> None:
