@@ -5,13 +5,15 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from jpegs import jpeg_bytes, photo
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from w2skd.data.batch import LabelledImages
@@ -21,7 +23,7 @@ from w2skd.data.images import Normalization
 from w2skd.data.normalize import Normalizer
 from w2skd.data.order import BatchOrder
 from w2skd.data.parts import equal_parts
-from w2skd.data.streaming import StreamingFeed, _SideStream, stream_once
+from w2skd.data.streaming import Request, StreamingFeed, _SideStream, stream_once
 from w2skd.data.transforms import EvalTransform, TrainTransform
 from w2skd.data.workers import Workers
 from w2skd.errors import DataError, UsageError
@@ -302,3 +304,52 @@ def test_copies_to_a_gpu_run_on_a_stream_of_their_own(monkeypatch: pytest.Monkey
         ("main", "waits for", "side"),
         ("used by", "main"),
     ]
+
+
+@dataclass(frozen=True)
+class JpegFiles:
+    """JPEG files of several sizes in memory, and one PNG: number 3."""
+
+    count: int = 8
+
+    def __len__(self) -> int:
+        return self.count
+
+    def content(self, index: int) -> bytes:
+        if index == 3:
+            file = BytesIO()
+            photo(90, 80, 3).save(file, "PNG")
+            return file.getvalue()
+        return jpeg_bytes(photo(30 + 25 * index, 40 + 20 * index, index), orientation=1 + index)
+
+    def open(self, index: int) -> Image.Image:
+        return ImageOps.exif_transpose(Image.open(BytesIO(self.content(index)))).convert("RGB")
+
+
+@pytest.mark.parametrize("transform", [ALL, TrainTransform(("flip",)), EvalTransform(20), EvalTransform(14)])
+def test_reduced_decoding_changes_neither_windows_nor_draws(transform) -> None:
+    request = Request(range(8), SIZE, 3, (0,) * 8 if isinstance(transform, TrainTransform) else ())
+    full, reduced = (
+        ReadImages(JpegFiles(), transform, BLANK, 7, reduced=reduced)(request) for reduced in (False, True)
+    )
+    assert isinstance(full, Tensor)
+    assert isinstance(reduced, Tensor)
+    differences = (full.int() - reduced.int()).abs().flatten(1)
+    assert (differences.double().mean(dim=1) < 8).all(), "another window, flip or erased part would differ by more"
+    is_same = differences.amax(dim=1) == 0
+    assert is_same[3], "PNG files are decoded as before"
+    assert is_same[0], "images of less than twice the output's side are decoded as before"
+    assert is_same.all() == (transform == EvalTransform(14)), "a crop that pads is decoded as before"
+
+
+def test_reduced_decoding_reports_what_open_reports() -> None:
+    class Damaged(JpegFiles):
+        def content(self, index: int) -> bytes:
+            return super().content(index)[:-300]
+
+        def open(self, index: int) -> Image.Image:
+            raise DataError(f"{index}.jpg: damaged")
+
+    for transform in (EvalTransform(20), EvalTransform(200)):
+        error = ReadImages(Damaged(), transform, reduced=True)(Request([6], SIZE))
+        assert str(error) == "6.jpg: damaged"

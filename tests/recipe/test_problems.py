@@ -131,6 +131,15 @@ def test_a_value_out_of_range_is_refused(recipe_file: Write, override: str, star
             "data={source: shapes, image_size: 32, progressive: {from_px: 32}}",
             "data: progressive: from_px: 32 is not smaller than image_size: 32",
         ),
+        (
+            "data={source: image_folder, image_size: 32, decode: reduced, feed: resident}",
+            "data: feed: resident cannot do decode: reduced: streaming can",
+        ),
+        ("data.decode=reduced", "data: decode: reduced is for source: image_folder, not for shapes"),
+        (
+            "data={source: image_folder, image_size: 32, decode: nvjpeg, augment: [random_resized_crop, flip, cutout]}",
+            "data: decode: nvjpeg cannot do augment: cutout, only random_resized_crop and flip: decode: full can",
+        ),
         ("data.download=true", "data: download: true is for cifar10, cifar100, fashion_mnist, not for shapes"),
         ("data.augment=[flip, flip]", "data: augment: each kind once"),
         ("report.thresholds=[90]", "report: thresholds: 90 is out of range; top1 lies between 0 and 1"),

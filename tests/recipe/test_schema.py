@@ -92,6 +92,7 @@ def test_length_in_steps(length: dict[str, Any], steps: int) -> None:
         ({"augment": ["random_resized_crop", "flip", "random_erasing"]}, ["random_resized_crop", "random_erasing"]),
         ({"eval_resize": 72}, ["eval_resize"]),
         ({"interpolation": "bilinear"}, ["interpolation: bilinear"]),
+        ({"decode": "reduced", "augment": ["crop", "flip"]}, ["decode: reduced"]),
         ({"interpolation": "bilinear", "source": "cifar10"}, ["interpolation: bilinear"]),
         ({"interpolation": "bilinear", "source": "cifar10", "image_size": None}, []),
     ],

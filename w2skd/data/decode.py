@@ -14,7 +14,7 @@ from w2skd.errors import DataError
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """Formats that are decoded, regardless of the file's extension. Pillow's other readers may start external programs."""
 
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -25,7 +25,7 @@ _UPRIGHT = {
 }
 """EXIF orientation -> transposition of the stored image that puts it upright."""
 
-_AS_STORED = _UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+_AS_STORED = UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 """EXIF orientation -> the inverse transposition."""
 
 _EXIF_INTEGERS = {1: "B", 3: "H", 4: "I"}
@@ -167,15 +167,23 @@ def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     is_tiff = image.format == "TIFF"
     if not is_tiff:
         image.load()  # a PNG may have its EXIF after its pixels
-    orientation = _exif_orientation(image.info.get("exif", b"")) or _pillow_orientation(image, is_tiff)
+    orientation = orientation_of(image)
     image.load()
-    if orientation not in _UPRIGHT:
+    if orientation not in UPRIGHT:
         return image
-    turned = image if is_tiff else image.transpose(_UPRIGHT[orientation])  # Pillow turns a TIFF while loading it
+    turned = image if is_tiff else image.transpose(UPRIGHT[orientation])  # Pillow turns a TIFF while loading it
     if size in (None, turned.size):
         return turned
     stored = image.transpose(_AS_STORED[orientation]) if is_tiff else image
     return stored if stored.size == size else turned
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation of an opened image, 1 to 8 if it is valid; 1, which is upright, if it has none.
+
+    A JPEG need not be loaded for this.
+    """
+    return _exif_orientation(image.info.get("exif", b"")) or _pillow_orientation(image, image.format == "TIFF")
 
 
 def _exif_orientation(exif: bytes) -> int | None:

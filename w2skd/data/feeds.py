@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from w2skd.data.batch import LabelledImages
+from w2skd.data.device_decode import DeliverEncoded, EncodedImages, ReadEncoded, check_decoder
 from w2skd.data.identity import DataIdentity
 from w2skd.data.image_stream import DeliverImages, ReadImages, mean_colour
 from w2skd.data.normalize import Normalizer
@@ -44,7 +45,8 @@ class ImageFeeds:
         resident: whether all images are kept on the device.
 
     Raises:
-        DataError: files are missing, damaged, too few or inconsistent.
+        DataError: files are missing, damaged, too few or inconsistent, or the device cannot decode images as the
+            recipe demands.
     """
 
     def __init__(self, section: ImageDataSection, train: TrainSection, *, seed: int, device: torch.device):
@@ -58,6 +60,8 @@ class ImageFeeds:
         self.size_px = self._listing.size_px
         self.resident = self._fits_on_device()
         self._normalize = Normalizer(self.normalization, device, train.channels_last)
+        self._decodes_on_device = self._preparation.decode == "nvjpeg"
+        self._decoder_note = check_decoder(device) if self._decodes_on_device else None
 
     @property
     def train_listing(self) -> Listing:
@@ -87,9 +91,10 @@ class ImageFeeds:
 
     @property
     def notes(self) -> list[str]:
-        """Remarks about the sources of both sets, one line each."""
+        """Remarks about the sources of both sets and about decoding, one line each."""
         sets = (self.train_listing, self.evaluation_listing)
-        return list(dict.fromkeys(f"{part.name}: {line}" for part in sets for line in part.notes))
+        lines = dict.fromkeys(f"{part.name}: {line}" for part in sets for line in part.notes)
+        return [*lines, *([] if self._decoder_note is None else [self._decoder_note])]
 
     def identity(self) -> DataIdentity:
         """Identify both sets, see `w2skd.data.identity`.
@@ -100,7 +105,9 @@ class ImageFeeds:
         return identify_image_data(self._section)
 
     @cached_property
-    def train(self) -> ResidentFeed | StreamingFeed[Tensor, LabelledImages]:
+    def train(
+        self,
+    ) -> ResidentFeed | StreamingFeed[Tensor, LabelledImages] | StreamingFeed[EncodedImages, LabelledImages]:
         """The training batches. Resident images are read on first access.
 
         Raises:
@@ -115,14 +122,14 @@ class ImageFeeds:
         transform = TrainTransform(
             preparation.augment, preparation.crop_scale, preparation.interpolation, preparation.erasing_probability
         )
-        return StreamingFeed(
-            order,
-            ReadImages(listing.examples, transform, mean_colour(self.normalization), self._seed),
-            DeliverImages(listing.labels, self._normalize),
-            Workers.of(section.workers, section.worker_timeout_s),
-            self.size_px,
-            size_at,
-        )
+        workers = Workers.of(section.workers, section.worker_timeout_s)
+        if self._decodes_on_device:
+            encoded = ReadEncoded(listing.examples, transform, self._seed)
+            return StreamingFeed(order, encoded, self._decoder(listing), workers, self.size_px, size_at)
+        blank = mean_colour(self.normalization)
+        read = ReadImages(listing.examples, transform, blank, self._seed, self._reduced)
+        deliver = DeliverImages(listing.labels, self._normalize)
+        return StreamingFeed(order, read, deliver, workers, self.size_px, size_at)
 
     def evaluation_batches(self, ranks: Ranks) -> Iterator[LabelledImages]:
         """Iterate over this rank's share of the evaluation batches, without augmentation.
@@ -134,13 +141,13 @@ class ImageFeeds:
         if self.resident:
             return evaluation_batches(load_image_data(section).evaluation, self._normalize, parts)
         transform = EvalTransform(self._preparation.eval_resize or self.size_px, self._preparation.interpolation)
-        return stream_once(
-            ReadImages(listing.examples, transform),
-            DeliverImages(listing.labels, self._normalize),
-            parts,
-            size_px=self.size_px,
-            workers=Workers.of(section.workers, section.worker_timeout_s),
-        )
+        workers = Workers.of(section.workers, section.worker_timeout_s)
+        if self._decodes_on_device:
+            encoded = ReadEncoded(listing.examples, transform)
+            return stream_once(encoded, self._decoder(listing), parts, size_px=self.size_px, workers=workers)
+        read = ReadImages(listing.examples, transform, reduced=self._reduced)
+        deliver = DeliverImages(listing.labels, self._normalize)
+        return stream_once(read, deliver, parts, size_px=self.size_px, workers=workers)
 
     @property
     def evaluation_batch(self) -> int:
@@ -150,6 +157,14 @@ class ImageFeeds:
     @property
     def _largest_evaluation_batch(self) -> int:
         return max(1, min(EVALUATION_BATCH, _EVALUATION_PIXELS // self.size_px**2))
+
+    @property
+    def _reduced(self) -> bool:
+        return self._preparation.decode == "reduced"
+
+    def _decoder(self, listing: Listing) -> DeliverEncoded:
+        interpolation = self._preparation.interpolation
+        return DeliverEncoded(listing.examples, listing.labels, self._normalize, interpolation)
 
     def _fits_on_device(self) -> bool:
         if self._section.feed != "auto":

@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from w2skd.data.batch import LabelledImages
 from w2skd.data.counter import seed_from
 from w2skd.data.examples import Examples
 from w2skd.data.images import Normalization
+from w2skd.data.jpeg import open_jpeg
 from w2skd.data.normalize import Normalizer
 from w2skd.data.streaming import Request
 from w2skd.data.transforms import Colour, EvalTransform, TrainTransform
@@ -32,12 +35,15 @@ class ReadImages:
         transform: applied to each image.
         blank: colour of erased parts.
         seed: seed of random transforms.
+        reduced: decode JPEG files at a half, a quarter or an eighth of their size where that has at least the
+            resolution of the output. The windows are the same, the pixels differ slightly.
     """
 
     examples: Examples
     transform: TrainTransform | EvalTransform
     blank: Colour = (0, 0, 0)
     seed: int = 0
+    reduced: bool = False
 
     @property
     def plain(self) -> "ReadImages":
@@ -46,22 +52,43 @@ class ReadImages:
 
     def __call__(self, request: Request) -> Tensor | DataError:
         """Return the pixels, or the error of an image that cannot be read."""
-        apply = self.transform.pipeline(request.size_px, self.blank)
         pixels = np.empty((len(request.ids), request.size_px, request.size_px, 3), dtype=np.uint8)
         # The transforms draw from the global generator, which belongs to the main process if there are no workers.
         before = torch.default_generator.get_state()
         try:
-            for place, example in enumerate(request.ids):
-                image = self.examples.open(example)
-                if request.repeats:
-                    counters = (request.epoch, example, request.repeats[place])
-                    torch.default_generator.manual_seed(seed_from(self.seed, *counters))
-                apply(image, pixels[place])
+            for place in range(len(request.ids)):
+                self._read(request, place, pixels[place])
         except DataError as error:
             return error
         finally:
             torch.default_generator.set_state(before)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def _read(self, request: Request, place: int, out: NDArray[np.uint8]) -> None:
+        """Write the pixels of one example into uint8 [S, S, 3]."""
+        example, size_px = request.ids[place], request.size_px
+        image: Image.Image | None = None
+        if self.reduced and (jpeg := open_jpeg(self.examples.content(example))) is not None:
+            seed_example(self.seed, request, place)
+            window = self.transform.window(jpeg.size, size_px)
+            if window is not None and window.reduction > 1:
+                square = jpeg.reduced(window, size_px, Image.Resampling[self.transform.interpolation.upper()])
+                if square is not None:
+                    self.transform.after_window(size_px, self.blank)(square, out)
+                    return
+            else:
+                image = jpeg.full()
+        if image is None:
+            image = self.examples.open(example)
+        seed_example(self.seed, request, place)
+        self.transform.pipeline(size_px, self.blank)(image, out)
+
+
+def seed_example(seed: int, request: Request, place: int) -> None:
+    """Seed torch's global generator for the augmentation of one example of a request, if it is augmented."""
+    if request.repeats:
+        counters = (request.epoch, request.ids[place], request.repeats[place])
+        torch.default_generator.manual_seed(seed_from(seed, *counters))
 
 
 class DeliverImages:

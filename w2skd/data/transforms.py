@@ -17,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from w2skd.data.window import Window, centre_window, random_window
+
 TRAIN_KINDS = ("random_resized_crop", "crop", "flip", "trivial_augment", "cutout", "random_erasing")
 
 Pipeline = Callable[[Image.Image, NDArray[np.uint8]], None]
@@ -68,6 +70,16 @@ class TrainTransform:
         """
         return _train_pipeline(self, size_px, blank)
 
+    def window(self, size: tuple[int, int], size_px: int) -> Window | None:
+        """Return the window of an image of this width and height, with the first draws of `pipeline`."""
+        if "random_resized_crop" in self.kinds:
+            return random_window(size, size_px, self.crop_scale)
+        return centre_window(size, size_px, size_px)
+
+    def after_window(self, size_px: int, blank: Colour) -> Pipeline:
+        """Return the rest of `pipeline`, for squares that are made from `window`."""
+        return _train_pipeline(self, size_px, blank, from_square=True)
+
 
 @dataclass(frozen=True)
 class EvalTransform:
@@ -89,6 +101,14 @@ class EvalTransform:
     def pipeline(self, size_px: int, blank: Colour = (0, 0, 0)) -> Pipeline:
         """Return the deterministic transform to squares of `size_px`; `blank` is ignored."""
         return _Pipeline(_centre(self.resize_px, size_px, self.interpolation), [])
+
+    def window(self, size: tuple[int, int], size_px: int) -> Window | None:
+        """Return the window of an image of this width and height; None if the crop pads."""
+        return centre_window(size, size_px, self.resize_px)
+
+    def after_window(self, size_px: int, blank: Colour = (0, 0, 0)) -> Pipeline:
+        """Return a pipeline that leaves a square as it is."""
+        return _Pipeline([], [])
 
 
 class _Pipeline:
@@ -112,12 +132,14 @@ class _Pipeline:
             change(out)
 
 
-@lru_cache(maxsize=16)
-def _train_pipeline(transform: TrainTransform, size_px: int, blank: Colour) -> Pipeline:
+@lru_cache(maxsize=32)
+def _train_pipeline(transform: TrainTransform, size_px: int, blank: Colour, from_square: bool = False) -> Pipeline:
     """Build the pipeline; cached, because building one takes as long as transforming a small image."""
     interpolation = v2.InterpolationMode(transform.interpolation)
     on_image: list[Callable[[Image.Image], Image.Image]] = []
-    if "random_resized_crop" in transform.kinds:
+    if from_square:
+        pass
+    elif "random_resized_crop" in transform.kinds:
         on_image.append(
             v2.RandomResizedCrop(size_px, transform.crop_scale, interpolation=interpolation, antialias=True)
         )

@@ -73,6 +73,7 @@ class ImagePreparation:
     interpolation: str = "bicubic"
     normalization: NormalizationSection | None = None
     validation_share: float | None = None
+    decode: str = "full"
     needs_streaming: Sequence[str] = ()
 
 
