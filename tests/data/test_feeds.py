@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from jpegs import jpeg_bytes, photo
 from PIL import Image
 
 from w2skd.data import feeds
 from w2skd.data.feeds import ImageFeeds
+from w2skd.data.normalize import to_bytes
 from w2skd.data.sources import list_image_data, load_image_data
 from w2skd.platform.ranks import Ranks
 from w2skd.recipe.schema import TrainSection
@@ -111,3 +113,29 @@ def test_a_fingerprint_tells_other_data_apart(tmp_path: Path) -> None:
     assert fingerprint("streaming") == before["streaming"], "pixels of a streamed set are not read for it"
     (tmp_path / "train" / "cat" / "1.png").rename(tmp_path / "train" / "cat" / "2.png")
     assert fingerprint("streaming") != before["streaming"]
+
+
+@pytest.mark.parametrize(("decode", "tolerance"), [("reduced", 8.0), ("nvjpeg", 1.0)])
+def test_other_ways_of_decoding_show_the_same_examples(tmp_path: Path, decode: str, tolerance: float) -> None:
+    for part in ("train", "test"):
+        for number, name in enumerate(("cat", "dog")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for index in range(6):
+                content = jpeg_bytes(photo(70, 60, 10 * number + index), 1 + index)
+                (tmp_path / part / name / f"{index}.jpg").write_bytes(content)
+    folder = {"source": "image_folder", "root": tmp_path, "train_examples": None, "eval_examples": None}
+    full, other = (
+        make(**folder, augment=["random_resized_crop", "flip"], decode=how, crop_scale=[0.5, 1])
+        for how in ("full", decode)
+    )
+    assert other.kind == "streaming"
+    assert make(**folder, augment=["flip"], decode=decode).kind == "streaming"
+    assert [*full.notes, *(line for line in other.notes if "decodes on the CPU" in line)] == other.notes
+    assert len(other.notes) == len(full.notes) + (decode == "nvjpeg")
+    batches = [(feeds.train.micro_batches(0), feeds.evaluation_batches(Ranks())) for feeds in (full, other)]
+    for one, two in zip(*batches, strict=True):
+        for first, second, _ in zip(one, two, range(3), strict=False):
+            assert torch.equal(first.ids, second.ids)
+            shown = [to_bytes(batch.images, full.normalization).int() for batch in (first, second)]
+            difference = (shown[0] - shown[1]).abs().double().flatten(1).mean(dim=1)
+            assert 0 < difference.max() < tolerance
