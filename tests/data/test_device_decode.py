@@ -10,6 +10,7 @@ import torch
 from jpegs import jpeg_bytes, photo
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision import io
 
 from w2skd.data import device_decode
 from w2skd.data.batch import LabelledImages
@@ -157,7 +158,7 @@ def test_a_truncated_file_is_the_error_of_open() -> None:
 
 def test_files_that_the_decoder_refuses_are_decoded_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     """As nvJPEG does, the decoder refuses a whole group for one file."""
-    decode, calls = device_decode.decode_jpeg, []
+    decode, calls = io.decode_jpeg, []
 
     def refuse(files: list[Tensor], **options) -> list[Tensor]:
         calls.append(len(files))
@@ -169,7 +170,7 @@ def test_files_that_the_decoder_refuses_are_decoded_by_pillow(monkeypatch: pytes
     ids = torch.arange(10)
     made = read(Request(ids.tolist(), SIZE, 0, (0,) * 10))
     expected, refused = deliver(made, ids), Files().content(6)
-    monkeypatch.setattr(device_decode, "decode_jpeg", refuse)
+    monkeypatch.setattr(io, "decode_jpeg", refuse)
     difference = (pixels(deliver(made, ids)) - pixels(expected)).abs().flatten(1).amax(dim=1)
     assert calls == [8, *[1] * 8]
     assert difference[6] <= 1
@@ -180,6 +181,12 @@ def test_files_that_the_decoder_refuses_are_decoded_by_pillow(monkeypatch: pytes
 def test_other_augmentations_are_refused() -> None:
     with pytest.raises(AssertionError, match="cutout"):
         ReadEncoded(Files(), TrainTransform(("cutout",)))
+
+
+def test_a_torchvision_without_decoders_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(io, "decode_jpeg")
+    with pytest.raises(DataError, match=r"^data\.decode: nvjpeg needs torchvision\.io\.decode_jpeg"):
+        check_decoder(CPU)
 
 
 def test_without_a_gpu_there_is_a_remark() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision import io
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
@@ -228,8 +228,10 @@ def check_decoder(device: torch.device) -> str | None:
         A remark if it is no GPU.
 
     Raises:
-        DataError: torchvision was built without nvJPEG.
+        DataError: torchvision has no decoder, or was built without nvJPEG.
     """
+    if not hasattr(io, "decode_jpeg"):  # deprecated since torchvision 0.29
+        raise DataError("data.decode: nvjpeg needs torchvision.io.decode_jpeg, which this torchvision no longer has")
     if device.type != "cuda":
         return "data.decode: nvjpeg: there is no CUDA device, so the main process decodes on the CPU, which is slow"
     file = BytesIO()
@@ -246,9 +248,8 @@ def _decode(files: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Decode JPEG files (uint8 [bytes]) to uint8 [3, H, W] each, as stored."""
     where = device if device.type == "cuda" else torch.device("cpu")
     with warnings.catch_warnings():
-        # torchvision 0.29 announces that its decoders move to torchcodec.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        images: list[Tensor] = decode_jpeg(list(files), mode=ImageReadMode.RGB, device=where)
+        warnings.simplefilter("ignore", DeprecationWarning)  # since torchvision 0.29
+        images: list[Tensor] = io.decode_jpeg(list(files), mode=io.ImageReadMode.RGB, device=where)
     return images
 
 
