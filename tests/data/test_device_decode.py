@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from itertools import islice
 
@@ -48,6 +49,7 @@ class Files:
     def __len__(self) -> int:
         return self.count
 
+    @cache  # noqa: B019 (a few small instances)
     def content(self, index: int) -> bytes:
         image = photo(90 + 13 * index, 120 - 7 * index, index)
         if index == PNG:

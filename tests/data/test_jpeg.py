@@ -54,7 +54,7 @@ def test_reduced_scale_shows_the_same_window(orientation: int, by: int, kind: st
         window = centre_window(jpeg.size, size_px, 480 // by)
     assert window is not None
     assert window.reduction == by
-    square = jpeg.reduced(window, size_px, BILINEAR)
+    square = jpeg.square(window, size_px, BILINEAR)
     assert square is not None
     assert square.size == (size_px, size_px)
     assert jpeg.image.size == (-(-645 // by), -(-483 // by)), "decoded at the reduced scale"
@@ -62,6 +62,21 @@ def test_reduced_scale_shows_the_same_window(orientation: int, by: int, kind: st
     assert np.abs(difference).mean() < 1.0
     shifted = np.roll(np.asarray(square, dtype=int), 1, axis=1) - square_of(full, window, size_px)
     assert np.abs(shifted[:, 1:]).mean() > 2 * np.abs(difference).mean(), "the check sees a shift"
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_window_without_reduction_keeps_every_pixel(orientation: int) -> None:
+    content = jpeg_bytes(photo(170, 150), orientation)
+    size, other = (150, 170) if orientation == 6 else (170, 150), open_jpeg(content)
+    assert other is not None
+    for window, size_px in ((Window((20, 10, 130, 140), (100, 100)), 100), (centre_window(size, 90, 96), 90)):
+        assert window is not None
+        jpeg = open_jpeg(content)
+        assert jpeg is not None
+        square, full = jpeg.square(window, size_px, BILINEAR), other.full()
+        assert square is not None
+        assert full is not None
+        assert np.array_equal(square, square_of(full, window, size_px))
 
 
 def test_other_files_are_left_to_open_image() -> None:
@@ -83,7 +98,7 @@ def test_damaged_pixels_are_none() -> None:
         is_complete = whole is content
         assert jpeg.is_common is is_complete
         assert (jpeg.full() is not None) is is_complete
-        assert (other.reduced(window, 64, BILINEAR) is not None) is is_complete
+        assert (other.square(window, 64, BILINEAR) is not None) is is_complete
 
 
 def test_a_truncated_file_with_a_thumbnail_is_not_complete() -> None:

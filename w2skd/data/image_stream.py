@@ -67,19 +67,15 @@ class ReadImages:
     def _read(self, request: Request, place: int, out: NDArray[np.uint8]) -> None:
         """Write the pixels of one example into uint8 [S, S, 3]."""
         example, size_px = request.ids[place], request.size_px
-        image: Image.Image | None = None
         if self.reduced and (jpeg := open_jpeg(self.examples.content(example))) is not None:
             seed_example(self.seed, request, place)
             window = self.transform.window(jpeg.size, size_px)
-            if window is not None and window.reduction > 1:
-                square = jpeg.reduced(window, size_px, Image.Resampling[self.transform.interpolation.upper()])
-                if square is not None:
-                    self.transform.after_window(size_px, self.blank)(square, out)
-                    return
-            else:
-                image = jpeg.full()
-        if image is None:
-            image = self.examples.open(example)
+            resample = Image.Resampling[self.transform.interpolation.upper()]
+            square = None if window is None else jpeg.square(window, size_px, resample)
+            if square is not None:
+                self.transform.after_window(size_px, self.blank)(square, out)
+                return
+        image = self.examples.open(example)
         seed_example(self.seed, request, place)
         self.transform.pipeline(size_px, self.blank)(image, out)
 

@@ -30,7 +30,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Jpeg:
-    """An opened JPEG file in RGB or greyscale, whose pixels are not decoded yet.
+    """An opened JPEG file in RGB or greyscale, to be decoded once, at one scale.
 
     Attributes:
         content: bytes of the file.
@@ -65,8 +65,10 @@ class Jpeg:
             return _upright(_rgb(self.image), self.orientation)
         return None
 
-    def reduced(self, window: Window, size_px: int, resample: Image.Resampling) -> Image.Image | None:
-        """Decode at the scale of `Window.reduction` and resize the window; `full` must not follow.
+    def square(self, window: Window, size_px: int, resample: Image.Resampling) -> Image.Image | None:
+        """Decode at the scale of `Window.reduction`, then cut and resize the window.
+
+        At full scale, the pixels are those of the augmentation after `open_image`.
 
         Args:
             window: the part of the upright image.
@@ -76,6 +78,16 @@ class Jpeg:
         Returns:
             RGB of `size_px` x `size_px`; None if the file is damaged.
         """
+        if window.reduction > 1:
+            return self._reduced(window, size_px, resample)
+        full = self.full()
+        if full is None:
+            return None
+        left, top = window.offset
+        resized = full.crop(window.box).resize(window.resized, resample)
+        return resized.crop((left, top, left + size_px, top + size_px))
+
+    def _reduced(self, window: Window, size_px: int, resample: Image.Resampling) -> Image.Image | None:
         stored, by = self.image.size, window.reduction
         cut, square = (self._scaled(box, stored, by) for box in (window.box, window.square(size_px)))
         left, top = math.floor(cut[0]), math.floor(cut[1])
