@@ -110,14 +110,14 @@ class Ways:
         x, y = window.offset
         return resized[:, y : y + self.size_px, x : x + self.size_px].permute(1, 2, 0).numpy()
 
-    def decode_only(self, index: int) -> Pixels:
-        return np.asarray(self.files.open(index))
+    def decode_only(self, index: int) -> Image.Image:
+        return self.files.open(index)
 
     def _at_once(self, image: Image.Image, box: tuple[float, ...], gap: float | None) -> Pixels:
         size = (self.size_px, self.size_px)
         return np.asarray(image.resize(size, self.resample, box=box, reducing_gap=gap))
 
-    def all(self) -> dict[str, Callable[[int], Pixels]]:
+    def all(self) -> dict[str, Callable[[int], object]]:
         return {
             "full": partial(self.read, reduced=False),
             "fused": self.fused,
@@ -170,8 +170,12 @@ def contents(root: Path | None, count: int) -> tuple[bytes, ...]:
     return tuple(files)
 
 
-def block(make: Callable[[int], Pixels], count: int) -> Block:
-    return lambda: [make(index) for index in range(count)]
+def block(make: Callable[[int], object], count: int) -> Block:
+    def run() -> None:
+        for index in range(count):
+            make(index)  # not kept: the memory of whole images would slow down the next block
+
+    return run
 
 
 def main() -> None:
