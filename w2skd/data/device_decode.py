@@ -64,6 +64,14 @@ class EncodedImages:
         """Return the same with `decoded` in page-locked memory; the rest is used on the host."""
         return replace(self, decoded=self.decoded.pin_memory())
 
+    def to(self, device: torch.device, *, non_blocking: bool) -> "EncodedImages":
+        """Return the same with `decoded` on a device."""
+        return replace(self, decoded=self.decoded.to(device, non_blocking=non_blocking))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """See `Tensor.record_stream`."""
+        self.decoded.record_stream(stream)
+
 
 @dataclass(frozen=True)
 class _Plan:
