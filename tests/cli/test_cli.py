@@ -24,7 +24,7 @@ from w2skd.recipe.evaluation import Metric
 from w2skd.recipe.load import shipped_recipes
 from w2skd.tasks.classification.task import ClassificationTask
 
-COMMANDS = ("train-teacher", "distill", "evaluate", "speedup-report", "compare", "recipes")
+COMMANDS = ("train-teacher", "distill", "evaluate", "speedup-report", "compare", "pack", "recipes")
 
 
 # Help

@@ -160,7 +160,8 @@ def test_a_contradiction_is_refused(recipe_file: Write, override: str, problem: 
         ("report.metric=topl", "report.metric: unknown metric 'topl' (did you mean 'top"),
         (
             "data.source=cifar",
-            "data.source: should be 'cifar10', 'cifar100', 'fashion_mnist', 'image_folder' or 'shapes', not 'cifar'",
+            "data.source: should be 'cifar10', 'cifar100', 'fashion_mnist', 'image_folder', 'packed' or 'shapes', not "
+            "'cifar'",
         ),
         ("train.optimizer={lr: 1}", "train.optimizer.name: missing"),
         ("train.optimizer.name=adam", "train.optimizer.name: should be one of 'sgd', 'adamw', not 'adam'"),

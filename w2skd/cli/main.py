@@ -13,6 +13,7 @@ from w2skd.cli.compare import compare
 from w2skd.cli.distill import distill
 from w2skd.cli.evaluate import evaluate
 from w2skd.cli.options import spread
+from w2skd.cli.pack import pack
 from w2skd.cli.printing import errors_as_exit_codes
 from w2skd.cli.recipes import recipes
 from w2skd.cli.speedup_report import speedup_report
@@ -33,6 +34,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     evaluate: "w2skd evaluate --model torchvision:mobilenet_v2 --recipe imagenet_resnet50",
     speedup_report: "w2skd speedup-report runs/demo --require 1.2",
     compare: "w2skd compare --recipe demo --seeds 0,1,2",
+    pack: "w2skd pack --recipe imagenet_resnet50 --set data.root=DIR --out imagenet-256",
     recipes: "w2skd recipes demo > my_recipe.yaml",
 }
 """Command -> example for its help."""

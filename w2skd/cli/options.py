@@ -14,6 +14,10 @@ from w2skd.recipe.schema import LARGEST_SEED, Recipe
 from w2skd.runs.options import RunOptions
 from w2skd.tasks.catalog import recipe_types
 
+RecipeName = Annotated[
+    str,
+    typer.Option("--recipe", "-r", metavar="FILE_OR_NAME", help="A recipe file, or the name of a shipped recipe."),
+]
 Overrides = Annotated[
     list[str],
     typer.Option(
@@ -48,10 +52,7 @@ WeightsKey = Annotated[
 class RecipeFlags:
     """Which recipe, and what to change in it."""
 
-    recipe: Annotated[
-        str,
-        typer.Option("--recipe", "-r", metavar="FILE_OR_NAME", help="A recipe file, or the name of a shipped recipe."),
-    ]
+    recipe: RecipeName
     set_: Overrides
     out: Annotated[
         Path | None,

@@ -1,4 +1,4 @@
-"""Sources of labelled images: CIFAR, Fashion-MNIST, folders with one folder per class, generated shapes.
+"""Sources of labelled images: CIFAR, Fashion-MNIST, folders with one folder per class, packed ones, generated shapes.
 
 A source lists its examples. Subset and hold-out are drawn from the labels, and only the pixels of the rest are read.
 """
@@ -24,6 +24,7 @@ from w2skd.data.examples import ChosenExamples, Examples, PixelExamples
 from w2skd.data.folder import ClassFolders, FileExamples, check_same_classes, describe_unused, list_class_folders
 from w2skd.data.identity import DataIdentity, identify, identify_set
 from w2skd.data.images import ImageSet, Normalization, balanced_subset, split_validation
+from w2skd.data.packed import PackedExamples, open_pack
 from w2skd.errors import DataError
 from w2skd.recipe.data import ImageDataSection
 
@@ -294,6 +295,30 @@ def _from_files(root: Path, folder: str, found: ClassFolders) -> Listing:
     return Listing(str(root / folder), FileExamples(root, found.paths), labels, found.classes, found.notes)
 
 
+def _packed(section: ImageDataSection) -> _Source:
+    root, size = section.root, section.image_size
+    assert size is not None
+    record = open_pack(root)
+    listings = {}
+    for name, part in record.parts.items():
+        notes = record.notes(part)
+        if max(size, section.preparation.eval_resize or 0) > record.side_px:
+            notes = (
+                *notes,
+                f"packed at {record.side_px} px, so images are enlarged; use w2skd pack with a larger --side",
+            )
+        examples = PackedExamples(root, part, record.format)
+        listings[name] = Listing(str(root / name), examples, examples.labels, record.classes, notes)
+    if section.preparation.validation_share:
+        return listings["train"], None, IMAGENET, size
+    if "eval" not in listings:
+        raise DataError(
+            f"{root}: contains no evaluation set, because it was packed with data.validation_share; set "
+            "data.validation_share, or pack the folder without it"
+        )
+    return listings["train"], listings["eval"], IMAGENET, size
+
+
 def _shapes(section: ImageDataSection) -> _Source:
     """Generate the requested number of shapes; `split_seed` is the seed of the shapes, too."""
     share = section.preparation.validation_share or 0.0
@@ -319,5 +344,6 @@ SOURCES: dict[str, Callable[[ImageDataSection], _Source]] = {
     "cifar100": _cifar100,
     "fashion_mnist": _fashion_mnist,
     "image_folder": _image_folder,
+    "packed": _packed,
     "shapes": _shapes,
 }

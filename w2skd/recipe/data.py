@@ -82,8 +82,8 @@ class ImageDataSection(DataSection):
 
     Attributes:
         source: ``cifar10``, ``cifar100`` and ``fashion_mnist`` in torchvision's files under `root`, ``image_folder``
-            with one folder per class under `root`/`train_folder` and `root`/`eval_folder`, or ``shapes``, which is
-            generated.
+            with one folder per class under `root`/`train_folder` and `root`/`eval_folder`, ``packed``, written to
+            `root` by ``w2skd pack``, or ``shapes``, which is generated.
         download: let torchvision download CIFAR or Fashion-MNIST if it is not under `root`.
         train_folder: folder of the training images, below `root`.
         eval_folder: folder of the evaluation images, below `root`.
@@ -92,7 +92,7 @@ class ImageDataSection(DataSection):
             device's memory.
     """
 
-    source: Literal["cifar10", "cifar100", "fashion_mnist", "image_folder", "shapes"]
+    source: Literal["cifar10", "cifar100", "fashion_mnist", "image_folder", "packed", "shapes"]
     download: bool = False
     train_folder: str = "train"
     eval_folder: str = "test"
@@ -101,8 +101,8 @@ class ImageDataSection(DataSection):
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
-        if self.source == "image_folder" and self.image_size is None:
-            raise ValueError("source: image_folder needs image_size, the side in px of its resized images")
+        if self.source in ("image_folder", "packed") and self.image_size is None:
+            raise ValueError(f"source: {self.source} needs image_size, the side in px of its resized images")
         if self.download and self.source not in DOWNLOADABLE:
             raise ValueError(f"download: true is for {', '.join(DOWNLOADABLE)}, not for {self.source}")
         return self

@@ -37,7 +37,7 @@ class ClassificationData(ImageDataSection):
     """Labelled images, see `ImageDataSection`.
 
     Attributes:
-        image_size: side in px of the squares that models see; required for ``image_folder``, else the source's own
+        image_size: side in px of the squares that models see; required for image folders, else the source's own
             (``shapes``: 32).
         eval_resize: shorter side in px to which an evaluation image is resized before its center crop; null is
             `image_size` (the field's 256 for 224 crops a margin away).

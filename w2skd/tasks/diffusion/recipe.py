@@ -90,7 +90,7 @@ class DiffusionData(ImageDataSection):
     """Training images, see `ImageDataSection`; pixels are scaled to [-1, 1].
 
     Attributes:
-        image_size: side in px of the squares that are learned and generated; required for ``image_folder``, else the
+        image_size: side in px of the squares that are learned and generated; required for image folders, else the
             source's own (``shapes``: 32).
         augment: ``flip`` (horizontal), or empty.
     """

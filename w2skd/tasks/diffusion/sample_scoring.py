@@ -82,7 +82,7 @@ class SampleScoring:
         few = rank_deficiency(self._recipe.fid.samples, len(self._listing), self._extractor.dimensions)
         if self._recipe.fid.extractor == UNTRAINED:
             few = ("fid and kid in features of an untrained network mean nothing: for smoke tests only", *few)
-        if self._recipe.data.source != "image_folder":  # all images of the other sources are alike
+        if self._recipe.data.source not in ("image_folder", "packed"):  # all images of the other sources are alike
             return few
         listings = dict.fromkeys([self._feeds.train_listing, self._listing])
         return (*few, *(line for listing in listings for line in _mixture(listing, self._feeds.size_px)))
