@@ -47,7 +47,6 @@ class Worker:
         gc.collect()
         self._setting = Setting(**setting)
         torch.manual_seed(0)
-        self._resident = _status("VmRSS")
         _forget_peak(self._setting.torch_device)
         began = time.perf_counter()
         self._contender = self._type(self._setting)
@@ -83,7 +82,7 @@ class Worker:
         return {"top1": float((guesses.cpu() == self._tests[1]).float().mean())}
 
     def memory(self) -> dict[str, Any]:
-        """Return the peak since `build` in MiB: of tensors on a GPU, else the growth of this process."""
+        """Return the peak since `build` in MiB: of tensors on a GPU, else the growth since the imports."""
         if self._setting.torch_device.type == "cuda":
             return {"mib": torch.cuda.max_memory_allocated() / MIB}
         return {"mib": (_status("VmHWM") - self._resident) / MIB}
