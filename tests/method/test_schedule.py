@@ -17,6 +17,7 @@ from w2skd.recipe.schema import (
     OneCycleSection,
     SoftenedDistillSection,
     SwitchSection,
+    TriangularSection,
 )
 from w2skd.training.learning_rate import lr_factor
 
@@ -211,6 +212,32 @@ def test_one_cycle_equals_torch(initial_ratio, final_ratio):
     assert lr_factor(section, 50, steps_per_epoch=10, total_steps=51) == pytest.approx(final_ratio)
 
 
+def test_triangular_rises_and_falls_in_equal_steps():
+    section = TriangularSection(name="triangular", warmup=Duration(5, "step"), initial_ratio=0.2, final_ratio=0.1)
+    expected = [0.2, 0.4, 0.6, 0.8, 1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1]
+    assert factors(section, 11) == pytest.approx(expected, abs=1e-12)
+    assert lr_factor(section, 11, steps_per_epoch=10, total_steps=11) == pytest.approx(0.1)
+
+
+def test_triangular_equals_torchs_one_cycle_with_linear_annealing():
+    section = TriangularSection(name="triangular", warmup=Duration(0.3, "run"), initial_ratio=0.1, final_ratio=0.02)
+
+    def make(optimizer):
+        return OneCycleLR(
+            optimizer,
+            max_lr=1.0,
+            total_steps=51,
+            pct_start=15 / 51,
+            anneal_strategy="linear",
+            cycle_momentum=False,
+            div_factor=10,
+            final_div_factor=5,
+        )
+
+    ours = [lr_factor(section, step, steps_per_epoch=10, total_steps=51) for step in range(50)]
+    assert ours == pytest.approx(torch_factors(make, 50), abs=1e-12)
+
+
 def test_multi_step_equals_torch():
     section = MultiStepSection(
         name="multi_step", milestones=(Duration(1, "ep"), Duration(0.75, "run"), Duration(38, "step")), gamma=0.2
@@ -227,10 +254,11 @@ def test_constant_and_multi_step_warm_up_linearly():
 
 
 @pytest.mark.parametrize("warmup", ["0step", "1step", "1run"])
-@pytest.mark.parametrize("name", ["cosine", "one_cycle"])
+@pytest.mark.parametrize("name", ["cosine", "one_cycle", "triangular"])
 @pytest.mark.parametrize("total_steps", [1, 2, 3])
 def test_shortest_runs_stay_within_bounds(name, warmup, total_steps):
-    section = {"cosine": CosineSection, "one_cycle": OneCycleSection}[name](name=name, warmup=Duration.parse(warmup))
+    sections = {"cosine": CosineSection, "one_cycle": OneCycleSection, "triangular": TriangularSection}
+    section = sections[name](name=name, warmup=Duration.parse(warmup))
     values = factors(section, total_steps)
     assert all(0 <= value <= 1 for value in values)
     assert max(values) == 1.0  # reached even if the warm-up is empty or the whole run

@@ -128,6 +128,15 @@ class OneCycleSection(Section):
     final_ratio: Share = 0.0
 
 
+class TriangularSection(Section):
+    """Linear from `initial_ratio` of the peak up to it, then down to `final_ratio` of it (Smith 2017)."""
+
+    name: Literal["triangular"]
+    warmup: Duration = Duration(0.3, "run")
+    initial_ratio: Share = 0.0
+    final_ratio: Share = 0.0
+
+
 class MultiStepSection(Section):
     """Linear warm-up, then a multiplication by `gamma` at every milestone."""
 
@@ -146,7 +155,8 @@ class ConstantSection(Section):
 
 OptimizerSection = Annotated[SgdSection | AdamWSection, Field(discriminator="name")]
 LrScheduleSection = Annotated[
-    CosineSection | OneCycleSection | MultiStepSection | ConstantSection, Field(discriminator="name")
+    CosineSection | OneCycleSection | TriangularSection | MultiStepSection | ConstantSection,
+    Field(discriminator="name"),
 ]
 
 

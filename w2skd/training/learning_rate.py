@@ -3,7 +3,14 @@
 import math
 
 from w2skd.recipe.duration import Duration
-from w2skd.recipe.schema import ConstantSection, CosineSection, LrScheduleSection, MultiStepSection, OneCycleSection
+from w2skd.recipe.schema import (
+    ConstantSection,
+    CosineSection,
+    LrScheduleSection,
+    MultiStepSection,
+    OneCycleSection,
+    TriangularSection,
+)
 
 
 def lr_factor(section: LrScheduleSection, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
@@ -27,15 +34,24 @@ def lr_factor(section: LrScheduleSection, step: int, *, steps_per_epoch: int, to
             if step < warmup_steps:
                 return warmup
             return _half_cosine(1.0, section.final_ratio, step - warmup_steps, total_steps - warmup_steps)
-        case OneCycleSection():
+        case OneCycleSection() | TriangularSection():
             # As in torch's OneCycleLR, the warm-up's last step has the peak and the run's last step the minimum.
+            interpolate = _half_cosine if isinstance(section, OneCycleSection) else _line
             peak = max(warmup_steps - 1, 0)
             if step < peak:
-                return _half_cosine(section.initial_ratio, 1.0, step, peak)
-            return _half_cosine(1.0, section.final_ratio, step - peak, total_steps - 1 - peak)
+                return interpolate(section.initial_ratio, 1.0, step, peak)
+            return interpolate(1.0, section.final_ratio, step - peak, total_steps - 1 - peak)
 
 
 def _half_cosine(start: float, end: float, step: int, steps: int) -> float:
     """Interpolate along half a cosine from `start` at step 0 to `end` at step `steps`; stay at `end` afterwards."""
-    progress = min(1.0, step / steps) if steps > 0 else float(step > 0)
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+    return end + (start - end) * (1 + math.cos(math.pi * _progress(step, steps))) / 2
+
+
+def _line(start: float, end: float, step: int, steps: int) -> float:
+    """Interpolate linearly from `start` at step 0 to `end` at step `steps`; stay at `end` afterwards."""
+    return start + (end - start) * _progress(step, steps)
+
+
+def _progress(step: int, steps: int) -> float:
+    return min(1.0, step / steps) if steps > 0 else float(step > 0)
