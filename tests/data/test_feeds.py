@@ -7,6 +7,7 @@ import pytest
 import torch
 from jpegs import jpeg_bytes, photo
 from PIL import Image
+from torch import Tensor
 
 from w2skd.data import feeds
 from w2skd.data.feeds import ImageFeeds
@@ -82,6 +83,40 @@ def test_without_augmentation_both_feeds_show_the_same_pixels() -> None:
             torch.testing.assert_close(*images)
     assert make().train.steps_per_epoch == make(feed="streaming").train.steps_per_epoch == 5
     torch.testing.assert_close(make().train.example().images, make(feed="streaming").train.example().images)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_alternating_flip_shows_the_same_sides_in_both_feeds(repeats: int) -> None:
+    options = {"augment": ["alternating_flip"], "repeats": repeats}
+    resident, streaming = make(**options), make(feed="streaming", **options)
+    batches = [feeds.train.micro_batches(0) for feeds in (resident, streaming)]
+    for first, second, _ in zip(*batches, range(15), strict=False):
+        torch.testing.assert_close(first.images, second.images)
+    workers = make(feed="streaming", **{**options, "workers": 1}).train.micro_batches(7)
+    torch.testing.assert_close(next(workers).images, next(resident.train.micro_batches(7)).images)
+
+
+@pytest.mark.parametrize("feed", ["resident", "streaming"])
+def test_a_crop_of_the_recipe_reaches_both_feeds(feed: str) -> None:
+    batch = next(make(feed=feed, augment=["crop"], crop_px=1, train_examples=400).train.micro_batches(0))
+    wide = next(make(feed=feed, augment=["crop"], crop_px=6, train_examples=400).train.micro_batches(0))
+    plain = next(make(feed=feed, augment=[], train_examples=400).train.micro_batches(0))
+
+    def largest_shift(images: Tensor) -> int:
+        """Return the largest shift in px over the batch, found by comparing the middle of the images."""
+        middle = slice(6, 10)
+        shifts = [
+            max(abs(row), abs(column))
+            for one, other in zip(images, plain.images, strict=True)
+            for row in range(-6, 7)
+            for column in range(-6, 7)
+            if torch.allclose(one[:, middle, middle], other[:, 6 + row : 10 + row, 6 + column : 10 + column], atol=1e-5)
+        ]
+        assert shifts
+        return max(shifts)
+
+    assert largest_shift(batch.images) == 1
+    assert largest_shift(wide.images) > 2
 
 
 @pytest.mark.parametrize("feed", ["resident", "streaming"])

@@ -13,12 +13,13 @@ from w2skd.data.images import ImageSet, Normalization
 from w2skd.data.normalize import Normalizer
 from w2skd.data.order import BatchOrder
 from w2skd.data.parts import equal_parts
-from w2skd.data.resident import AUGMENTATIONS, ResidentFeed, evaluation_batches
+from w2skd.data.resident import ResidentFeed, evaluation_batches
 from w2skd.errors import UsageError
 from w2skd.platform.ranks import Ranks
 
 CPU = torch.device("cpu")
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+AUGMENTATIONS = ("crop", "flip", "cutout")
 SUBSETS = list(chain.from_iterable(combinations(AUGMENTATIONS, size) for size in range(4)))
 
 
@@ -95,6 +96,48 @@ def test_other_sizes_equal_the_reference(height: int, width: int):
     batch = next(feed(images, batch_size=6).micro_batches(0))
     expected = [reference(images.images[i], 7, 0, i, AUGMENTATIONS) for i in batch.ids.tolist()]
     torch.testing.assert_close(batch.images.double(), torch.stack(expected), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("crop_px", [1, 2, 7])
+def test_a_crop_shifts_by_at_most_crop_px(crop_px: int):
+    rows, columns = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    gradient = torch.stack([16 * rows, 16 * columns, 0 * rows]).to(torch.uint8)
+    images = ImageSet(gradient.expand(400, 3, 16, 16).contiguous(), torch.zeros(400, dtype=torch.int64), ("a",))
+    batch = next(feed(images, batch_size=400, augment=("crop",), crop_px=crop_px).micro_batches(0))
+    # The centre is never in the reflected border, so its value tells the shift.
+    centres = batch.images[:, :2, 8, 8].double() * torch.tensor(NORMALIZATION.std[:2]) + torch.tensor(
+        NORMALIZATION.mean[:2]
+    )
+    shifts = (centres * 255 / 16).round().long() - 8
+    for axis in range(2):
+        assert set(shifts[:, axis].tolist()) == set(range(-crop_px, crop_px + 1))
+
+
+def test_alternating_flip_shows_both_sides_of_every_example_in_two_epochs():
+    images = image_set()
+    batches = take(feed(images, augment=("alternating_flip",)).micro_batches(0), 12)
+    plain, mirrored = (normalized(pixels).float() for pixels in (images.images, images.images.flip(3)))
+    sides: list[dict[int, bool]] = []
+    for epoch in range(4):
+        seen = {}
+        for batch in batches[3 * epoch : 3 * epoch + 3]:
+            for example, image in zip(batch.ids.tolist(), batch.images, strict=True):
+                seen[example] = not torch.allclose(image, plain[example], atol=1e-5)
+                torch.testing.assert_close(image, (mirrored if seen[example] else plain)[example], rtol=0, atol=2e-6)
+        sides.append(seen)
+    assert set(sides[0].values()) == {False, True}, "the first epoch draws the side of each example"
+    assert sides[1] == {example: not side for example, side in sides[0].items()}
+    assert sides[2:] == sides[:2]
+
+
+def test_alternating_flip_resumes_on_the_same_side():
+    images = image_set()
+    whole = take(feed(images, augment=("crop", "alternating_flip")).micro_batches(0), 9)
+    for first_step in (2, 4, 6):
+        assert_same(
+            take(feed(images, augment=("crop", "alternating_flip")).micro_batches(first_step), 9 - first_step),
+            whole[first_step:],
+        )
 
 
 def test_the_order_of_the_names_does_not_matter():

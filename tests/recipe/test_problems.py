@@ -87,8 +87,8 @@ def test_a_wrong_type_is_refused(recipe_file: Write, override: str, problem: str
         ("data.validation_share=1.0", "data.validation_share: should be less than 1"),
         (
             "data.augment=[crop, flop]",
-            "data.augment.1: should be 'random_resized_crop', 'crop', 'flip', 'trivial_augment', 'cutout' or "
-            "'random_erasing', not 'flop'",
+            "data.augment.1: should be 'random_resized_crop', 'crop', 'flip', 'alternating_flip', 'trivial_augment', "
+            "'cutout' or 'random_erasing', not 'flop'",
         ),
         ("name=a/b", "name: should be letters, digits"),
         ("name=../up", "name: should be letters, digits"),
@@ -122,6 +122,19 @@ def test_a_value_out_of_range_is_refused(recipe_file: Write, override: str, star
             "data: feed: resident cannot do trivial_augment: streaming can",
         ),
         ("data.augment=[crop, random_resized_crop]", "data: augment: crop and random_resized_crop exclude each other"),
+        ("data.augment=[flip, alternating_flip]", "data: augment: flip and alternating_flip exclude each other"),
+        (
+            "data={source: shapes, augment: [flip], crop_px: 2}",
+            "data: crop_px: 2 has no effect without crop in augment",
+        ),
+        (
+            "data={source: cifar10, augment: [crop], crop_px: 15}",
+            "data: crop_px: 15 is more than half the side of images of 28 px",
+        ),
+        (
+            "data={source: cifar10, image_size: 32, augment: [crop], crop_px: 9, progressive: {from_px: 16}}",
+            "data: crop_px: 9 is more than half the side of images of 16 px",
+        ),
         ("data.crop_scale=[0.5, 0.25]", "data: crop_scale: 0.5 is larger than 0.25"),
         (
             "data={source: cifar10, image_size: 32, eval_resize: 24}",

@@ -118,16 +118,22 @@ class ImageFeeds:
         order = BatchOrder(len(listing), self._train.batch_size, preparation.repeats, self._seed)
         size_at = None if preparation.progressive is None else self._size_at
         if self.resident:
-            return ResidentFeed(load_image_data(section).train, order, self._normalize, preparation.augment, size_at)
+            images, kinds = load_image_data(section).train, preparation.augment
+            return ResidentFeed(images, order, self._normalize, kinds, size_at, preparation.crop_px)
+        alternating = "alternating_flip" in preparation.augment
         transform = TrainTransform(
-            preparation.augment, preparation.crop_scale, preparation.interpolation, preparation.erasing_probability
+            tuple(kind for kind in preparation.augment if kind != "alternating_flip"),
+            preparation.crop_scale,
+            preparation.interpolation,
+            preparation.erasing_probability,
+            preparation.crop_px,
         )
         workers = Workers.of(section.workers, section.worker_timeout_s)
         if self._decodes_on_device:
             encoded = ReadEncoded(listing.examples, transform, self._seed)
             return StreamingFeed(order, encoded, self._decoder(listing), workers, self.size_px, size_at)
         blank = mean_colour(self.normalization)
-        read = ReadImages(listing.examples, transform, blank, self._seed, self._reduced)
+        read = ReadImages(listing.examples, transform, blank, self._seed, self._reduced, alternating)
         deliver = DeliverImages(listing.labels, self._normalize)
         return StreamingFeed(order, read, deliver, workers, self.size_px, size_at)
 

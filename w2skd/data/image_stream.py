@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from w2skd.data.alternating_flip import is_mirrored
 from w2skd.data.batch import LabelledImages
 from w2skd.data.counter import seed_from
 from w2skd.data.examples import Examples
@@ -37,6 +38,7 @@ class ReadImages:
         seed: seed of random transforms.
         reduced: decode JPEG files at a half, a quarter or an eighth of their size where that has at least the
             resolution of the output. The windows are the same, the pixels differ slightly.
+        alternating_flip: whether to mirror training images in every second epoch, after the other transforms.
     """
 
     examples: Examples
@@ -44,11 +46,12 @@ class ReadImages:
     blank: Colour = (0, 0, 0)
     seed: int = 0
     reduced: bool = False
+    alternating_flip: bool = False
 
     @property
     def plain(self) -> "ReadImages":
         """The same reader without augmentation."""
-        return replace(self, transform=self.transform.plain)
+        return replace(self, transform=self.transform.plain, alternating_flip=False)
 
     def __call__(self, request: Request) -> Tensor | DataError:
         """Return the pixels, or the error of an image that cannot be read."""
@@ -56,8 +59,11 @@ class ReadImages:
         # The transforms draw from the global generator, which belongs to the main process if there are no workers.
         before = torch.default_generator.get_state()
         try:
-            for place in range(len(request.ids)):
+            for place, example in enumerate(request.ids):
                 self._read(request, place, pixels[place])
+                counters = (request.epoch, example, request.repeats[place] if request.repeats else 0)
+                if self.alternating_flip and is_mirrored(self.seed, *counters):
+                    pixels[place] = pixels[place, :, ::-1].copy()
         except DataError as error:
             return error
         finally:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from w2skd.data.alternating_flip import is_mirrored
 from w2skd.data.batch import LabelledImages
 from w2skd.data.counter import randint
 from w2skd.data.images import ImageSet
@@ -22,7 +23,7 @@ from w2skd.data.normalize import Normalizer
 from w2skd.data.order import BatchOrder, Slice
 from w2skd.platform.ranks import Ranks
 
-AUGMENTATIONS = ("crop", "flip", "cutout")
+AUGMENTATIONS = ("crop", "flip", "alternating_flip", "cutout")
 
 
 class ResidentFeed:
@@ -32,11 +33,13 @@ class ResidentFeed:
         images: the training set.
         order: order of the examples; its seed is the seed of the augmentation, too.
         normalize: normalisation on the training device.
-        augment: any of `AUGMENTATIONS`. ``crop`` shifts by up to an eighth of the side (at least 1 px) with reflection
-            padding, ``flip`` mirrors horizontally with probability 0.5, ``cutout`` sets a square of half the side with
-            a random centre to the mean colour. They are applied in this order.
+        augment: any of `AUGMENTATIONS`. ``crop`` shifts by up to `crop_px` with reflection padding, ``flip`` mirrors
+            horizontally with probability 0.5, ``alternating_flip`` mirrors in every second epoch (see
+            `w2skd.data.alternating_flip`), ``cutout`` sets a square of half the side with a random centre to the mean
+            colour. They are applied in this order; the two flips exclude each other.
         size_at: global step to the shorter side in px. Larger images are resized to it after augmentation (bilinear,
             antialiased); None disables resizing.
+        crop_px: largest shift of ``crop``, less than the shorter side; None is an eighth of it, at least 1 px.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class ResidentFeed:
         normalize: Normalizer,
         augment: Sequence[str],
         size_at: Callable[[int], int] | None = None,
+        crop_px: int | None = None,
     ):
         assert set(augment) <= set(AUGMENTATIONS), f"augment {augment}"
+        assert not {"flip", "alternating_flip"} <= set(augment), f"augment {augment}"
         self.steps_per_epoch = order.steps_per_epoch
         self._order = order
         self._normalize = normalize
@@ -55,6 +60,7 @@ class ResidentFeed:
         self._augment = frozenset(augment)
         self._size_at = size_at
         self._height, self._width = images.images.shape[2:]
+        self._crop_px = crop_px or max(1, min(self._height, self._width) // 8)
         self._labels = images.labels.to(self._device)
         self._pixels = _pack(images.images, self._device)
         # An int32 index halves the memory traffic of the gather, but cannot address larger sets.
@@ -90,12 +96,14 @@ class ResidentFeed:
         def draw(high: int, kind: _Draw) -> Tensor:
             return randint(high, self._order.seed, epoch, ids, kind.value + _DRAWS_PER_REPEAT * repeat)
 
-        pad = max(1, min(self._height, self._width) // 8)
+        pad = self._crop_px
         crop = flip = cutout = None
         if "crop" in self._augment:
             crop = torch.stack([draw(2 * pad + 1, _Draw.CROP_ROW), draw(2 * pad + 1, _Draw.CROP_COLUMN)]) - pad
         if "flip" in self._augment:
             flip = draw(2, _Draw.FLIP).bool()
+        if "alternating_flip" in self._augment:
+            flip = is_mirrored(self._order.seed, epoch, ids, repeat)
         if "cutout" in self._augment:
             cutout = torch.stack([draw(self._height, _Draw.CUTOUT_ROW), draw(self._width, _Draw.CUTOUT_COLUMN)])
         return _Draws(ids, crop, flip, cutout)

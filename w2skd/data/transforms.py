@@ -35,7 +35,7 @@ class TrainTransform:
     Attributes:
         kinds: any of `TRAIN_KINDS`. ``random_resized_crop`` (Szegedy et al. 2015) crops a random area with an
             aspect ratio between 3/4 and 4/3; without it the shorter side is resized to S and the centre is cropped.
-            ``crop`` shifts by up to S/8 (at least 1 px) with reflection padding, ``flip`` mirrors horizontally with
+            ``crop`` shifts by up to `crop_px` with reflection padding, ``flip`` mirrors horizontally with
             probability 0.5, ``trivial_augment`` is TrivialAugmentWide (Müller & Hutter 2021), ``cutout``
             (DeVries & Taylor 2017) erases a square of side S/2 with a random centre, ``random_erasing`` (Zhong et al.
             2020) a rectangle of 2 to 33% of the area.
@@ -43,12 +43,14 @@ class TrainTransform:
         interpolation: ``bilinear`` or ``bicubic`` (both antialiased) or ``nearest``, for resizing and
             ``trivial_augment``.
         erasing_probability: probability of ``random_erasing``.
+        crop_px: largest shift of ``crop``, less than S; None is S/8, at least 1 px.
     """
 
     kinds: tuple[str, ...]
     crop_scale: tuple[float, float] = (0.08, 1.0)
     interpolation: str = "bilinear"
     erasing_probability: float = 0.25
+    crop_px: int | None = None
 
     def __post_init__(self) -> None:
         assert set(self.kinds) <= set(TRAIN_KINDS), f"kinds {self.kinds}"
@@ -146,7 +148,8 @@ def _train_pipeline(transform: TrainTransform, size_px: int, blank: Colour, from
     else:
         on_image += _centre(size_px, size_px, transform.interpolation)
     if "crop" in transform.kinds:
-        on_image.append(v2.RandomCrop(size_px, padding=max(1, size_px // 8), padding_mode="reflect"))
+        padding = transform.crop_px or max(1, size_px // 8)
+        on_image.append(v2.RandomCrop(size_px, padding=padding, padding_mode="reflect"))
     if "flip" in transform.kinds:
         on_image.append(v2.RandomHorizontalFlip())
     if "trivial_augment" in transform.kinds:

@@ -65,6 +65,7 @@ class ImagePreparation:
     """
 
     augment: tuple[str, ...] = ()
+    crop_px: int | None = None
     crop_scale: tuple[float, float] = (0.08, 1.0)
     erasing_probability: float = 0.25
     repeats: int = 1

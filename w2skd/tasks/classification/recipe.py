@@ -26,11 +26,15 @@ from w2skd.recipe.schema import (
     published_weights,
 )
 
-Augmentation = Literal["random_resized_crop", "crop", "flip", "trivial_augment", "cutout", "random_erasing"]
+Augmentation = Literal[
+    "random_resized_crop", "crop", "flip", "alternating_flip", "trivial_augment", "cutout", "random_erasing"
+]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
-RESIDENT_AUGMENTATIONS = ("crop", "flip", "cutout")
+RESIDENT_AUGMENTATIONS = ("crop", "flip", "alternating_flip", "cutout")
 NVJPEG_AUGMENTATIONS = ("random_resized_crop", "flip")
+
+_SMALLEST_SOURCE_PX = 28  # Fashion-MNIST
 
 
 class ClassificationData(ImageDataSection):
@@ -46,9 +50,12 @@ class ClassificationData(ImageDataSection):
         validation_share: share of the training set to hold out and evaluate on instead of the evaluation set, which
             then stays unused; null evaluates on the evaluation set. `split_seed` draws the hold-out, too.
         augment: applied per example, in this order: ``random_resized_crop`` (a part of the image of random share and
-            shape; Szegedy et al. 2015) or ``crop`` (reflect-pad by an eighth, random crop), ``flip`` (horizontal),
-            ``trivial_augment`` (Mueller & Hutter 2021), ``cutout`` (a square of half the side, zeroed; DeVries & Taylor
-            2017), ``random_erasing`` (Zhong et al. 2017). A resident feed supports ``crop``, ``flip`` and ``cutout``.
+            shape; Szegedy et al. 2015) or ``crop`` (reflect-pad by `crop_px`, random crop), ``flip`` (horizontal) or
+            ``alternating_flip`` (horizontal: at random in the first epoch, then the other side in each epoch; Jordan
+            2024), ``trivial_augment`` (Mueller & Hutter 2021), ``cutout`` (a square of half the side, zeroed; DeVries &
+            Taylor 2017), ``random_erasing`` (Zhong et al. 2017). A resident feed supports ``crop``, the flips and
+            ``cutout``.
+        crop_px: largest shift of ``crop`` in px; null is an eighth of the side.
         crop_scale: smallest and largest share of the image's area for ``random_resized_crop``.
         erasing_probability: of ``random_erasing``.
         mixup: alpha of the Beta distribution from which images and labels are mixed (Zhang et al. 2018); 0 is off.
@@ -66,6 +73,7 @@ class ClassificationData(ImageDataSection):
     normalization: NormalizationSection | None = None
     validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     augment: Annotated[tuple[Augmentation, ...], Field(strict=False)] = ("crop", "flip")
+    crop_px: PositiveInt | None = None
     crop_scale: Annotated[tuple[PositiveShare, PositiveShare], Field(strict=False)] = (0.08, 1.0)
     erasing_probability: Share = 0.25
     mixup: NonNegativeFloat = 0.0
@@ -80,6 +88,10 @@ class ClassificationData(ImageDataSection):
             raise ValueError("augment: each kind once")
         if {"crop", "random_resized_crop"} <= set(self.augment):
             raise ValueError("augment: crop and random_resized_crop exclude each other")
+        if {"flip", "alternating_flip"} <= set(self.augment):
+            raise ValueError("augment: flip and alternating_flip exclude each other")
+        if self.crop_px is not None:
+            self._check_crop(self.crop_px)
         if self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"crop_scale: {self.crop_scale[0]} is larger than {self.crop_scale[1]}")
         if self.eval_resize is not None and self.eval_resize < (self.image_size or 0):
@@ -99,6 +111,13 @@ class ClassificationData(ImageDataSection):
         if self.feed == "resident" and self.needs_streaming:
             raise ValueError(f"feed: resident cannot do {', '.join(self.needs_streaming)}: streaming can")
         return self
+
+    def _check_crop(self, crop_px: int) -> None:
+        if "crop" not in self.augment:
+            raise ValueError(f"crop_px: {crop_px} has no effect without crop in augment")
+        smallest_px = self.progressive.from_px if self.progressive else self.image_size or _SMALLEST_SOURCE_PX
+        if crop_px > smallest_px // 2:
+            raise ValueError(f"crop_px: {crop_px} is more than half the side of images of {smallest_px} px")
 
     @property
     def preparation(self) -> ImagePreparation:
