@@ -85,6 +85,22 @@ def test_without_augmentation_both_feeds_show_the_same_pixels() -> None:
     torch.testing.assert_close(make().train.example().images, make(feed="streaming").train.example().images)
 
 
+def test_a_sample_is_spread_over_the_set_and_the_same_in_both_feeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "_MOST_SAMPLES", 16)
+    resident, streaming = make(), make(feed="streaming")
+    expected = load_image_data(resident._section).train.images[[place * 40 // 16 for place in range(16)]]
+    sample = resident.sample()
+    assert (sample.dtype, sample.shape) == (torch.float32, (16, 3, 16, 16))
+    assert torch.equal(to_bytes(sample, resident.normalization), expected)
+    torch.testing.assert_close(streaming.sample(), sample)
+
+
+@pytest.mark.parametrize(("size_px", "count"), [(16, 40), (32, 32), (64, 8), (256, 1)])
+def test_a_sample_of_large_images_has_fewer(size_px: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "_SAMPLED_PIXELS", 32 * 32 * 32)
+    assert len(make(image_size=size_px).sample()) == count
+
+
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_alternating_flip_shows_the_same_sides_in_both_feeds(repeats: int) -> None:
     options = {"augment": ["alternating_flip"], "repeats": repeats}

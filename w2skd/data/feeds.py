@@ -29,6 +29,9 @@ EVALUATION_BATCH = 500
 _EVALUATION_PIXELS = EVALUATION_BATCH * 64 * 64
 _MAX_RESIDENT_SHARE = 0.25
 
+_MOST_SAMPLES = 5000
+_SAMPLED_PIXELS = _MOST_SAMPLES * 32 * 32
+
 
 class ImageFeeds:
     """Training and evaluation batches of a ``data`` section. Images are read on first use.
@@ -137,6 +140,32 @@ class ImageFeeds:
         deliver = DeliverImages(listing.labels, self._normalize)
         return StreamingFeed(order, read, deliver, workers, self.size_px, size_at)
 
+    def sample(self) -> Tensor:
+        """Return training images for statistics, evenly spread over the set, without augmentation.
+
+        They depend on the data only, not on the seed, the feed or the rank.
+
+        Returns:
+            Normalised float32 [n, 3, S, S] on the CPU: at most 5,000 images, fewer if they are larger than 32 px.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        section, listing = self._section, self.train_listing
+        count = min(len(listing), _MOST_SAMPLES, max(1, _SAMPLED_PIXELS // self.size_px**2))
+        ids = [place * len(listing) // count for place in range(count)]
+        normalize = Normalizer(self.normalization, torch.device("cpu"), channels_last=False)
+        if self.resident:
+            return normalize(load_image_data(section).train.images[ids])
+        batches = stream_once(
+            ReadImages(listing.examples, self._evaluation_transform),
+            DeliverImages(listing.labels, normalize),
+            equal_parts(ids, self._largest_evaluation_batch),
+            size_px=self.size_px,
+            workers=Workers.of(section.workers, section.worker_timeout_s),
+        )
+        return torch.cat([batch.images for batch in batches])
+
     def evaluation_batches(self, ranks: Ranks) -> Iterator[LabelledImages]:
         """Iterate over this rank's share of the evaluation batches, without augmentation.
 
@@ -146,8 +175,7 @@ class ImageFeeds:
         parts = ranks.share(equal_parts(range(len(listing)), self._largest_evaluation_batch))
         if self.resident:
             return evaluation_batches(load_image_data(section).evaluation, self._normalize, parts)
-        transform = EvalTransform(self._preparation.eval_resize or self.size_px, self._preparation.interpolation)
-        workers = Workers.of(section.workers, section.worker_timeout_s)
+        transform, workers = self._evaluation_transform, Workers.of(section.workers, section.worker_timeout_s)
         if self._decodes_on_device:
             encoded = ReadEncoded(listing.examples, transform)
             return stream_once(encoded, self._decoder(listing), parts, size_px=self.size_px, workers=workers)
@@ -159,6 +187,10 @@ class ImageFeeds:
     def evaluation_batch(self) -> int:
         """Examples of an evaluation batch. It depends on the set and the size of its images only."""
         return part_size(len(self.evaluation_listing), self._largest_evaluation_batch)
+
+    @property
+    def _evaluation_transform(self) -> EvalTransform:
+        return EvalTransform(self._preparation.eval_resize or self.size_px, self._preparation.interpolation)
 
     @property
     def _largest_evaluation_batch(self) -> int:

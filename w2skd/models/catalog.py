@@ -14,6 +14,7 @@ from w2skd.models.names import unknown_classifier
 from w2skd.models.plugin import build_from_plugin
 from w2skd.models.small_cnn import SmallCnn
 from w2skd.models.vit import CifarVit
+from w2skd.models.whitened_cnn import WhitenedCnn
 from w2skd.models.wide_resnet import WideResNet
 
 CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
@@ -28,6 +29,9 @@ CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
     "wrn_40_2": partial(WideResNet, 40, 2),
     "wrn_28_10": partial(WideResNet, 28, 10),
     "cifar_vit": CifarVit,
+    "whitened_cnn_w16": partial(WhitenedCnn, 16),
+    "whitened_cnn_w32": partial(WhitenedCnn, 32),
+    "whitened_cnn_w64": partial(WhitenedCnn, 64),
     "small_cnn_weak": partial(SmallCnn, (16, 32, 64)),
     "small_cnn_strong": partial(SmallCnn, (24, 48, 112, 240)),
 }

@@ -19,6 +19,9 @@ CLASSIFIERS = (
     "wrn_40_2",
     "wrn_28_10",
     "cifar_vit",
+    "whitened_cnn_w16",
+    "whitened_cnn_w32",
+    "whitened_cnn_w64",
     "small_cnn_weak",
     "small_cnn_strong",
 )

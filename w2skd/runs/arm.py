@@ -59,7 +59,7 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
         train = recipe.train_of(arm)
         with _deterministic_kernels(train.deterministic), float32_math(tf32=train.precision == "tf32"):
             # A run that cannot start leaves its directory and status unchanged.
-            setup = ranks.on_all(lambda: set_up(recipe, arm, options, ranks))
+            setup = ranks.on_all(lambda: set_up(recipe, arm, options, ranks, fresh=start.checkpoint is None))
             facts = setup.with_identity(ranks.on_all(lambda: setup.describe(ranks)), ranks)
             ranks.on_main(lambda: check_comparable(run, start, facts, options))
             training = _Training(run, setup, facts, start, options, ranks, stop)

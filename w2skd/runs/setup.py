@@ -149,7 +149,9 @@ class Setup:
         return {"weights": weights * copies, "activations": one * examples, "teacher": teacher}
 
 
-def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks, *, needs_teacher: bool = True) -> Setup:
+def set_up(
+    recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks, *, needs_teacher: bool = True, fresh: bool = True
+) -> Setup:
     """Load data, build the models and load the teacher. Nothing is written.
 
     Args:
@@ -158,6 +160,7 @@ def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks, *, needs
         options: of the command.
         ranks: this process among its peers.
         needs_teacher: whether the arm's teacher must exist.
+        fresh: whether training starts with these weights; false if a checkpoint will replace them.
 
     Raises:
         UserError: this recipe cannot run on this machine.
@@ -181,6 +184,8 @@ def set_up(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks, *, needs
         start = load_weights(options.init_from, options.init_weights)
         init_notes = load_into(model, start, expected=recipe.model_of(role))
         init_from = describe_init(start)
+    elif fresh:
+        task.initialize_model(model)
     teacher = None
     if weights is not None:
         fitted = task.fit_model(Role.TEACHER, weights)

@@ -164,6 +164,14 @@ class Task(Protocol[BatchT]):
         """Build a freshly initialised model on the CPU, drawn from torch's global generator."""
         ...
 
+    def initialize_model(self, model: nn.Module) -> None:
+        """Set the weights of a freshly built model that depend on the training data, if it has any.
+
+        Called on the CPU before training from scratch, but not if weights are loaded or a run resumes. It must be equal
+        on all ranks and not draw from torch's generators.
+        """
+        ...
+
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
         """Build the model of a role with these weights, on the CPU, adapted to the task's inputs and outputs.
 

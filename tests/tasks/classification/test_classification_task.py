@@ -15,6 +15,8 @@ from w2skd.errors import RecipeError, UsageError
 from w2skd.method.losses import distillation_kl
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.models.catalog import build_classifier
+from w2skd.models.plugin import forget_plugins, load_plugin
+from w2skd.models.whitened_cnn import WhitenedCnn, whitening_filters
 from w2skd.platform.ranks import Ranks
 from w2skd.tasks.base import Role
 from w2skd.tasks.classification.task import ClassificationTask
@@ -168,6 +170,53 @@ def test_a_teacher_that_cannot_be_trained_on_the_datas_images_is_rejected() -> N
     task = make_task(data=data, teacher={"model": "cifar_vit", "image_size": 16})
     with pytest.raises(RecipeError, match=r"^teacher\.image_size: cifar_vit cannot process images of 32 px: "):
         task.build_model(Role.TEACHER)
+
+
+@pytest.mark.parametrize("feed", ["resident", "streaming"])
+@pytest.mark.parametrize("role", list(Role))
+def test_a_data_dependent_model_sees_unaugmented_training_images(role: Role, feed: str) -> None:
+    data = {"source": "shapes", "image_size": 16, "train_examples": 40, "eval_examples": 10, "feed": feed, "workers": 0}
+    model = {"model": "whitened_cnn_w16"}
+    task = make_task(data=data, teacher=model, student=model)
+    built = task.build_model(role)
+    assert isinstance(built, WhitenedCnn)
+    drawn = built.whiten.weight.clone()
+    task.initialize_model(built)
+    images = torch.cat([task._feeds.train.example().images, task._feeds.sample()[1:]])
+    torch.testing.assert_close(built.whiten.weight[:12].double(), whitening_filters(images), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(built.whiten.weight, drawn)
+
+
+def test_other_models_stay_as_they_were_drawn() -> None:
+    task = make_task()
+    model = task.build_model(Role.STUDENT)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    task.initialize_model(model)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_plugin_that_fails_on_the_images_is_reported_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from torch import nn\n"
+        "class Mine(nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        self.layer = nn.Linear(3, classes)\n"
+        "    def forward(self, images):\n"
+        "        return self.layer(images.mean((2, 3)))\n"
+        "    def initialize_from(self, images):\n"
+        "        raise ZeroDivisionError('no')\n"
+        "__all__ = ['Mine']\n"
+    )
+    load_plugin(file)
+    try:
+        task = make_task(student={"model": "plugin:Mine"})
+        with pytest.raises(UsageError, match=r"cannot be initialised .*mine\.py, line 9: ZeroDivisionError: no$"):
+            task.initialize_model(task.build_model(Role.STUDENT))
+    finally:
+        forget_plugins()
 
 
 def test_predictions_agree_with_accuracy(tmp_path: Path) -> None:

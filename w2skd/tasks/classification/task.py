@@ -14,11 +14,13 @@ from w2skd.data.feeds import ImageFeeds
 from w2skd.data.identity import DataIdentity
 from w2skd.data.normalize import to_bytes
 from w2skd.data.parts import filled
-from w2skd.errors import CheckpointError, RecipeError
+from w2skd.errors import CheckpointError, RecipeError, UsageError
 from w2skd.method.losses import distillation_kl
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.models.catalog import build_classifier
+from w2skd.models.data_dependent import DataDependent
 from w2skd.models.image_size import require_logits
+from w2skd.models.plugin import describe_plugin_error
 from w2skd.platform.ranks import Ranks
 from w2skd.recipe.schema import TrainSection
 from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
@@ -108,6 +110,24 @@ class ClassificationTask:
             RecipeError: it cannot process one of the image sizes of training.
         """
         return self._build(role, len(self.classes), sizes_px={self._feeds.size_px, self._feeds.smallest_px})
+
+    def initialize_model(self, model: nn.Module) -> None:
+        """Let a `DataDependent` model, such as one that whitens its inputs, see unaugmented training images.
+
+        Raises:
+            DataError: an image cannot be read.
+            UsageError: a plug-in's code fails.
+        """
+        if not isinstance(model, DataDependent):
+            return
+        images = self._feeds.sample()
+        try:
+            model.initialize_from(images)
+        except Exception as error:  # plug-ins can raise any exception
+            plugin_error = describe_plugin_error(error)
+            if plugin_error is None:
+                raise
+            raise UsageError(f"a model cannot be initialised from the training images: {plugin_error}") from error
 
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
         """Build the recipe's classifier of a role with these weights, adapting classes, normalisation and image size.

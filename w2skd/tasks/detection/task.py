@@ -144,6 +144,9 @@ class DetectionTask:
                 raise CheckpointError(f"{weights.path}: {error}") from None
         return detector
 
+    def initialize_model(self, model: nn.Module) -> None:
+        """Do nothing: no detector needs the data for its initial weights."""
+
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
         """Build the recipe's detector of that role with these weights.
 

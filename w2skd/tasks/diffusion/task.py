@@ -138,6 +138,9 @@ class DiffusionTask:
             return build_from_folder(Path(name.removeprefix(_FOLDER)), size_px=size_px, classes=classes)
         return build_unet(name, size_px=size_px, classes=classes)
 
+    def initialize_model(self, model: nn.Module) -> None:
+        """Do nothing: no U-Net needs the data for its initial weights."""
+
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
         """Build the recipe's U-Net of that role with these weights; its predictions are of the recipe's kind.
 

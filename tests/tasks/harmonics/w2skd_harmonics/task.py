@@ -130,6 +130,9 @@ class HarmonicsTask:
         width = _WIDTHS[self._recipe.model_of(role)]
         return nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, 1))
 
+    def initialize_model(self, model: nn.Module) -> None:
+        """Do nothing: no network needs the data for its initial weights."""
+
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
         """Build the network with these weights."""
         model = self.build_model(role)
