@@ -71,13 +71,19 @@ class BatchOrder:
 
     def ids(self, epoch: int, device: torch.device | None = None) -> Tensor:
         """Return the example at each position: int64 [M]."""
-        batch, place = self._places(device)
-        row = self.batch_size // self.repeats
+        if self.repeats == 1:  # the formula below, without its intermediate results
+            places = torch.arange(self.steps_per_epoch * self.batch_size, device=device)
+        else:
+            batch, place = self._places(device)
+            row = self.batch_size // self.repeats
+            places = batch.mul_(row).add_(place.remainder_(row))
         order = permutation(self.examples, self.seed, epoch, device=device)
-        return order[(batch * row + place % row) % self.examples]
+        return order[places.remainder_(self.examples)]
 
     def repeat_numbers(self, device: torch.device | None = None) -> Tensor:
         """Return how often each position's example appeared earlier in its batch: int64 [M], equal in all epochs."""
+        if self.repeats == 1:
+            return torch.zeros((), dtype=torch.int64, device=device).expand(self.steps_per_epoch * self.batch_size)
         return self._places(device)[1] // (self.batch_size // self.repeats)
 
     def slices(self, first_step: int, ranks: Ranks = Ranks(), accumulate: int = 1) -> Iterator[Slice]:
