@@ -114,3 +114,12 @@ def test_preprocessing_of_a_library_may_crop_more_than_the_resized_image(recipe_
     assert data.normalization == NormalizationSection(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     assert prepared.teacher.image_size is None
     assert recipe.teacher.image_size == 24
+
+
+def test_published_weights_are_scored_on_fully_decoded_images(recipe_file: Write) -> None:
+    recipe = load_recipe(recipe_file(), ["data={source: image_folder, image_size: 32, decode: reduced}"])
+    assert isinstance(recipe, ClassificationRecipe)
+    preprocessing = {"resize_px": 256, "crop_px": 224, "interpolation": "bilinear"}
+    details = {"preprocessing": preprocessing, "normalization": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
+    assert recipe.data.decode == "reduced"
+    assert recipe.prepared_as(details)[0].data.decode == "full"

@@ -1,9 +1,9 @@
 """Decoding of JPEG files on the GPU by nvJPEG: the workers only read the files and draw the windows.
 
-On a CPU, torchvision's libjpeg decodes in the main process. The windows, flips, ids and order are those of
-`ReadImages`; after decoding on a CPU, pixels differ from its by at most 1 with bilinear and 2 with bicubic
-interpolation. nvJPEG rounds otherwise. Files that are no common JPEG are left to `ReadImages`, in the workers, and
-those that nvJPEG refuses to Pillow, in the main process.
+On a CPU, torchvision's libjpeg decodes in the main process. Windows, flips, ids and order are those of `ReadImages`.
+Pixels differ from it: on COCO photographs on a CPU by 0.02 of 255 levels on average, by at most 1 with bilinear and 9
+with bicubic interpolation. nvJPEG adds rounding of its own. `ReadImages` reads unusual JPEG files and other formats, in
+the workers. Files that nvJPEG refuses are decoded by Pillow, in the main process.
 
 Shapes: n examples of a micro-batch, m of them decoded by the workers, N of the set; S side in px.
 """
