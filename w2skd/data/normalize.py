@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from w2skd.data.images import Normalization
+from w2skd.data.transfer import to_device
 
 
 class Normalizer:
@@ -38,8 +39,8 @@ class Normalizer:
 
     def _full(self, colours: Tensor, size: torch.Size) -> Tensor:
         # Expanded to the full image: a multiply-add that broadcasts over the colours only is 4 times slower.
-        full = colours.float()[None, :, None, None].expand(1, 3, *size)
-        return full.to(self.device).contiguous(memory_format=self.memory_format)
+        full = to_device(colours.float(), self.device)[None, :, None, None].expand(1, 3, *size)
+        return full.contiguous(memory_format=self.memory_format)
 
 
 def to_bytes(images: Tensor, normalization: Normalization) -> Tensor:

@@ -8,6 +8,7 @@ whose outputs are dropped. So an output depends neither on ranks and data worker
 from collections.abc import Sequence
 from math import ceil
 
+import torch
 from torch import Tensor
 
 
@@ -26,5 +27,7 @@ def part_size(count: int, most: int) -> int:
 
 def filled(rows: Tensor, size: int) -> Tensor:
     """Fill a batch [n, ...] up to [size, ...] with copies of its last row."""
-    missing = size - len(rows)
-    return rows if missing == 0 else rows[[*range(len(rows)), *[-1] * missing]]
+    if len(rows) == size:
+        return rows
+    # Indices made on the device: a list would be copied there, for which the host waits.
+    return rows[torch.arange(size, device=rows.device).clamp_(max=len(rows) - 1)]

@@ -21,6 +21,7 @@ from w2skd.data.counter import randint
 from w2skd.data.images import ImageSet
 from w2skd.data.normalize import Normalizer
 from w2skd.data.order import BatchOrder, Slice
+from w2skd.data.transfer import to_device
 from w2skd.platform.ranks import Ranks
 
 AUGMENTATIONS = ("crop", "flip", "alternating_flip", "cutout")
@@ -158,7 +159,7 @@ def evaluation_batches(
     """
     for part in parts:
         start, end, device = part[0], part[-1] + 1, normalize.device
-        pixels, labels = images.images[start:end].to(device), images.labels[start:end].to(device)
+        pixels, labels = (to_device(part[start:end], device) for part in (images.images, images.labels))
         yield LabelledImages(normalize(pixels), labels, torch.arange(start, end, device=device), step=0)
 
 

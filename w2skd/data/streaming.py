@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from w2skd.data.order import BatchOrder, Slice
+from w2skd.data.transfer import to_device
 from w2skd.data.workers import Made, Workers, prepare_workers
 from w2skd.errors import DataError
 from w2skd.platform.ranks import Ranks
@@ -152,7 +153,7 @@ def stream_once(
     Raises:
         DataError: during iteration: an example cannot be read, or a worker was killed or hangs.
     """
-    ids = ((Slice(0, 0, 0, 0, 0), torch.tensor(part, device=deliver.device)) for part in parts)
+    ids = ((Slice(0, 0, 0, 0, 0), to_device(torch.tensor(part), deliver.device)) for part in parts)
     return _stream(read, deliver, workers.at_most(len(parts)), [Request(part, size_px) for part in parts], ids)
 
 
