@@ -6,6 +6,8 @@ from urllib.error import URLError
 
 # Set before torch is loaded, because several test processes share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# torch reads it once per process, at the first matrix product on a GPU, even if that need not be deterministic.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 
@@ -24,12 +26,33 @@ train:
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if SHARED_DATA.is_dir():
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rehearse-cuda", action="store_true", help="without a GPU, run on the CPU the cuda tests that work there"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not SHARED_DATA.is_dir():
+        for item in items:
+            if item.get_closest_marker("shared_data"):
+                item.add_marker(pytest.mark.skip(reason="no real images in ../shared/data"))
+    on_gpu = [item for item in items if item.get_closest_marker("cuda")]
+    if on_gpu:
+        _skip_without_gpu(on_gpu, rehearsed=config.getoption("--rehearse-cuda"))
+
+
+def _skip_without_gpu(items: list[pytest.Item], *, rehearsed: bool) -> None:
+    import torch  # loaded late, because many tests do not need it
+
+    if torch.cuda.is_available():
         return
     for item in items:
-        if item.get_closest_marker("shared_data"):
-            item.add_marker(pytest.mark.skip(reason="no real images in ../shared/data"))
+        real = item.get_closest_marker("needs_gpu")
+        if real is not None:
+            item.add_marker(pytest.mark.skip(reason=f"no GPU: {real.kwargs['reason']}"))
+        elif not rehearsed:
+            item.add_marker(pytest.mark.skip(reason="no GPU; --rehearse-cuda runs it on the CPU"))
 
 
 @pytest.fixture(scope="session")

@@ -116,7 +116,8 @@ def test_batches_equal_the_reference(channels_last: bool):
         torch.testing.assert_close(batch.images.double(), torch.stack(expected), rtol=0, atol=2e-6)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
+@pytest.mark.needs_gpu(reason="compares two devices")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_gpu_gets_the_same_batches(workers: int):
     there = take(feed(device=torch.device("cuda"), workers=workers).micro_batches(0), 4)

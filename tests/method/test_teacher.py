@@ -175,7 +175,8 @@ def test_the_clock_counts_its_time():
     assert seconds["train"] == 2.0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
+@pytest.mark.needs_gpu(reason="measures with CUDA events")
 def test_cuda_events_move_time_from_train_to_teacher():
     clock = Clock()
     teacher = FrozenTeacher(network(), device="cuda", clock=clock)

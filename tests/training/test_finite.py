@@ -277,7 +277,8 @@ def test_an_overflow_restores_statistics_only_if_they_are_spoilt(overflow):
     assert model.running_mean.tolist() == [0.5 if overflow == "backward" else 0.0] * 3
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
+@pytest.mark.needs_gpu(reason="counts synchronisations")
 def test_cuda_checks_and_steps_do_not_synchronise(make):
     model, optimizer = make("cuda")
     guard = FiniteGuard([model], 3, UNSCALED)

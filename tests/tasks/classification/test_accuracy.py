@@ -103,7 +103,8 @@ def test_mismatched_shapes_are_rejected(logits, labels):
         Accuracy(3, 4, "cpu").add(torch.zeros(logits), torch.zeros(labels, dtype=torch.int64), torch.arange(4))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
+@pytest.mark.needs_gpu(reason="counts synchronisations")
 def test_adding_does_not_synchronise_with_a_cuda_device():
     logits, labels = (part.cuda() for part in batch(0, 20, 6))
     accuracy, ids = Accuracy(6, 20, "cuda"), torch.arange(20, device="cuda")

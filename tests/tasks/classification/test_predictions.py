@@ -128,7 +128,8 @@ def test_confusion_is_square_for_classes_that_do_not_occur() -> None:
     assert confusion(none, none, 2).tolist() == [[0, 0], [0, 0]]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
+@pytest.mark.needs_gpu(reason="CUDA's bincount")
 def test_confusion_of_a_cuda_device_works_in_deterministic_mode() -> None:
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)

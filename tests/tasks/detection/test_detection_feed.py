@@ -147,7 +147,8 @@ def test_models_get_images_and_sizes() -> None:
     assert batch.model_inputs == (batch.images, batch.sizes)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
+@pytest.mark.needs_gpu(reason="compares two devices")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_gpu_gets_the_same_batches(workers: int) -> None:
     there = take(feed(device=torch.device("cuda"), workers=workers).micro_batches(0), 6)
