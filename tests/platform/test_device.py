@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -62,6 +63,17 @@ def test_each_rank_takes_its_own_gpu(name: str, local_rank: int, index: int, two
     device = open_device(name, Ranks(rank=local_rank, world=local_rank + 1, local_rank=local_rank))
     assert device == torch.device("cuda", index)
     assert two_gpus == [index]
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_before_a_gpu_computes_its_matrix_products_can_be_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: found.append(os.environ["CUBLAS_WORKSPACE_CONFIG"]))
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")  # the tests set it themselves
+    open_device("cuda", Ranks())
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    open_device("cuda", Ranks())
+    assert found == [":4096:8", ":16:8"]
 
 
 def test_a_gpu_index_out_of_range_is_refused_with_the_valid_range(two_gpus: list[int]) -> None:

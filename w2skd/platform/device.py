@@ -42,6 +42,8 @@ def open_device(name: str, ranks: Ranks) -> torch.device:
         if index >= gpus:
             available = f"only GPUs 0 to {gpus - 1}" if gpus else "no GPU"
             raise DeviceError(f"--device {name}: this machine has {available}")
+        # Deterministic matrix products need it. torch reads it once per process, at the first product of any kind.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     if device.type != "cpu":

@@ -1,6 +1,5 @@
 """One arm of an experiment, from its recipe to a finished run directory."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -353,8 +352,6 @@ def _command_to_resume(options: RunOptions) -> str:
 @contextmanager
 def _deterministic_kernels(wanted: bool) -> Iterator[None]:
     """Restrict torch to kernels that repeat bit for bit inside the block."""
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.benchmark = not wanted
