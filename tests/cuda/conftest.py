@@ -1,0 +1,21 @@
+"""The device of the tests of CUDA."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def device() -> Iterator[torch.device]:
+    """The GPU in full float32 precision or, in a rehearsal, the CPU."""
+    if not torch.cuda.is_available():
+        yield torch.device("cpu")
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False  # convolutions; matrix products have full precision by default
+    try:
+        yield torch.device("cuda", 0)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+        torch.cuda.synchronize()
