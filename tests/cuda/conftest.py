@@ -19,3 +19,10 @@ def device() -> Iterator[torch.device]:
     finally:
         torch.backends.cudnn.allow_tf32 = before
         torch.cuda.synchronize()
+
+
+@pytest.fixture
+def repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions by kernels that give the same result for the same input."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)

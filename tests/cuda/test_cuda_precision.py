@@ -40,7 +40,7 @@ def test_losses_in_16_bits(name: str, number_format: str, device: torch.device, 
     before = state_of(engine.student)
     found = steps(engine, 2)
     assert engine.guard.report() == []
-    assert engine.guard.rescaled_steps == 0
+    assert engine.guard.rescaled_steps <= 1  # the first scale may be too high
     assert all(parameter.dtype is torch.float32 for parameter in engine.student.parameters())
     assert any(not torch.equal(value, before[each]) for each, value in state_of(engine.student).items())
     wanted = steps(engine_on(device, name, tmp_path, "train.clip_grad_norm=1.0"), 2)

@@ -18,6 +18,12 @@ pytestmark = pytest.mark.cuda
 STOP = {"classification": 14, "retinanet": 3, "fasterrcnn": 3, "diffusion": 5}
 """Step of the interruption: in the middle of distillation, and of an epoch."""
 
+SHORT = {
+    "classification": ("train.steps=18", "train.validate_every=6step", "distill.decay=6step"),
+    **dict.fromkeys(("retinanet", "fasterrcnn"), ("train.steps=5", "train.validate_every=5step")),
+    "diffusion": ("train.steps=7", "train.validate_every=7step", "train.checkpoint_every=3step"),
+}
+
 MIXED = ("train.precision=fp16", "train.ema={decay: 0.9}", "train.clip_grad_norm=1.0", "train.accumulate=2")
 
 
@@ -36,12 +42,13 @@ def commands(name: str, folder: Path, device: torch.device, *changes: str) -> di
     return {part: ("distill", *common, *teacher, "--out", folder / part) for part in ("whole", "parts")}
 
 
-@pytest.mark.parametrize("changes", [(), MIXED], ids=["fp32", "mixed"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "changes"), [(name, MIXED) for name in NAMES] + [("classification", ())])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     name: str, changes: tuple[str, ...], device: torch.device, tmp_path: Path
 ) -> None:
-    runs = commands(name, tmp_path, device, *changes)
+    if name == "fasterrcnn" and device.type == "cuda":
+        pytest.skip("torchvision compiles its deterministic region pooling, which takes long")
+    runs = commands(name, tmp_path, device, *SHORT[name], *changes)
     done(*runs["whole"])
     stopped_at(STOP[name], *runs["parts"])
     done(*runs["parts"])

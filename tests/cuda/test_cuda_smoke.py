@@ -10,9 +10,12 @@ from tiny import done, run_in, step_rows
 pytestmark = pytest.mark.cuda
 
 
+SHORT = {"detection_demo_smoke": ("--set", "train.validate_every=8step", "--set", "data.eval_examples=8")}
+
+
 @pytest.mark.parametrize("recipe", ["demo_smoke", "detection_demo_smoke", "diffusion_demo_smoke"])
 def test_a_smoke_recipe(recipe: str, device: torch.device, tmp_path: Path) -> None:
-    common = ("--recipe", recipe, "--out", tmp_path, "--quiet", "--device", device.type)
+    common = ("--recipe", recipe, "--out", tmp_path, "--quiet", "--device", device.type, *SHORT.get(recipe, ()))
     done("train-teacher", *common)
     done("distill", "--baseline", *common)
     done("distill", *common)
@@ -24,4 +27,5 @@ def test_a_smoke_recipe(recipe: str, device: torch.device, tmp_path: Path) -> No
     distilled = [row for row in step_rows(run_in(tmp_path)) if any(part.startswith("distill.") for part in row.parts)]
     assert distilled
     assert all(row.clock["teacher"] > 0 for row in distilled)
-    done("evaluate", "--recipe", recipe, "--checkpoint", run_in(tmp_path), "--device", device.type)
+    if recipe == "demo_smoke":
+        done("evaluate", "--recipe", recipe, "--checkpoint", run_in(tmp_path), "--device", device.type)
