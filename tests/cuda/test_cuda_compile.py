@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cuda
             "classification", "fp32", True, marks=pytest.mark.needs_gpu(reason="compiles for a minute on a CPU")
         ),
         ("classification", "fp32", False),
-        ("diffusion", "bf16", False),
+        pytest.param("diffusion", "bf16", False, marks=pytest.mark.needs_gpu(reason="takes long on a CPU")),
     ],
 )
 def test_a_compiled_student(

@@ -44,8 +44,7 @@ def test_the_average_equals_a_float64_reference(name: str, device: torch.device,
         engine.average.update_parameters(engine.student)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "precision"), [*((name, "fp32") for name in NAMES), ("classification", "bf16")])
 def test_channels_last_changes_the_layout_and_not_the_losses(
     name: str, precision: str, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,8 +23,7 @@ def batches(device: torch.device, name: str, folder: Path, *changes: str) -> lis
     return list(islice(task.train_batches(0), task.steps_per_epoch + 2))
 
 
-@pytest.mark.parametrize("layout", ["true", "false"])
-@pytest.mark.parametrize("workers", [None, 0, 2])
+@pytest.mark.parametrize(("workers", "layout"), [(None, "true"), (None, "false"), (0, "true"), (2, "true")])
 def test_labelled_images(workers: int | None, layout: str, device: torch.device, tmp_path: Path) -> None:
     kind = ["data.feed=resident"] if workers is None else ["data.feed=streaming", f"data.workers={workers}"]
     changes = (*kind, "data.augment=[crop, flip, cutout]", "data.cutmix=1.0", f"train.channels_last={layout}")

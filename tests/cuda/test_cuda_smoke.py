@@ -11,6 +11,7 @@ pytestmark = pytest.mark.cuda
 
 
 SHORT = {"detection_demo_smoke": ("--set", "train.validate_every=8step", "--set", "data.eval_examples=8")}
+"""Fewer evaluations, which pycocotools makes slow."""
 
 
 @pytest.mark.parametrize("recipe", ["demo_smoke", "detection_demo_smoke", "diffusion_demo_smoke"])

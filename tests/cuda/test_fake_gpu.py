@@ -61,7 +61,7 @@ def fake_gpu() -> Iterator[None]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU tells more")
-@pytest.mark.parametrize("name", ["classification", "diffusion"])
+@pytest.mark.parametrize("name", ["classification", pytest.param("diffusion", marks=pytest.mark.slow)])
 def test_distilled_steps_neither_fail_nor_wait(name: str, tmp_path: Path) -> None:
     values(run_ranks(take_steps, name, tmp_path, world=1, timeout_s=300))
 
