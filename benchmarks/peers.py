@@ -279,10 +279,8 @@ def run_cases(
             log_every=options.data_steps // 4,
         )
         write_weights(small)
-        lead = options.data_steps // 4
-        compare(
-            "data", handles, with_feeds(small), steps=options.data_steps, lead=lead, options=options, outcome=outcome
-        )
+        blocks = Blocks(options.data_steps, lead=options.data_steps // 4)  # more than the loaders read in advance
+        compare("data", handles, with_feeds(small), blocks, options, outcome)
     if "accuracy" in cases:
         epoch_steps = examples // options.batch_size
         full = replace(setting, data=str(data), log_every=epoch_steps)
