@@ -90,6 +90,13 @@ def test_convolutions_start_by_passing_their_inputs_on():
     torch.testing.assert_close(block.conv2(features), features)
 
 
+def test_it_compiles_to_one_graph():
+    torch.manual_seed(0)
+    model, images = WhitenedCnn(8, 5).eval(), torch.randn(2, 3, 16, 16)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), model(images))
+
+
 @pytest.mark.parametrize("size_px", [16, 28, 32, 64])
 def test_other_sizes_have_logits_too(size_px):
     assert build_classifier("whitened_cnn_w16", 7, size_px)(torch.randn(2, 3, size_px, size_px)).shape == (2, 7)

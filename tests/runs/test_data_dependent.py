@@ -68,7 +68,7 @@ def test_loaded_weights_replace_the_filters(fast: Any, out: Path, tmp_path: Path
     done("evaluate", "--checkpoint", run)
 
 
-def test_a_teacher_and_non_finite_steps_leave_frozen_parameters_as_they_are(tmp_path: Path) -> None:
+def test_frozen_parameters_stay_as_they_are_under_clipping_and_averaging(tmp_path: Path) -> None:
     recipe, out = recipe_file(tmp_path, FAST.replace("cifar_resnet8", "whitened_cnn_w32")), tmp_path / "runs"
     common = ("--recipe", recipe, "--out", out, "--set", "train.precision=bf16", "--set", "train.clip_grad_norm=1.0")
     done("train-teacher", *common)

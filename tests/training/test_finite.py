@@ -119,6 +119,28 @@ def test_parameters_can_get_their_first_gradient_later(make):
     assert not torch.equal(late.detach(), before)
 
 
+def test_frozen_parameters_never_change(make):
+    model, optimizer = make()
+    frozen = next(model.parameters())
+    frozen.requires_grad_(False)
+    before = frozen.clone()
+    for seed, flag in enumerate((BAD, GOOD, BAD, GOOD)):
+        set_gradients(model, seed)
+        frozen.grad = None
+        take_step(optimizer, flag)
+    assert torch.equal(frozen, before)
+    assert frozen not in optimizer.state
+    again, other = make()
+    next(again.parameters()).requires_grad_(False)
+    again.load_state_dict(model.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for pair in ((model, optimizer), (again, other)):
+        set_gradients(pair[0], 7)
+        next(pair[0].parameters()).grad = None
+        take_step(pair[1], GOOD)
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), again.parameters(), strict=True))
+
+
 def test_an_optimizer_that_cannot_suppress_is_refused():
     parameter = nn.Parameter(torch.zeros(2))
     with pytest.raises(AssertionError, match="fused"):
