@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from itertools import chain, combinations, islice
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from w2skd.data import resident
 from w2skd.data.batch import LabelledImages
 from w2skd.data.counter import permutation, randint
 from w2skd.data.images import ImageSet, Normalization
@@ -289,3 +292,33 @@ def test_evaluation_covers_every_example_once(ranks: int, channels_last: bool):
     assert batches[0].images.is_contiguous(
         memory_format=torch.channels_last if channels_last else torch.contiguous_format
     )
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 6, 1000])
+@pytest.mark.parametrize("ranks", [Ranks(), Ranks(rank=1, world=2, local_rank=1)])
+def test_batches_do_not_depend_on_how_many_are_placed_at_once(
+    at_once: int, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Places are calculated for many batches ahead; a block may end in the middle of a batch, or before an epoch's."""
+    expected = take(feed(image_set(22), batch_size=4).micro_batches(3, ranks, accumulate=2), 30)
+    monkeypatch.setattr(resident, "_PLACED_AT_ONCE", at_once)
+    assert_same(take(feed(image_set(22), batch_size=4).micro_batches(3, ranks, accumulate=2), 30), expected)
+
+
+def test_a_batch_takes_few_operations() -> None:
+    """On a GPU every operation of a step costs the host a launch."""
+
+    class Count(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += func not in (torch.ops.aten.slice.Tensor, torch.ops.aten.view.default)
+            return func(*args, **(kwargs or {}))
+
+    batches = feed(image_set(64), augment=("crop", "flip")).micro_batches(0)
+    next(batches)
+    with Count() as counted:
+        take(batches, 10)
+    assert counted.count <= 10 * 10

@@ -4,7 +4,7 @@ No random generator is used. The order of an epoch is a function of (seed, epoch
 function of (seed, epoch, example, repeat). The batches therefore do not depend on the number of ranks or on the step
 at which a run resumes.
 
-Shapes: n examples of a micro-batch, N of the set, M positions in an epoch's batches; H rows and W columns of px.
+Shapes: n examples of a micro-batch, m of several, N of the set, M positions in an epoch; H rows and W columns of px.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +23,9 @@ from w2skd.data.normalize import Normalizer
 from w2skd.data.order import BatchOrder, Slice
 from w2skd.data.transfer import to_device
 from w2skd.platform.ranks import Ranks
+
+_PLACED_AT_ONCE = 16384
+"""Examples whose places are calculated at once; they take 8 bytes per row and column of px."""
 
 AUGMENTATIONS = ("crop", "flip", "alternating_flip", "cutout")
 
@@ -77,17 +80,23 @@ class ResidentFeed:
 
     def example(self) -> LabelledImages:
         """Return a batch of the first example, without augmentation."""
-        ids = torch.zeros(1, dtype=torch.int64, device=self._device)
-        return LabelledImages(self._augmented(_Draws(ids)), self._labels[ids], ids, 0)
+        places = self._place(_Draws(torch.zeros(1, dtype=torch.int64, device=self._device)))
+        return LabelledImages(self._augmented(places), places.labels, places.ids, 0)
 
     def _micro_batches(self, slices: Iterator[Slice]) -> Iterator[LabelledImages]:
         epoch, draws = -1, _Draws(self._labels[:0])
+        first, places = 0, self._place(draws)
         for part in slices:
             if part.epoch != epoch:
                 epoch, draws = part.epoch, self._draw_epoch(part.epoch)
-            own = draws.part(part.start, part.end)
+                first, places = 0, self._place(draws.part(0, 0))
+            if not first <= part.start <= part.end <= first + len(places.ids):
+                # Many batches at once: index arithmetic takes more kernels than the batch itself.
+                first = part.start
+                places = self._place(draws.part(first, max(part.end, first + _PLACED_AT_ONCE)))
+            own = places.part(part.start - first, part.end - first)
             images = self._resize(self._augmented(own), part.step)
-            yield LabelledImages(images, self._labels[own.ids], own.ids, part.step, part.number)
+            yield LabelledImages(images, own.labels, own.ids, part.step, part.number)
 
     def _draw_epoch(self, epoch: int) -> "_Draws":
         """Draw the order and augmentation of a whole epoch at once: a few kernels per epoch, not per step."""
@@ -109,10 +118,28 @@ class ResidentFeed:
             cutout = torch.stack([draw(self._height, _Draw.CUTOUT_ROW), draw(self._width, _Draw.CUTOUT_COLUMN)])
         return _Draws(ids, crop, flip, cutout)
 
-    def _augmented(self, draws: "_Draws") -> Tensor:
-        images = self._normalize(self._gather(draws))
-        if draws.cutout is not None:
-            images.mul_(self._outside_cutout(draws.cutout))
+    def _place(self, draws: "_Draws") -> "_Places":
+        """Turn random numbers into places of pixels."""
+        rows = torch.arange(self._height, device=self._device)[None]
+        columns = torch.arange(self._width, device=self._device)[None]
+        if draws.flip is not None:
+            columns = torch.where(draws.flip[:, None], self._width - 1 - columns, columns)
+        if draws.crop is not None:
+            rows = _reflect(rows + draws.crop[0, :, None], self._height)
+            columns = _reflect(columns + draws.crop[1, :, None], self._width)
+        row_starts = (draws.ids[:, None] * self._height + rows) * self._width
+        return _Places(
+            draws.ids,
+            self._labels[draws.ids],
+            row_starts.to(self._index_dtype),
+            columns.to(self._index_dtype).expand(len(draws.ids), -1),
+            draws.cutout,
+        )
+
+    def _augmented(self, places: "_Places") -> Tensor:
+        images = self._normalize(self._gather(places))
+        if places.cutout is not None:
+            images.mul_(self._outside_cutout(places.cutout))
         return images
 
     def _resize(self, images: Tensor, step: int) -> Tensor:
@@ -124,17 +151,9 @@ class ResidentFeed:
         smaller = functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
         return smaller.contiguous(memory_format=self._normalize.memory_format)
 
-    def _gather(self, draws: "_Draws") -> Tensor:
+    def _gather(self, places: "_Places") -> Tensor:
         """Crop and flip by one gather of whole pixels: uint8 [n, 3, H, W], strided like [n, H, W, 4]."""
-        rows = torch.arange(self._height, device=self._device)[None]
-        columns = torch.arange(self._width, device=self._device)[None]
-        if draws.flip is not None:
-            columns = torch.where(draws.flip[:, None], self._width - 1 - columns, columns)
-        if draws.crop is not None:
-            rows = _reflect(rows + draws.crop[0, :, None], self._height)
-            columns = _reflect(columns + draws.crop[1, :, None], self._width)
-        row_starts = (draws.ids[:, None] * self._height + rows) * self._width
-        index = row_starts.to(self._index_dtype)[:, :, None] + columns.to(self._index_dtype)[:, None, :]
+        index = places.row_starts[:, :, None] + places.columns[:, None, :]
         pixels = self._pixels.index_select(0, index.view(-1)).view(torch.uint8)
         return pixels.view(*index.shape, 4)[..., :3].permute(0, 3, 1, 2)
 
@@ -198,6 +217,34 @@ class _Draws:
             self.ids[start:end],
             None if self.crop is None else self.crop[:, start:end],
             None if self.flip is None else self.flip[start:end],
+            None if self.cutout is None else self.cutout[:, start:end],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Examples and where their pixels are in the packed set.
+
+    Attributes:
+        ids: int64 [m].
+        labels: int64 [m].
+        row_starts: int32 or int64 [m, H], place of the first pixel of the row of the set that each row shows.
+        columns: int32 or int64 [m, W], column that each column shows.
+        cutout: int64 [2, m], row and column of the square's centre; None without cutout.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    row_starts: Tensor
+    columns: Tensor
+    cutout: Tensor | None
+
+    def part(self, start: int, end: int) -> "_Places":
+        return _Places(
+            self.ids[start:end],
+            self.labels[start:end],
+            self.row_starts[start:end],
+            self.columns[start:end],
             None if self.cutout is None else self.cutout[:, start:end],
         )
 
