@@ -18,6 +18,8 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=1 PYTHONUNB
 if [ -n "${WHEELS:-}" ]; then
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$scratch/site" "$WHEELS"/*.whl
     export PYTHONPATH="$PYTHONPATH:$scratch/site"
+    # benchmarks/peers.py installs from the same folder into an environment of its own
+    export PIP_NO_INDEX=1 PIP_FIND_LINKS="$WHEELS"
 fi
 "$python" -c 'import diffusers, pycocotools, pydantic, pytest, torch, torch_fidelity, torchvision'
 

@@ -16,6 +16,7 @@ The peers are installed into an environment of their own, which uses the current
 """
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -215,6 +216,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=12, help="maximum number of epochs of the accuracy case")
     parser.add_argument("--teacher-epochs", type=int, default=4, help="epochs of the teacher of the accuracy case")
     parser.add_argument("--peers-env", type=Path, default=environment.default_folder())
+    parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
     parser.add_argument("--quick", action="store_true", help="a rehearsal of a minute, not a measurement")
     options = parser.parse_args()
     if options.quick:
@@ -253,7 +255,17 @@ def main() -> None:
         write_weights(setting)
         with started(python, options.threads, folder, names, outcome) as handles:
             run_cases(handles, setting, data, examples, options, outcome)
-    report(options, outcome.rows, {**outcome.values, "contenders": outcome.contenders, "torch": torch.__version__})
+    values = {**outcome.values, "contenders": outcome.contenders, "torch": torch.__version__}
+    if options.out is not None:
+        write_json(options.out, values)
+    report(options, outcome.rows, values)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write the results, with the number of contenders that ran as ``n`` and those that did not as ``failed``."""
+    contenders = values["contenders"]
+    failed = {name: one["reason"] for name, one in contenders.items() if not one["ran"]}
+    path.write_text(json.dumps({"n": len(contenders) - len(failed), "failed": failed, **values}, indent=1))
 
 
 def run_cases(

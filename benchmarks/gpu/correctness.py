@@ -42,8 +42,8 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="rehearse on the CPU")
     options = parser.parse_args()
     outcomes = Outcomes(Results(options.out))
-    rehearsal = ["--rehearse-cuda"] if options.tiny else []
-    arguments = ["-q", "-m", "cuda", "-p", "no:cacheprovider", *rehearsal, str(ROOT / "tests")]
+    processes = ["-n", "2", "--rehearse-cuda"] if options.tiny else ["-n", "8"]
+    arguments = ["-q", "-m", "cuda", "-p", "no:cacheprovider", *processes, str(ROOT / "tests")]
     code = pytest.main(arguments, plugins=[outcomes])
     return int(code) or int(not outcomes.counts["passed"])
 
