@@ -45,6 +45,26 @@ def test_training_does_what_torchvisions_reference_does(interpolation: str):
         assert np.array_equal(made(transform, 24, seed), expected), seed
 
 
+@pytest.mark.parametrize("crop_px", [None, 1, 11])
+@pytest.mark.parametrize("size", [(16, 16), (40, 56)])
+def test_crop_and_flip_are_torchvisions_without_its_overhead(crop_px: int | None, size: tuple[int, int]):
+    padding = crop_px or 2
+    by_hand = v2.Compose(
+        [
+            *(v2.Resize(16), v2.CenterCrop(16)),
+            v2.RandomCrop(16, padding=padding, padding_mode="reflect"),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.RandomErasing(0.5, value=BLANK),
+        ]
+    )
+    transform = TrainTransform(("crop", "flip", "random_erasing"), erasing_probability=0.5, crop_px=crop_px)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        expected = by_hand(photo(*size)).permute(1, 2, 0).numpy()
+        assert np.array_equal(made(transform, 16, seed, photo(*size)), expected), seed
+
+
 def test_without_a_resized_crop_the_centre_is_taken():
     expected = v2.CenterCrop(20)(v2.Resize(20)(photo()))
     assert np.array_equal(made(TrainTransform(()), 20), np.asarray(expected))

@@ -1,7 +1,7 @@
 """Image augmentation with torchvision's v2 transforms.
 
-All but the last two augmentations work on PIL images, as in torchvision's reference training. They draw from torch's
-global generator, which the caller seeds.
+Crops and flips of small images are done on their pixels, with torchvision's draws, because its own take several times
+as long as decoding. All augmentations draw from torch's global generator, which the caller seeds.
 
 Shapes: S side of the output in px.
 """
@@ -102,7 +102,7 @@ class EvalTransform:
 
     def pipeline(self, size_px: int, blank: Colour = (0, 0, 0)) -> Pipeline:
         """Return the deterministic transform to squares of `size_px`; `blank` is ignored."""
-        return _Pipeline(_centre(self.resize_px, size_px, self.interpolation), [])
+        return _Pipeline([_Centre(self.resize_px, size_px, self.interpolation)], [])
 
     def window(self, size: tuple[int, int], size_px: int) -> Window | None:
         """Return the window of an image of this width and height; None if the crop pads."""
@@ -146,15 +146,18 @@ def _train_pipeline(transform: TrainTransform, size_px: int, blank: Colour, from
             v2.RandomResizedCrop(size_px, transform.crop_scale, interpolation=interpolation, antialias=True)
         )
     else:
-        on_image += _centre(size_px, size_px, transform.interpolation)
-    if "crop" in transform.kinds:
-        padding = transform.crop_px or max(1, size_px // 8)
-        on_image.append(v2.RandomCrop(size_px, padding=padding, padding_mode="reflect"))
-    if "flip" in transform.kinds:
-        on_image.append(v2.RandomHorizontalFlip())
-    if "trivial_augment" in transform.kinds:
-        on_image.append(v2.TrivialAugmentWide(interpolation=interpolation))
+        on_image.append(_Centre(size_px, size_px, transform.interpolation))
     on_pixels: list[Callable[[NDArray[np.uint8]], None]] = []
+    shift_px = transform.crop_px or max(1, size_px // 8)
+    if "trivial_augment" in transform.kinds:  # the only augmentation of the image itself, and it follows these two
+        if "crop" in transform.kinds:
+            on_image.append(v2.RandomCrop(size_px, padding=shift_px, padding_mode="reflect"))
+        if "flip" in transform.kinds:
+            on_image.append(v2.RandomHorizontalFlip())
+        on_image.append(v2.TrivialAugmentWide(interpolation=interpolation))
+    else:
+        on_pixels += [_Shift(shift_px)] if "crop" in transform.kinds else []
+        on_pixels += [_flip] if "flip" in transform.kinds else []
     if "cutout" in transform.kinds:
         on_pixels.append(_Cutout(blank))
     if "random_erasing" in transform.kinds:
@@ -162,8 +165,45 @@ def _train_pipeline(transform: TrainTransform, size_px: int, blank: Colour, from
     return _Pipeline(on_image, on_pixels)
 
 
-def _centre(resize_px: int, size_px: int, interpolation: str) -> list[Callable[[Image.Image], Image.Image]]:
-    return [v2.Resize(resize_px, v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(size_px)]
+class _Centre:
+    """Resizes the shorter side and crops the centre. Images that fit already skip torchvision's overhead."""
+
+    def __init__(self, resize_px: int, size_px: int, interpolation: str):
+        resize = v2.Resize(resize_px, v2.InterpolationMode(interpolation), antialias=True)
+        self._steps = (resize, v2.CenterCrop(size_px))
+        self._fitting = (size_px, size_px) if resize_px == size_px else None
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if image.size == self._fitting:
+            return image
+        for step in self._steps:
+            image = step(image)
+        return image
+
+
+class _Shift:
+    """`v2.RandomCrop` with reflection padding, with the same draws and pixels and without a padded copy."""
+
+    def __init__(self, largest_px: int):
+        self._largest_px = largest_px
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> None:
+        side = len(pixels)
+        assert 0 < self._largest_px < side, f"a shift of {self._largest_px} px for {side} px"
+        rows, columns = (self._places(side) for _ in range(2))
+        pixels[:] = pixels.take(rows, axis=0).take(columns, axis=1)
+
+    def _places(self, side: int) -> NDArray[np.int64]:
+        """Draw a shift and return the row or column that each of the crop's shows."""
+        places = np.arange(side) + int(torch.randint(2 * self._largest_px + 1, (1,))) - self._largest_px
+        reflected: NDArray[np.int64] = side - 1 - np.abs(side - 1 - np.abs(places))
+        return reflected
+
+
+def _flip(pixels: NDArray[np.uint8]) -> None:
+    """Apply `v2.RandomHorizontalFlip`."""
+    if torch.rand(1) < 0.5:
+        pixels[:] = pixels[:, ::-1].copy()
 
 
 class _Cutout:
