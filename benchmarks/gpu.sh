@@ -14,7 +14,7 @@ out=${OUT:?set OUT to a folder for the results}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 TMPDIR="$scratch"
 if [ -n "${WHEELS:-}" ]; then
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$scratch/site" "$WHEELS"/*.whl
     export PYTHONPATH="$PYTHONPATH:$scratch/site"

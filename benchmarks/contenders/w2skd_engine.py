@@ -14,6 +14,7 @@ from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
 from w2skd.records.rows import StepRow
 from w2skd.tasks.catalog import recipe_types
+from w2skd.training.compiled import Compiled
 from w2skd.training.engine import Distillation, Engine
 from w2skd.training.process import Process
 
@@ -33,8 +34,10 @@ class W2skdEngine:
             premade = setting.premade()
             task.train_batches = lambda first_step: _endless(premade, first_step)
         process = Process(device)
+        model = setting.build("teacher")
+        compiled = Compiled(model, True, "teacher.compile") if setting.compile else None
         teacher = FrozenTeacher(
-            setting.build("teacher"), device=device, precision=setting.precision, clock=process.clock
+            model, device=device, precision=setting.precision, compiled=compiled, clock=process.clock
         )
         schedule = DistillSchedule(weight=1.0, warmup_steps=0, hold_steps=NEVER, decay_steps=0)
         self._log_every = setting.log_every

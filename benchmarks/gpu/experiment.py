@@ -3,7 +3,8 @@
 The pair is ResNet-8 -> ResNet-20 on CIFAR-10 images (`experiment.yaml`). The learning rate is chosen for the baseline
 alone, on a seed that is not reported. Then three teachers are trained, and for each seed and each length of a complete
 schedule the arms baseline, label smoothing (a control without a teacher) and w2s. Seed s has teacher s mod 3. Runs are
-ordered so that a run of the script that is cut off has complete seeds. Seconds come from two runs alone on the card.
+ordered so that a run of the script that is cut off has complete seeds. Seconds come from runs alone on the card; one of
+them is the recipe `cifar10_fast`.
 
     python benchmarks/gpu/experiment.py --out FILE --data DIR [--budget-s 280] [--processes 14] [--tiny]
 """
@@ -14,7 +15,7 @@ import queue
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 from results import Results
 
 RECIPE = Path(__file__).with_name("experiment.yaml")
+FAST = "cifar10_fast"
 LABEL_SMOOTHING = 0.1
 TUNING_SEED = 100
 LEARNING_RATES = (0.4, 0.8, 1.6)
@@ -40,10 +42,21 @@ class Plan:
     teachers: int
     learning_rates: Sequence[float]
     settings: Sequence[str]
+    fast_epochs: int
+    fast_settings: Sequence[str]
     device: str
 
 
-FULL = Plan((6, 9, 12, 16), seeds=12, teachers=3, learning_rates=LEARNING_RATES, settings=(), device="cuda")
+FULL = Plan(
+    (6, 9, 12, 16),
+    seeds=12,
+    teachers=3,
+    learning_rates=LEARNING_RATES,
+    settings=(),
+    fast_epochs=10,
+    fast_settings=("data.source=image_folder", "data.image_size=32"),
+    device="cuda",
+)
 TINY = Plan(
     (1, 2),
     seeds=2,
@@ -54,6 +67,8 @@ TINY = Plan(
         *("student.model=cifar_resnet8", "teacher.model=small_cnn_weak", "teacher.train.epochs=1"),
         *("train.batch_size=32", "train.precision=fp32", "data.feed=resident"),
     ),
+    fast_epochs=1,
+    fast_settings=("student.model=whitened_cnn_w16",),
     device="cpu",
 )
 
@@ -68,6 +83,7 @@ class Job:
     epochs: int
     settings: tuple[str, ...]
     device: str
+    recipe: str = str(RECIPE)
 
     @property
     def name(self) -> str:
@@ -89,7 +105,7 @@ def run(job: Job) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     arm = {"teacher": TEACHER, "w2s": HELPED}.get(job.arm, REFERENCE)
-    recipe = load_recipe(str(RECIPE), [*job.settings, f"seed={job.seed}"], recipe_types())
+    recipe = load_recipe(job.recipe, [*job.settings, f"seed={job.seed}"], recipe_types())
     began = time.monotonic()
     path = train_arm(recipe, arm, RunOptions(job.out, device=job.device, quiet=True), Ranks())
     rows = read_run(path, recipe_types()).rows
@@ -251,6 +267,8 @@ def main() -> None:
         for arm in ("baseline", "w2s"):  # one after the other, for their seconds
             teacher = f"teacher.checkpoint={teachers[0]}"
             pool.finish([job("alone", arm, TUNING_SEED, min(plan.lengths_epochs), rate, teacher)], counts=0)
+        fast = job(FAST, "baseline", 0, plan.fast_epochs, *plan.fast_settings)
+        pool.finish([replace(fast, recipe=FAST)])
     finally:
         pool.close()
 

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,8 @@ def run(part: Part, options: argparse.Namespace) -> dict[str, Any]:
     path = options.out / f"{part.name}.json"
     path.unlink(missing_ok=True)
     data = ("--data", str(options.data)) if options.data and part.name in ("experiment", "peers") else ()
-    arguments = part.tiny if options.tiny else (*part.arguments, *data)
+    own = ("--peers-env", str(Path(tempfile.gettempdir()) / "w2skd-peers")) if part.name == "peers" else ()
+    arguments = (*(part.tiny if options.tiny else (*part.arguments, *data)), *own)
     command = [sys.executable, str(BENCHMARKS / part.script), "--out", str(path), *arguments]
     limit_s = REHEARSAL_LIMIT_S if options.tiny else part.limit_s
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", "")])}

@@ -18,6 +18,7 @@ from w2skd.recipe.load import with_overrides
 from w2skd.recipe.schema import Recipe
 from w2skd.tasks.base import Role
 from w2skd.training.clock import Clock
+from w2skd.training.compiled import Compiled
 from w2skd.training.engine import Distillation, Engine
 from w2skd.training.process import Process
 
@@ -64,11 +65,13 @@ def engine_on(
         student.to(memory_format=torch.channels_last)
     distillation = None
     if distilled:
+        model, mode = model_of(task, Role.TEACHER), task._recipe.teacher.compile
         teacher = FrozenTeacher(
-            model_of(task, Role.TEACHER),
+            model,
             device=device,
             precision=train.precision,
             channels_last=train.channels_last,
+            compiled=Compiled(model, mode, "teacher.compile") if mode else None,
             clock=clock,
         )
         schedule = DistillSchedule(weight=1.0, warmup_steps=0, hold_steps=1000, decay_steps=0)

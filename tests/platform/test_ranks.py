@@ -334,7 +334,7 @@ def test_a_bug_in_rank_0_ends_both(tmp_path: Path) -> None:
 def miss_data_on_rank_1(ranks: Ranks, out: Path) -> None:
     set_up = arm.set_up
     if ranks.rank == 1:
-        arm.set_up = lambda *arguments: missing()
+        arm.set_up = lambda *_, **__: missing()
     try:
         arm_on(ranks, recipe(), "baseline", out)
     finally:
