@@ -9,6 +9,7 @@ from contenders.setting import MEAN, MOMENTUM, NESTEROV, STD, WEIGHT_DECAY, Sett
 from w2skd.data.batch import LabelledImages
 from w2skd.method.schedule import DistillSchedule
 from w2skd.method.teacher import FrozenTeacher
+from w2skd.platform.device import open_device
 from w2skd.platform.ranks import Ranks
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
@@ -27,7 +28,8 @@ class W2skdEngine:
     """See `contenders.setting.Contender`."""
 
     def __init__(self, setting: Setting):
-        self.student, device = setting.build("student"), setting.torch_device
+        device = open_device(str(setting.torch_device), Ranks())  # sets up the allocator, as in every run
+        self.student = setting.build("student")
         recipe = _recipe(setting)
         task = recipe.task_type()(recipe, train=recipe.train, seed=0, device=device, ranks=Ranks())
         if setting.data is None:
