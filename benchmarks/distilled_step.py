@@ -9,9 +9,8 @@ average of the weights, gradient clipping and a log row per block.
     python benchmarks/distilled_step.py [--task classification] [--teacher T] [--student S] [--device cuda] [--json]
 """
 
-import torch
 from timing import workloads
-from timing.training import report_distilled_step, step_parser, train_values
+from timing.training import report_distilled_step, set_up_process, step_parser, train_values
 
 MODELS = {
     "classification": ("small_cnn_weak", "small_cnn_strong"),
@@ -30,7 +29,7 @@ def main() -> None:
     parser.add_argument("--student", help="name of the student's model")
     parser.add_argument("--size", type=int, help="side of the images in px")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    set_up_process(options)
     teacher, student = MODELS[options.task]
     options.batch_size = options.batch_size or BATCH_SIZES[options.task]
     train = train_values(options)

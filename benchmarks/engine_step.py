@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 from timing.alternating import Ratio, report, take_turns
-from timing.training import BareLoop, SteppedEngine, step_parser, train_values
+from timing.training import BareLoop, SteppedEngine, set_up_process, step_parser, train_values
 from timing.workloads import classification
 
 from w2skd.data.counter import seed_from
@@ -79,7 +79,7 @@ def main() -> None:
     parser = step_parser(__doc__, rounds=240, batch_size=64, steps=2)
     parser.add_argument("--student", default="small_cnn_strong")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    set_up_process(options)
     workload = classification((options.student, options.student), train_values(options), options.device)
 
     results: dict[str, Ratio] = {}

@@ -13,6 +13,8 @@ from timing.alternating import Block, Rounds, build_parser, detail_rows, report,
 from timing.workloads import Workload
 from w2skd.method.schedule import DistillSchedule
 from w2skd.method.teacher import FrozenTeacher, autocast
+from w2skd.platform.device import open_device
+from w2skd.platform.ranks import Ranks
 from w2skd.recipe.schema import TrainSection
 from w2skd.records.rows import StepRow
 from w2skd.tasks.base import Batch
@@ -34,6 +36,12 @@ def step_parser(description: str | None, *, rounds: int, batch_size: int, steps:
     parser.add_argument("--precision", default="fp32", help="fp32, tf32, bf16 or fp16 [fp32]")
     parser.add_argument("--compile", action="store_true", help="compile the student, also in the bare loop")
     return parser
+
+
+def set_up_process(options: argparse.Namespace) -> None:
+    """Set the threads and, as every run of w2skd does, the allocator; both hold for all blocks."""
+    torch.set_num_threads(options.threads)
+    open_device(options.device, Ranks())
 
 
 def train_values(options: argparse.Namespace, **changes: Any) -> dict[str, Any]:
