@@ -16,10 +16,11 @@ trap 'rm -rf "$scratch"' EXIT
 
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 TMPDIR="$scratch"
 if [ -n "${WHEELS:-}" ]; then
-    "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$scratch/site" "$WHEELS"/*.whl
+    wheels=$(cd "$WHEELS" && pwd)
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$scratch/site" "$wheels"/*.whl
     export PYTHONPATH="$PYTHONPATH:$scratch/site"
     # benchmarks/peers.py installs from the same folder into an environment of its own
-    export PIP_NO_INDEX=1 PIP_FIND_LINKS="$WHEELS"
+    export PIP_NO_INDEX=1 PIP_FIND_LINKS="$wheels"
 fi
 "$python" -c 'import diffusers, pycocotools, pydantic, pytest, torch, torch_fidelity, torchvision'
 

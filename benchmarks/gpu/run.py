@@ -45,8 +45,8 @@ class Part:
 PARTS = (
     Part("correctness", "gpu/correctness.py", 120),
     Part("overhead", "gpu/overhead.py", 120),
-    Part("experiment", "gpu/experiment.py", 230, ("--budget-s", "215"), ("--tiny", "--processes", "1")),
-    Part("peers", "peers.py", 45, ("--device", "cuda", "--precision", "bf16", "--quick"), ("--quick",)),
+    Part("experiment", "gpu/experiment.py", 215, ("--budget-s", "200"), ("--tiny", "--processes", "1")),
+    Part("peers", "peers.py", 60, ("--device", "cuda", "--precision", "bf16", "--quick"), ("--quick",)),
     Part("kernels", "gpu/kernels.py", 40),
 )
 REHEARSAL_LIMIT_S = 900
