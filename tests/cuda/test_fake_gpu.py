@@ -106,7 +106,7 @@ def take_steps(_: Ranks, name: str, folder: Path) -> None:
 
 def check_the_fake_gpu() -> None:
     here = torch.ones(3, device=GPU)
-    with pytest.raises(RuntimeError, match="same device|different devices"):
+    with pytest.raises(RuntimeError, match=r"same device|different devices"):
         here + torch.ones(3)
     with pytest.raises(Exception, match="_local_scalar_dense"):
         here.sum().item()

@@ -418,6 +418,18 @@ def test_training_before_and_after_the_switch_shares_one_compiled_graph(graphs: 
         torch.testing.assert_close(trained.state_dict()["model"][name], value)
 
 
+def test_accumulated_gradients_lie_outside_of_cuda_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    trained = engine(ToyTask(accumulate=2), train_section(compile="reduce-overhead", accumulate=2))
+    places = [parameter.grad.data_ptr() for parameter in trained.student.parameters()]
+    list(trained.train())
+    assert [parameter.grad.data_ptr() for parameter in trained.student.parameters()] == places
+    plain = engine(ToyTask(accumulate=2), train_section(accumulate=2))
+    list(plain.train())
+    for name, value in plain.state_dict()["model"].items():
+        assert torch.equal(trained.state_dict()["model"][name], value)
+
+
 def test_a_compiled_teacher_answers_alike_and_is_gone_after_the_switch(graphs: list[Any]) -> None:
     def trained(compiled: bool) -> tuple[Engine, list[Any], bool]:
         clock = Clock()

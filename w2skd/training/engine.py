@@ -86,6 +86,12 @@ class Engine:
         compiled_teacher = self.teacher is not None and self.teacher.is_compiled
         self.network = Network(student, ranks=process.ranks, compiled=train.compile, teacher_compiled=compiled_teacher)
         self._parameters = list(student.parameters())
+        # A gradient that a CUDA graph has written lies in the graph's memory, which the next micro-batch overwrites. So
+        # they are added to tensors of their own (github.com/pytorch/pytorch/issues/169545).
+        self._keeps_gradients = train.compile == "reduce-overhead" and train.accumulate > 1
+        if self._keeps_gradients:
+            for parameter in self._parameters:
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         self.optimizer = build_optimizer(student, train)
         self.loss_scale = LossScale(process.device, enabled=train.precision == "fp16")
         self.guard = FiniteGuard(self._stateful, train.max_non_finite_steps, self.loss_scale)
@@ -168,7 +174,7 @@ class Engine:
             found_inf = self.guard.check(self.step, norm, ids)
             take_step(self.optimizer, found_inf, self.loss_scale.value)
             self.loss_scale.update(found_inf)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
             if self.average is not None:
                 self.average.update_parameters(self.student)
         self.step += 1
