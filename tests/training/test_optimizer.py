@@ -307,6 +307,33 @@ def test_the_average_follows_replaced_buffers_and_averages_a_shared_weight_once(
     assert averaged.cache.tolist() == [0, 0]  # only the state is averaged
 
 
+class Mixed(nn.Module):
+    """A module with parameters that have no mean, and a buffer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+        self.phases = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+        self.codes = nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False)
+        self.register_buffer("scale", torch.zeros(()))
+        self.register_buffer("alias", self.scale)
+
+
+def test_complex_and_integer_parameters_are_copied_and_a_shared_buffer_is_averaged_once() -> None:
+    model = Mixed()
+    average = build_average(model, EmaSection(decay=0.5), 1, 1)
+    assert average is not None
+    for number in (0, 1):
+        with torch.no_grad():
+            for tensor in (*model.parameters(), model.scale):
+                tensor.fill_(number)
+        average.update_parameters(model)
+        assert torch.equal(average.module.phases, model.phases)
+        assert torch.equal(average.module.codes, model.codes)
+    assert average.module.weight.tolist() == [0.5, 0.5]
+    assert average.module.scale == average.module.alias == 0.5
+
+
 def test_an_update_costs_the_same_calls_for_any_number_of_layers() -> None:
     """Collecting two state dicts took longer than a small network's step on a GPU."""
     calls = []

@@ -70,14 +70,14 @@ class ExponentialAverage(AveragedModel):
         """Average in the weights and running statistics after a step; the first update copies them."""
         if self._pairs is None or self._pairs.model is not model:
             self._pairs = _Pairs(self.module, model)
-        means, values, counters, counts = self._pairs.tensors()
+        means, values, copies, originals = self._pairs.tensors()
         if int(self.n_averaged) == 0:  # on the CPU
             torch._foreach_copy_(means, values)
         elif means:
             assert self.multi_avg_fn is not None
             self.multi_avg_fn(means, values, self.n_averaged)
-        if counters:
-            torch._foreach_copy_(counters, counts)
+        if copies:
+            torch._foreach_copy_(copies, originals)
         self.n_averaged += 1
 
 
@@ -95,22 +95,28 @@ class _Pairs:
         self.model = model
         parameters = list(zip(average.parameters(), model.parameters(), strict=True))
         floating = [pair for pair in parameters if pair[0].is_floating_point()]
+        others = [pair for pair in parameters if not pair[0].is_floating_point()]
         self._means: list[Tensor] = [mean for mean, _ in floating]
         self._values: list[Tensor] = [value for _, value in floating]
+        self._copies: list[Tensor] = [copy for copy, _ in others]
+        self._originals: list[Tensor] = [original for _, original in others]
         self._buffers = list[tuple[dict[str, Any], dict[str, Any], str]]()
         self._counters = list[tuple[dict[str, Any], dict[str, Any], str]]()
+        met = set[int]()
         for ours, theirs in zip(average.modules(), model.modules(), strict=True):
             for name, buffer in ours._buffers.items():
-                if buffer is not None and name not in ours._non_persistent_buffers_set:
+                if buffer is not None and name not in ours._non_persistent_buffers_set and id(buffer) not in met:
+                    met.add(id(buffer))
                     places = self._buffers if buffer.is_floating_point() else self._counters
                     places.append((ours._buffers, theirs._buffers, name))
 
     def tensors(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Return the means with their values, then the non-floating-point buffers with theirs."""
+        """Return the means with their values, then the tensors that are not floating-point with theirs."""
         means = [*self._means, *(ours[name] for ours, _, name in self._buffers)]
         values = [*self._values, *(theirs[name] for _, theirs, name in self._buffers)]
-        counters = [ours[name] for ours, _, name in self._counters]
-        return means, values, counters, [theirs[name] for _, theirs, name in self._counters]
+        copies = [*self._copies, *(ours[name] for ours, _, name in self._counters)]
+        originals = [*self._originals, *(theirs[name] for _, theirs, name in self._counters)]
+        return means, values, copies, originals
 
 
 def build_average(
