@@ -251,6 +251,20 @@ def test_a_bad_first_step_restores_the_statistics_of_the_start_or_the_checkpoint
     assert model.running_var.tolist() == [1.0] * 3
 
 
+def test_buffers_may_appear_and_change_their_shape():
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("cache", None, persistent=False)
+    guard = FiniteGuard([model], 3, UNSCALED)
+    for rows in (4, 3):
+        model.cache = torch.full((rows,), float(rows))
+        feed(guard, [1.0])
+        assert guard.report() == []
+    model.cache.fill_(math.nan)
+    feed(guard, [math.nan])
+    guard.report()
+    assert model.cache.tolist() == [3.0] * 3
+
+
 def feed_scaled(guard, scale, norms):
     """Use guard and scale as a training step does."""
     for step, norm in enumerate(norms):

@@ -109,8 +109,8 @@ class FiniteGuard:
             with torch.no_grad():
                 for buffer, clean in zip(self._buffers(), self._clean, strict=True):
                     buffer.copy_(clean)
-        elif self._clean:
-            torch._foreach_copy_(self._clean, self._buffers())
+        else:
+            self._keep_buffers()
         return bad
 
     def events(self, step: int, bad_steps: Sequence[BadStep], ranks: Ranks) -> Iterator[EventRow]:
@@ -133,6 +133,13 @@ class FiniteGuard:
         """Resume from the result of `state_dict`, after the modules have been restored."""
         self.in_a_row = state["in_a_row"]
         self._clean = self._copy_buffers()
+
+    def _keep_buffers(self) -> None:
+        present = self._buffers()
+        if [kept.shape for kept in self._clean] != [buffer.shape for buffer in present]:  # a module made its own anew
+            self._clean = self._copy_buffers()
+        elif present:
+            torch._foreach_copy_(self._clean, present)
 
     def _copy_buffers(self) -> list[Tensor]:
         return [buffer.detach().clone() for buffer in self._buffers()]
