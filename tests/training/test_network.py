@@ -53,6 +53,19 @@ def test_a_compiled_teacher_has_one_off_costs_when_it_is_first_asked() -> None:
     assert [met.meets(inputs, with_teacher=taught) for inputs, taught in asked] == [True, True, False, True, False]
 
 
+def test_dropping_a_compiled_teacher_has_one_off_costs_only_if_graphs_are_recorded_anew() -> None:
+    inputs, larger = (torch.ones(2, 3),), (torch.ones(2, 4),)
+    asked = [(inputs, True), (inputs, False), (larger, False)]
+    cases: dict[Compile, list[bool]] = {
+        False: [True, False, False],
+        True: [True, False, True],
+        "reduce-overhead": [True, True, True],
+    }
+    for compiled, expected in cases.items():
+        met = Network(nn.Linear(2, 2), ranks=Ranks(), compiled=compiled, teacher_compiled=True)
+        assert [met.meets(inputs, with_teacher=taught) for inputs, taught in asked] == expected
+
+
 def test_every_shape_gets_a_static_graph_of_its_own(compile_with: Callable[[Compile], None]) -> None:
     graphs: list[Any] = []
 

@@ -33,7 +33,7 @@ class Network:
     def __init__(self, student: nn.Module, *, ranks: Ranks, compiled: Compile, teacher_compiled: bool = False):
         self.module = student
         self._parallel: DistributedDataParallel | None = None
-        self._compiled = bool(compiled)
+        self._compiled = compiled
         self._teacher_compiled = teacher_compiled
         self._met: set[tuple[object, ...]] = set()
         if ranks.world > 1:
@@ -60,11 +60,16 @@ class Network:
         """Return whether a step with these inputs has one-off costs such as compilation, and remember their shapes.
 
         The first step of a process does. In a compiled network, so does the first step with each combination of shapes,
-        and with a compiled teacher the first of these that asks it. Without compilation, new shapes cost nothing extra;
-        images of many sizes bring some at every step.
+        and with a compiled teacher the first of these that asks it. CUDA graphs of a student are recorded anew without
+        those of its teacher. Without compilation, new shapes cost nothing extra; images of many sizes bring some at
+        every step.
         """
+        asked = with_teacher and self._teacher_compiled
         shapes = tuple(tensor.shape for tensor in inputs if isinstance(tensor, Tensor))
-        case = (shapes if self._compiled or self._teacher_compiled else (), with_teacher and self._teacher_compiled)
-        new = case not in self._met
-        self._met.add(case)
+        cases: set[tuple[object, ...]] = {
+            ("student", shapes if self._compiled else (), asked and self._compiled == "reduce-overhead"),
+            *([("teacher", shapes)] if asked else []),
+        }
+        new = not cases <= self._met
+        self._met |= cases
         return new
