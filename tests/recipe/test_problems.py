@@ -151,7 +151,8 @@ def test_a_value_out_of_range_is_refused(recipe_file: Write, override: str, star
         ("data.decode=reduced", "data: decode: reduced is for source: image_folder, not for shapes"),
         (
             "data={source: image_folder, image_size: 32, decode: nvjpeg, augment: [random_resized_crop, flip, cutout]}",
-            "data: decode: nvjpeg cannot do augment: cutout, only random_resized_crop and flip: full and reduced can",
+            "data: decode: nvjpeg supports random_resized_crop and flip, not augment: cutout; set decode: full or "
+            "reduced",
         ),
         ("data.download=true", "data: download: true is for cifar10, cifar100, fashion_mnist, not for shapes"),
         ("data.augment=[flip, flip]", "data: augment: each kind once"),

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 _FORMATS = ("jpeg", "raw")
 _LINES = 10
-"""Lines of progress that a batch script gets."""
+"""Number of progress lines if standard error is no terminal."""
 
 
 @dataclass(frozen=True)
 class PackFlags:
-    """How images are packed."""
+    """Options of ``w2skd pack``."""
 
     recipe: RecipeName
     set_: Overrides
@@ -36,15 +36,19 @@ class PackFlags:
     side: Annotated[
         int,
         typer.Option(
-            "--side", metavar="PX", min=8, max=8192, help="Maximum length of the shorter side; never enlarges."
+            "--side",
+            metavar="PX",
+            min=8,
+            max=8192,
+            help="Maximum length of the shorter side; smaller images keep their size.",
         ),
     ] = 256
     format_: Annotated[
         str, typer.Option("--format", metavar="jpeg|raw", help="jpeg is smaller, raw needs no decoding.")
     ] = "jpeg"
-    quality: Annotated[int, typer.Option("--quality", metavar="Q", min=1, max=100, help="Of JPEG.")] = 95
+    quality: Annotated[int, typer.Option("--quality", metavar="Q", min=1, max=100, help="JPEG quality.")] = 95
     workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=1, help="Threads; default is the number of cores.")
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Number of threads; default: all cores.")
     ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace an existing pack.")] = False
     quiet: Quiet = False
@@ -52,7 +56,7 @@ class PackFlags:
 
 
 def pack(flags: PackFlags) -> None:
-    """Resize the images of an image folder once, into files that training reads much faster."""
+    """Resize the images of an image folder once and store them in files that training reads much faster."""
     section = _section(flags)
     if not on_rank_0():
         raise UsageError("w2skd pack runs in one process: start it without torchrun")
@@ -78,7 +82,9 @@ def _section(flags: PackFlags) -> ImageDataSection:
     section: Any = getattr(recipe, "data", None)
     if not isinstance(section, ImageDataSection) or section.source != "image_folder":
         found = getattr(section, "source", None)
-        raise UsageError(f"data.source: w2skd pack reads image_folder only, and {recipe.name} has {found}")
+        raise UsageError(
+            f"data.source: {recipe.name} has {found}, but w2skd pack reads image_folder only; use another recipe"
+        )
     return section
 
 

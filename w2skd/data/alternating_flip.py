@@ -1,7 +1,7 @@
-"""Alternating flip (Jordan 2024, arXiv 2404.00498): mirrored and unmirrored views of an image take turns.
+"""Alternating flip (Jordan 2024, arXiv 2404.00498): an image is mirrored in every second epoch.
 
-With random flips an image shows the same side in two consecutive epochs half of the time. Here the first epoch draws
-the side of each example, and each later epoch shows the other one.
+Random flips show the same side of an image in two consecutive epochs half of the time. Here the first epoch draws the
+side of each example, and each later epoch shows the other side.
 """
 
 import torch
@@ -10,17 +10,17 @@ from torch import Tensor
 from w2skd.data.counter import Counter, randint
 
 _PURPOSE = 2**32
-"""Last counter of the hash, beyond the counters of other augmentations."""
+"""Last counter of the hash. Other augmentations use smaller counters."""
 
 
 def is_mirrored(seed: int, epoch: int, example: Counter, repeat: Counter = 0) -> Tensor:
-    """Return which examples to mirror in an epoch, a function of the counters only.
+    """Return which examples to mirror in an epoch. The result depends on the arguments only.
 
     Args:
         seed: seed of the augmentation.
         epoch: epoch, from 0.
-        example: number of the example, or int64 of many.
-        repeat: how often the example appeared earlier in its batch; repeats alternate, too.
+        example: id of the example, or an int64 tensor of ids.
+        repeat: how often the example appeared earlier in its batch; repeats alternate as well.
 
     Returns:
         Bool in the shape of `example`, 0-d for an integer.

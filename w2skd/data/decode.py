@@ -179,9 +179,9 @@ def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return the EXIF orientation of an opened image, 1 to 8 if it is valid; 1, which is upright, if it has none.
+    """Return the EXIF orientation of an opened image; 1 (upright) if it has none.
 
-    A JPEG need not be loaded for this.
+    Valid orientations are 1 to 8. The pixels of a JPEG need not be loaded.
     """
     return _exif_orientation(image.info.get("exif", b"")) or _pillow_orientation(image, image.format == "TIFF")
 

@@ -1,9 +1,11 @@
-"""Decoding of JPEG files on the GPU by nvJPEG: the workers only read the files and draw the windows.
+"""Decoding of JPEG files on the GPU by nvJPEG. The workers only read the files and draw the windows.
 
-On a CPU, torchvision's libjpeg decodes in the main process. Windows, flips, ids and order are those of `ReadImages`.
-Pixels differ from it: on COCO photographs on a CPU by 0.02 of 255 levels on average, by at most 1 with bilinear and 9
-with bicubic interpolation. nvJPEG adds rounding of its own. `ReadImages` reads unusual JPEG files and other formats, in
-the workers. Files that nvJPEG refuses are decoded by Pillow, in the main process.
+Windows, flips, ids and order are those of `ReadImages`. The pixels differ: on COCO photographs, decoded on a CPU, by
+0.02 of 255 levels on average, and by at most 1 with bilinear and 9 with bicubic interpolation. nvJPEG rounds in yet
+another way.
+
+The workers decode unusual JPEG files and other formats with `ReadImages`. The main process decodes files that nvJPEG
+refuses with Pillow and, without a GPU, all other files with torchvision's libjpeg.
 
 Shapes: n examples of a micro-batch, m of them decoded by the workers, N of the set; S side in px.
 """
@@ -32,10 +34,10 @@ from w2skd.data.window import Window
 from w2skd.errors import DataError
 
 KINDS = ("random_resized_crop", "flip")
-"""Augmentations that this module knows."""
+"""Supported augmentations."""
 
 _BYTES_AT_ONCE = 16 * 2**20
-"""Files decoded at once, which limits the memory of whole images on the device: about 20 times as much."""
+"""Maximum size of the files of one call of the decoder. The decoded images take about 20 times as much memory."""
 
 _UPRIGHT = 1
 
@@ -45,12 +47,12 @@ class EncodedImages:
     """A micro-batch of JPEG files with their windows.
 
     Attributes:
-        content: uint8 [bytes], the files of the n - m examples that the workers did not decode, one after another.
+        content: uint8 [bytes], the concatenated files of the n - m examples that the workers did not decode.
         lengths: int64 [n], bytes of each file; 0 for an example that is in `decoded`.
         orientations: int64 [n], EXIF orientations.
         windows: int64 [n, 8], the numbers of each `Window`.
         flips: bool [n], whether to mirror the square.
-        decoded: uint8 [m, 3, S, S], finished squares.
+        decoded: uint8 [m, 3, S, S], the squares that the workers decoded.
     """
 
     content: Tensor
@@ -61,11 +63,11 @@ class EncodedImages:
     decoded: Tensor
 
     def pin_memory(self) -> "EncodedImages":
-        """Return the same with `decoded` in page-locked memory; the rest is used on the host."""
+        """Return a copy with `decoded` in page-locked memory. The host uses the other tensors."""
         return replace(self, decoded=self.decoded.pin_memory())
 
     def to(self, device: torch.device, *, non_blocking: bool) -> "EncodedImages":
-        """Return the same with `decoded` on a device."""
+        """Return a copy with `decoded` on a device."""
         return replace(self, decoded=self.decoded.to(device, non_blocking=non_blocking))
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
@@ -75,7 +77,7 @@ class EncodedImages:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One file to decode: where its square is in the upright image."""
+    """A file to decode on the device, and the window to cut from the upright image."""
 
     content: bytes
     orientation: int
@@ -89,7 +91,7 @@ class ReadEncoded:
 
     Attributes:
         examples: the images.
-        transform: applied to each image; of the augmentations, `KINDS` only.
+        transform: applied to each image; its augmentations must be in `KINDS`.
         seed: seed of random transforms.
     """
 
@@ -147,11 +149,11 @@ class ReadEncoded:
 class DeliverEncoded:
     """Decodes micro-batches on the device, cuts and resizes the windows, and normalises the squares.
 
-    On a GPU, decoding runs on a stream of its own, so that the host waits for the last batch's decoding only and not
-    for the model.
+    On a GPU, decoding runs on a separate stream: the host waits for the decoding of the previous batch, but not for the
+    model.
 
     Args:
-        examples: the images, for files that the device's decoder refuses.
+        examples: the images; decodes the files that the device's decoder refuses.
         labels: int64 [N], of all examples.
         normalize: normalisation on the device.
         interpolation: ``bilinear`` or ``bicubic``.
@@ -174,8 +176,8 @@ class DeliverEncoded:
         if self._stream is None:
             return self._deliver(self._squares(made, ids), ids, step, number)
         training = torch.cuda.current_stream(self.device)
-        # nvJPEG writes from a stream of its own into memory that torch allocates for the current one, which may still
-        # be in use there.
+        # nvJPEG writes, on a stream of its own, into memory that torch allocates for the current stream. Earlier work
+        # of the current stream may still use that memory.
         self._stream.synchronize()
         with torch.cuda.stream(self._stream):
             squares = self._squares(made, ids)
@@ -198,7 +200,7 @@ class DeliverEncoded:
         return squares
 
     def _upright(self, made: EncodedImages, places: Sequence[int], ids: Tensor) -> Iterator[Tensor]:
-        """Yield uint8 [3, H, W], upright, of the files at these places."""
+        """Yield the upright images of the files at these places: uint8 [3, H, W] each."""
         files = made.content.split_with_sizes(made.lengths[made.lengths > 0].tolist()) if places else ()
         turns, first = made.orientations.tolist(), 0
         for group in _groups(files):
@@ -230,16 +232,19 @@ class DeliverEncoded:
 
 
 def check_decoder(device: torch.device) -> str | None:
-    """Check that the device can decode.
+    """Check that the device can decode JPEG files.
 
     Returns:
-        A remark if it is no GPU.
+        A remark if the device is not a GPU, else None.
 
     Raises:
         DataError: torchvision has no decoder, or was built without nvJPEG.
     """
     if not hasattr(io, "decode_jpeg"):  # deprecated since torchvision 0.29
-        raise DataError("data.decode: nvjpeg needs torchvision.io.decode_jpeg, which this torchvision no longer has")
+        raise DataError(
+            "data.decode: nvjpeg needs torchvision.io.decode_jpeg, which this torchvision no longer has; "
+            "set data.decode: full or reduced"
+        )
     if device.type != "cuda":
         return "data.decode: nvjpeg: there is no CUDA device, so the main process decodes on the CPU, which is slow"
     file = BytesIO()
@@ -262,7 +267,7 @@ def _decode(files: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def _groups(files: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield neighbouring files of together no more than `_BYTES_AT_ONCE`, at least one."""
+    """Yield groups of consecutive files of at most `_BYTES_AT_ONCE`. A larger file is a group of its own."""
     group: list[Tensor] = []
     for file in files:
         if group and sum(map(len, group)) + len(file) > _BYTES_AT_ONCE:
@@ -295,7 +300,7 @@ def _turned(image: Tensor, orientation: int) -> Tensor:
 
 
 def _left_out(request: Request, plans: Sequence[_Plan | None]) -> Request:
-    """Return the request of the examples without a plan."""
+    """Return the request for the examples without a plan."""
     places = [place for place, plan in enumerate(plans) if plan is None]
     repeats = [request.repeats[place] for place in places] if request.repeats else ()
     return request._replace(ids=[request.ids[place] for place in places], repeats=repeats)

@@ -48,8 +48,8 @@ class ImageFeeds:
         resident: whether all images are kept on the device.
 
     Raises:
-        DataError: files are missing, damaged, too few or inconsistent, or the device cannot decode images as the
-            recipe demands.
+        DataError: files are missing, damaged, too few or inconsistent, or the device does not support the section's
+            ``decode``.
     """
 
     def __init__(self, section: ImageDataSection, train: TrainSection, *, seed: int, device: torch.device):

@@ -27,7 +27,7 @@ _CHUNK = 64
 _MAX_THREADS = 8
 
 _LISTING_THREADS = 8
-"""Class folders that are listed at the same time: network file systems answer slowly, but many requests at once."""
+"""Number of class folders listed at the same time. Network file systems are slow, but answer requests in parallel."""
 
 
 @dataclass(frozen=True)

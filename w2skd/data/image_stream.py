@@ -36,8 +36,8 @@ class ReadImages:
         transform: applied to each image.
         blank: colour of erased parts.
         seed: seed of random transforms.
-        reduced: decode JPEG files at a half, a quarter or an eighth of their size where that has at least the
-            resolution of the output. The windows are the same, the pixels differ slightly.
+        reduced: decode JPEG files at a half, a quarter or an eighth of their size if the window then still has at
+            least the resolution of the output. The windows are the same; the pixels differ slightly.
         alternating_flip: whether to mirror training images in every second epoch, after the other transforms.
     """
 

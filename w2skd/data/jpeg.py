@@ -1,6 +1,6 @@
-"""JPEG files in memory: what the header states, and decoding at a half, a quarter or an eighth of the size.
+"""JPEG files in memory: reading the header, and decoding at a half, a quarter or an eighth of the size.
 
-libjpeg decodes at such a scale from the low frequencies of each 8 x 8 block, which takes a part of the time.
+At such a scale libjpeg uses only the low frequencies of each 8 x 8 block, which is faster.
 """
 
 import math
@@ -17,7 +17,7 @@ _TURNED = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 
 _MIRRORED_ACROSS, _MIRRORED_DOWN = (2, 3, 7, 8), (3, 4, 6, 7)
-"""EXIF orientations by which the stored columns, or rows, run against those of the upright image."""
+"""EXIF orientations that reverse the stored columns, and those that reverse the stored rows."""
 
 _RGB_LETTERS = [82, 71, 66]
 """Component ids of files that store red, green and blue instead of luminance and chrominance."""
@@ -30,7 +30,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Jpeg:
-    """An opened JPEG file in RGB or greyscale, to be decoded once, at one scale.
+    """An opened JPEG file in RGB or greyscale. It can be decoded once, at one scale.
 
     Attributes:
         content: bytes of the file.
@@ -50,9 +50,9 @@ class Jpeg:
 
     @property
     def is_common(self) -> bool:
-        """Whether other decoders can be expected to read it as libjpeg does: complete, in the usual colour space.
+        """Whether the file is complete and in the usual colour space, so that other decoders read it as libjpeg does.
 
-        Only before decoding.
+        Valid before decoding only.
         """
         layers = [layer[0] for layer in self.image.layer]
         is_usual = layers != _RGB_LETTERS and self.image.info.get("adobe_transform", 1) == 1
@@ -68,12 +68,12 @@ class Jpeg:
     def square(self, window: Window, size_px: int, resample: Image.Resampling) -> Image.Image | None:
         """Decode at the scale of `Window.reduction`, then cut and resize the window.
 
-        At full scale, the pixels are those of the augmentation after `open_image`.
+        At full scale, the pixels equal those of `open_image` followed by the augmentation.
 
         Args:
             window: the part of the upright image.
             size_px: side of the square.
-            resample: filter of the resizing.
+            resample: resampling filter.
 
         Returns:
             RGB of `size_px` x `size_px`; None if the file is damaged.
@@ -92,9 +92,9 @@ class Jpeg:
         cut, square = (self._scaled(box, stored, by) for box in (window.box, window.square(size_px)))
         left, top = math.floor(cut[0]), math.floor(cut[1])
         inside = (square[0] - left, square[1] - top, square[2] - left, square[3] - top)
-        with suppress(Exception):  # as above
+        with suppress(Exception):  # as in `full`
             self.image.draft("RGB", (stored[0] // by, stored[1] // by))
-            # Cut first, as the augmentation does: pixels outside a box contribute to the filter at its edges.
+            # Cut before resizing, as the augmentation does. Otherwise pixels outside the box contribute at its edges.
             part = _rgb(self.image).crop((left, top, math.ceil(cut[2]), math.ceil(cut[3])))
             return _upright(part.resize((size_px, size_px), resample, box=inside), self.orientation)
         return None
@@ -118,7 +118,7 @@ def open_jpeg(content: bytes) -> Jpeg | None:
     Returns:
         The opened file; None if it is anything else or damaged. `open_image` reads such files or reports them.
     """
-    with suppress(Exception):  # as with pixels
+    with suppress(Exception):  # as in `Jpeg.full`
         image = Image.open(BytesIO(content), formats=("JPEG",))
         if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode in ("RGB", "L"):
             return Jpeg(content, image, orientation_of(image))

@@ -2,7 +2,7 @@
 
 A packed folder holds ``pack.json`` and, for each of its sets ``train`` and ``eval``, the shards ``train-00000.bin``,
 ..., the index ``train.npy`` (one row of `INDEX` per image) and the names ``train-names.txt`` (one per line). Data
-workers share the pages of these files, and only paths travel to them.
+workers map these files and share their pages; only paths are sent to the workers.
 
 Shapes: N images of a set, n of them read.
 """
@@ -40,7 +40,7 @@ INDEX = np.dtype(
 """Row of an image in the index. Its name starts where the previous row's line of the names file ends."""
 
 _MOST_OPEN = 512
-"""Maximum number of mapped shards per set and process; each takes one of its open files."""
+"""Maximum number of mapped shards per set and process; each takes a file descriptor."""
 
 _MAX_THREADS = 8
 
@@ -126,8 +126,8 @@ class PackRecord:
 def open_pack(root: Path) -> PackRecord:
     """Read ``pack.json`` and check that all files are complete.
 
-    The hashes of indices and names are checked. Those of the shards, which would take minutes, are not: damage is
-    noticed when an image is read.
+    The hashes of indices and names are checked. Those of the shards are not, because this would take minutes;
+    `PackedExamples` checks single images.
 
     Raises:
         DataError: the folder is no packed folder, has another schema, or a file is missing or damaged.
@@ -179,7 +179,7 @@ class PackedExamples:
             DataError: it is damaged.
         """
         data, height, width, checksum = self._stored(index)
-        if self._form == "raw":  # a checksum would take a notable share of the time
+        if self._form == "raw":  # without the checksum, which would take a notable share of the time
             return Image.frombuffer("RGB", (width, height), data, "raw", "RGB", 0, 1)
         content = data.tobytes()
         self._check(index, content, checksum)
@@ -221,7 +221,7 @@ class PackedExamples:
         return os.fsdecode(self._names[start : int(self._index[index]["name_end"]) - 1].tobytes())
 
     def content(self, index: int) -> bytes:
-        """Return the JPEG file, or size and pixels, after comparing their checksum.
+        """Return the JPEG file or, for ``raw``, the size and the pixels. The checksum is verified.
 
         Raises:
             DataError: it is damaged.
@@ -249,7 +249,7 @@ class PackedExamples:
 
 
 def decode_jpeg(content: bytes) -> Image.Image:
-    """Decode a JPEG as it is stored, without its EXIF orientation; Pillow's errors pass."""
+    """Decode a JPEG as it is stored, ignoring its EXIF orientation. Pillow's errors are not caught."""
     image = Image.open(BytesIO(content), formats=("JPEG",))
     image.load()
     return image
@@ -262,7 +262,7 @@ def _parse(path: Path, content: bytes) -> PackRecord:
         raise DataError(_damaged(path, "not a JSON object")) from None
     if found != SCHEMA:
         raise DataError(
-            f"{path}: has schema {found}, but this version of w2skd reads schema {SCHEMA}: pack the images again"
+            f"{path}: has schema {found}, but this version of w2skd reads schema {SCHEMA}; pack the images again"
         )
     try:
         return TypeAdapter(PackRecord).validate_json(content)
@@ -301,7 +301,7 @@ def _mapped(path: Path) -> NDArray[np.uint8]:
 
 def _missing(path: Path) -> str:
     if path.name == RECORD:
-        return f"{path.parent}: contains no {RECORD}, so it is not a packed folder; write one with w2skd pack"
+        return f"{path.parent}: contains no {RECORD}, so it is not a packed folder; create one with w2skd pack"
     return f"{path}: missing; copy it again or repeat w2skd pack"
 
 

@@ -26,7 +26,7 @@ from w2skd.recipe.data import ImageDataSection
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _444 = 0
-"""Pillow's number of JPEG's full colour resolution."""
+"""Pillow's value of ``subsampling`` for JPEG without chroma subsampling."""
 
 _AHEAD = 8
 """Images per worker that are encoded ahead of the writer."""
@@ -35,7 +35,7 @@ _LISTED = 5
 """Maximum number of unreadable files that an error names."""
 
 Progress = Callable[[int, int], None]
-"""Receives the number of finished images and of all images."""
+"""Receives the number of finished images and the number of all images."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PackOptions:
         format: ``jpeg`` or ``raw``.
         quality: of JPEG, 1 to 100.
         workers: number of threads that decode and encode.
-        shard_bytes: size at which a shard is closed.
+        shard_bytes: maximum size of a shard, unless a single image is larger.
     """
 
     side_px: int = 256
@@ -73,11 +73,11 @@ def pack(
 ) -> PackRecord:
     """Resize the images of an image folder and write them into a packed folder.
 
-    Subsets (``train_examples``, ``eval_examples``) and the hold-out are not applied: they are drawn from the packed
-    images in training, exactly as from the original files. With ``validation_share`` only the training set is packed.
+    Subsets (``train_examples``, ``eval_examples``) and the hold-out are not applied: training draws them from the
+    packed images, exactly as from the original files. With ``validation_share`` only the training set is packed.
 
-    Images are resized like torchvision's ``Resize(side_px)`` with the section's interpolation and never enlarged. A
-    plain JPEG that needs no resizing is copied as it is, if the format is ``jpeg``.
+    Images are resized like torchvision's ``Resize(side_px)`` with the section's interpolation and never enlarged. With
+    the format ``jpeg``, an upright RGB JPEG that needs no resizing is copied unchanged.
 
     Args:
         section: with source ``image_folder``.
@@ -88,7 +88,7 @@ def pack(
 
     Raises:
         UsageError: `out` holds something else, or the recipe needs larger images.
-        DataError: files are missing, inconsistent or cannot be decoded; all images are tried first.
+        DataError: files are missing or inconsistent, or images cannot be decoded; the error counts all of them.
         OutputError: the folder cannot be written.
     """
     assert section.source == "image_folder", section.source
@@ -140,7 +140,7 @@ def shrink(image: Image.Image, side_px: int, interpolation: str) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Decodes, resizes and encodes one image; returns the error if this is impossible."""
+    """Decodes, resizes and encodes one image. Returns the error of an image that cannot be packed."""
 
     interpolation: str
     options: PackOptions
@@ -175,7 +175,7 @@ def _decodes_to(content: bytes, image: Image.Image) -> bool:
 
 
 def _in_order(encode: _Encoder, examples: Examples, workers: int) -> Iterator[_Encoded | DataError]:
-    """Encode all images in threads and yield them in order, some of them ahead of time."""
+    """Encode all images in threads and yield them in order. The threads run ahead by a limited number of images."""
     Image.init()  # registers the formats once, before the threads start
     pool = ThreadPoolExecutor(workers)
     waiting = deque[Future[_Encoded | DataError]]()
@@ -278,7 +278,7 @@ def _check_target(out: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside `out` that takes its place when the block ends, and is removed if it fails.
+    """Yield a hidden folder beside `out`. It replaces `out` when the block ends, and is removed if the block fails.
 
     Raises:
         UsageError: another process is writing it.
@@ -291,7 +291,7 @@ def _replacing(out: Path) -> Iterator[Path]:
         try:
             _lock(handle, out)
             for left in (*unfinished.iterdir(), *([old] if old.exists() and out.exists() else [])):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()  # of a killed process
+                shutil.rmtree(left) if left.is_dir() else left.unlink()  # left by a killed process
             yield unfinished
             if out.exists():
                 os.rename(out, old)
@@ -310,7 +310,7 @@ def _lock(handle: int, out: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UsageError(f"--out {out}: another w2skd pack is writing it") from None
+        raise UsageError(f"--out {out}: another w2skd pack is writing it; wait for it or give another folder") from None
     except OSError:  # not supported by some network file systems
         pass
 

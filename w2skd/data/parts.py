@@ -29,5 +29,5 @@ def filled(rows: Tensor, size: int) -> Tensor:
     """Fill a batch [n, ...] up to [size, ...] with copies of its last row."""
     if len(rows) == size:
         return rows
-    # Indices made on the device: a list would be copied there, for which the host waits.
+    # The indices are created on the device, because the host would wait for the copy of a list.
     return rows[torch.arange(size, device=rows.device).clamp_(max=len(rows) - 1)]

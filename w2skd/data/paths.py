@@ -1,4 +1,4 @@
-"""Many texts and paths in little memory, without an object per text."""
+"""Compact lists of strings and paths, without a Python object per entry."""
 
 import os
 from array import array
@@ -11,14 +11,14 @@ import numpy as np
 from w2skd.data.shared_array import SharedArray
 
 _ERRORS = "surrogatepass"
-"""Encodes any string to UTF-8, also a file name that is not Unicode, and decodes it to the same string."""
+"""Error handler with which any string, also a file name that is not Unicode, survives encoding to UTF-8 and back."""
 
 
 class TextList(Sequence[str]):
     """An immutable sequence of strings in two arrays, which data workers share.
 
-    A worker that reads an object writes its reference count, which copies the page of memory: with an object per
-    string, every worker would end with its own copy of all strings.
+    Reading a Python object changes its reference count, which makes a forked worker copy the page of memory. With an
+    object per string, every worker would end up with its own copy of all strings.
 
     Args:
         texts: the strings.
@@ -53,7 +53,7 @@ class TextList(Sequence[str]):
 
     @classmethod
     def joined(cls, parts: Iterable["TextList"]) -> Self:
-        """Return the strings of several lists as one list, which may be consumed while they are made."""
+        """Return the strings of several lists as one list. `parts` may be a generator."""
         data, ends = bytearray(), array("q", [0])
         for part in parts:
             ends.frombytes((part._ends.values[1:] + len(data)).tobytes())
@@ -63,13 +63,13 @@ class TextList(Sequence[str]):
         return texts
 
     def _set(self, data: bytearray, ends: "array[int]") -> None:
-        # Not copied: both belong to the arrays from here on.
+        # Not copied: the arrays own both buffers from now on.
         self._data = SharedArray(np.frombuffer(data, dtype=np.uint8))
         self._ends = SharedArray(np.frombuffer(ends, dtype=np.int64))
 
 
 class PathList(Sequence[Path]):
-    """An immutable sequence of paths, kept like a `TextList`.
+    """An immutable sequence of paths, stored like a `TextList`.
 
     Args:
         paths: the paths.
@@ -102,10 +102,10 @@ class PathList(Sequence[Path]):
         return Path(self.text(index))
 
     def text(self, index: int) -> str:
-        """Return the path at an index as text, which takes a tenth of the time."""
+        """Return the path at an index as a string, which takes a tenth of the time of a `Path`."""
         return self._prefix + self._texts[index]
 
 
 def prefix_of(folder: Path) -> str:
-    """Return what precedes a name in the text of ``folder / name``: nothing for the current folder."""
+    """Return the part of ``str(folder / name)`` before the name. It is empty for the current folder."""
     return str(folder / "_")[:-1]

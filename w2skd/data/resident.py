@@ -25,7 +25,7 @@ from w2skd.data.transfer import to_device
 from w2skd.platform.ranks import Ranks
 
 _PLACED_AT_ONCE = 16384
-"""Examples whose places are calculated at once; they take 8 bytes per row and column of px."""
+"""Number of examples whose pixel positions are computed at once; each takes 8 bytes per row and per column."""
 
 AUGMENTATIONS = ("crop", "flip", "alternating_flip", "cutout")
 
@@ -91,7 +91,7 @@ class ResidentFeed:
                 epoch, draws = part.epoch, self._draw_epoch(part.epoch)
                 first, places = 0, self._place(draws.part(0, 0))
             if not first <= part.start <= part.end <= first + len(places.ids):
-                # Many batches at once: index arithmetic takes more kernels than the batch itself.
+                # Many batches at once, because index arithmetic takes more kernels than the batch itself.
                 first = part.start
                 places = self._place(draws.part(first, max(part.end, first + _PLACED_AT_ONCE)))
             own = places.part(part.start - first, part.end - first)
@@ -119,7 +119,7 @@ class ResidentFeed:
         return _Draws(ids, crop, flip, cutout)
 
     def _place(self, draws: "_Draws") -> "_Places":
-        """Turn random numbers into places of pixels."""
+        """Compute the pixel positions of examples from their random numbers."""
         rows = torch.arange(self._height, device=self._device)[None]
         columns = torch.arange(self._width, device=self._device)[None]
         if draws.flip is not None:
@@ -223,13 +223,13 @@ class _Draws:
 
 @dataclass(frozen=True, eq=False)
 class _Places:
-    """Examples and where their pixels are in the packed set.
+    """Examples and the positions of their pixels in the packed set.
 
     Attributes:
         ids: int64 [m].
         labels: int64 [m].
-        row_starts: int32 or int64 [m, H], place of the first pixel of the row of the set that each row shows.
-        columns: int32 or int64 [m, W], column that each column shows.
+        row_starts: int32 or int64 [m, H], position in the set of the first pixel of each output row's source row.
+        columns: int32 or int64 [m, W], source column of each output column.
         cutout: int64 [2, m], row and column of the square's centre; None without cutout.
     """
 

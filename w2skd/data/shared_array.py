@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 class SharedArray:
     """A read-only array that data workers map into their memory.
 
-    Forked workers share the memory of their parent anyway, and never write to these pages, because an array has no
-    reference counts per element. Workers of a server receive their objects pickled: the first of them moves the array
-    to shared memory, and all attach to it. Other pickles hold the values.
+    Forked workers share the memory of their parent, and never write to these pages, because the elements of an array
+    have no reference counts. Workers of a forkserver receive pickled objects: pickling for the first worker moves the
+    array to shared memory, and all workers attach to it. Other pickles contain the values.
 
     Args:
         values: one-dimensional; not copied.
@@ -28,12 +28,12 @@ class SharedArray:
         return len(self.values)
 
     def __reduce__(self) -> tuple[Callable[..., "SharedArray"], tuple[Any, ...]]:
-        """Return how to attach to the shared memory in a process that is being started, else how to copy the array."""
+        """Pickle a handle of the shared memory for a process that is being started, else the values."""
         if get_spawning_popen() is None:
             return SharedArray, (self.values,)
         if self._block is None:
             values = self.values
-            # Unlike torch's shared memory, this is a temporary file where /dev/shm is too small.
+            # Unlike torch's shared memory, this falls back to a temporary file if /dev/shm is too small.
             self._block = BufferWrapper(max(1, values.nbytes))
             shared = np.frombuffer(self._block.create_memoryview(), values.dtype, len(values))
             shared[:] = values
@@ -43,7 +43,7 @@ class SharedArray:
     def _set(self, values: NDArray[Any]) -> None:
         self.values = values.view()
         self.values.flags.writeable = False
-        # Returns single elements as Python numbers several times faster than the array does.
+        # A memoryview returns single elements as Python numbers several times faster than the array.
         self.view = self.values.data
 
 

@@ -1,4 +1,4 @@
-"""Sources of labelled images: CIFAR, Fashion-MNIST, folders with one folder per class, packed ones, generated shapes.
+"""Sources of labelled images: CIFAR, Fashion-MNIST, image folders (one folder per class), packed folders, shapes.
 
 A source lists its examples. Subset and hold-out are drawn from the labels, and only the pixels of the rest are read.
 """

@@ -173,10 +173,10 @@ def _stream(
 
 
 class _SideStream:
-    """Copies micro-batches to a GPU on a stream of its own.
+    """Copies micro-batches to a GPU on a separate stream.
 
-    The host asks for a batch while the GPU still computes the step before it. On the stream of that step the copy would
-    wait for its end; on a stream of its own it runs beside it.
+    The host requests a batch while the GPU still computes the previous step. On the same stream the copy would start
+    after that step; on a separate stream it runs in parallel.
     """
 
     def __init__(self, device: torch.device):
@@ -184,7 +184,7 @@ class _SideStream:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, made: Made) -> Made:
-        """Return the copy, which the current stream may use from here on."""
+        """Return the copy. Later work of the current stream waits for it."""
         with torch.cuda.stream(self._stream):
             copied = made.to(self._device, non_blocking=True)
         current = torch.cuda.current_stream(self._device)

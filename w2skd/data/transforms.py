@@ -73,13 +73,13 @@ class TrainTransform:
         return _train_pipeline(self, size_px, blank)
 
     def window(self, size: tuple[int, int], size_px: int) -> Window | None:
-        """Return the window of an image of this width and height, with the first draws of `pipeline`."""
+        """Return the window of an image of this width and height, from the draws with which `pipeline` begins."""
         if "random_resized_crop" in self.kinds:
             return random_window(size, size_px, self.crop_scale)
         return centre_window(size, size_px, size_px)
 
     def after_window(self, size_px: int, blank: Colour) -> Pipeline:
-        """Return the rest of `pipeline`, for squares that are made from `window`."""
+        """Return the part of `pipeline` after the window: it transforms squares of `size_px`."""
         return _train_pipeline(self, size_px, blank, from_square=True)
 
 

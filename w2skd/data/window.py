@@ -1,4 +1,4 @@
-"""The part of an image that becomes the model's square, chosen from the image's size before its pixels are decoded."""
+"""Windows: the part of an image that becomes the model's input, chosen from the image's size before decoding."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -11,7 +11,7 @@ REDUCTIONS = (8, 4, 2)
 
 
 class Window(NamedTuple):
-    """A part of an image, and how it becomes a square of S px: cut, resized, and cut again.
+    """A part of an image that is cut, resized, and cut again to a square of S px.
 
     Attributes:
         box: left, top, right and bottom of the part, in px of the upright image.
@@ -25,7 +25,7 @@ class Window(NamedTuple):
 
     @property
     def reduction(self) -> int:
-        """The largest of 8, 4, 2 and 1 by which the image can be reduced and still has the square's resolution."""
+        """The largest of 8, 4, 2 and 1 by which decoding can divide the size and keep the square's resolution."""
         left, top, right, bottom = self.box
         shrinkage = min((right - left) / self.resized[0], (bottom - top) / self.resized[1])
         return next((by for by in REDUCTIONS if shrinkage >= by), 1)
@@ -39,7 +39,7 @@ class Window(NamedTuple):
 
 
 def random_window(size: tuple[int, int], size_px: int, scale: tuple[float, float]) -> Window:
-    """Draw the window of torchvision's v2.RandomResizedCrop from torch's global generator, with the same draws.
+    """Draw the window that torchvision's v2.RandomResizedCrop would draw from torch's global generator.
 
     Args:
         size: width and height of the upright image.

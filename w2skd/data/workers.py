@@ -35,11 +35,11 @@ class HostBatch(Protocol):
         ...
 
     def to(self, device: torch.device, *, non_blocking: bool) -> Self:
-        """Return a copy on a device, where the tensors are that it needs."""
+        """Return a copy on a device. Tensors that only the host uses stay on the host."""
         ...
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keep the memory of the tensors until the work that a CUDA stream has at their end is done."""
+        """Keep the memory of the tensors until a CUDA stream has done its work, see `Tensor.record_stream`."""
         ...
 
 
@@ -259,7 +259,7 @@ def _begin(worker: int) -> None:
     for number in MAIN_PROCESS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, MAIN_PROCESS_SIGNALS)
-    # A collection marks every object that it visits, which would copy all memory shared with the parent.
+    # A garbage collection writes to every object that it visits, which would copy all memory shared with the parent.
     gc.freeze()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precision -> dtype of autocast. All others compute in float32, where torch's global settings allow TF32 or not."""
+"""Precision -> dtype of autocast. Others compute in float32; torch's global settings determine if TF32 is allowed."""
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -42,8 +42,8 @@ class FrozenTeacher:
     Args:
         model: the teacher.
         device: device to run on.
-        precision: ``bf16`` or ``fp16`` autocast, or float32: ``fp32`` and ``tf32`` are the same here, because torch
-            allows TF32 for a whole process. The caller's autocast has no effect.
+        precision: ``bf16`` or ``fp16`` autocast, or float32. ``fp32`` and ``tf32`` are the same here, because torch
+            allows TF32 for the whole process. The caller's autocast has no effect.
         channels_last: whether weights and 4-d inputs use the channels-last memory format.
         compiled: the compiled model, such as ``torch.compile(model)``; None calls the model itself.
         clock: counts the time of every call in the segment ``teacher``. On CUDA, events measure the calls; `settle`
@@ -122,7 +122,7 @@ class FrozenTeacher:
     @contextmanager
     def _timed(self) -> Iterator[None]:
         if self._clock is None or (self.is_compiled and self._clock.current == "compile"):
-            yield  # its compilation is a one-off cost and stays in that segment
+            yield  # compilation is a one-off cost and stays in its own segment
         elif self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()

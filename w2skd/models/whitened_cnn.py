@@ -1,8 +1,8 @@
 """Convolutional network for fast training on 32x32 images, with a frozen first layer that whitens 2x2 patches.
 
 The architecture is that of Jordan (2024), "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv 2404.00498), which
-goes back to the whitened ResNet of Page (2019). It is implemented here from the paper. Unlike there, the whitening
-layer's bias is learned during the whole run, and all biases have the learning rate of the weights.
+goes back to the whitened ResNet of Page (2019). It is implemented here from the paper. Unlike in the paper, the
+whitening layer's bias is learned during the whole run, and all biases have the learning rate of the weights.
 
 Shapes: N images, C channels, H and W pixels.
 """
@@ -15,7 +15,7 @@ _PATCH_PX = 2
 _PATCH_VALUES = 3 * _PATCH_PX**2
 
 _EIGENVALUE_OFFSET = 5e-4
-"""Added to the variances of patches, so that directions that images hardly use are not amplified without bound."""
+"""Added to the variances of patches, to bound the amplification of directions with little variance."""
 
 _LOGIT_SCALE = 1 / 9
 
@@ -98,8 +98,8 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 def whitening_filters(images: Tensor) -> Tensor:
     """Return filters whose responses on 2x2 patches are uncorrelated and have a variance of about 1.
 
-    They are computed on the CPU in float64, in the order of falling variance. The largest weight of a filter is
-    positive, because the sign of an eigenvector depends on the library.
+    They are computed on the CPU in float64 and sorted by decreasing variance. The sign of an eigenvector depends on the
+    library, so filters are flipped to make the weight of largest magnitude positive.
 
     Args:
         images: float [N, 3, H, W], with H, W >= 2.

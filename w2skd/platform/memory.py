@@ -18,10 +18,10 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next training step instead of returning it to the system.
 
     By default, the memory of activations goes back to the system at the end of a step, and the next step faults it in
-    again page by page. The process then stays at its peak memory.
+    again page by page. With these settings the process stays at its peak memory.
 
     Returns:
-        Whether the settings were changed: not with another C library, and not if the user configures the allocator.
+        Whether the settings were changed; False with another C library or if the user configures the allocator.
     """
     if any(name in os.environ for name in _OWN_SETTINGS):
         return False

@@ -1,4 +1,4 @@
-"""Settings on top of other settings, before they are validated."""
+"""Merging of recipe settings before validation."""
 
 from typing import Any
 

@@ -55,9 +55,9 @@ class TeacherSection(Section):
             experiment.
         weights: which of several sets of weights in the checkpoint's file, such as ``model_ema``; null chooses.
         train: keys of `TrainSection` that differ when the teacher itself is trained.
-        precision: precision of the teacher's answers: ``fp32``, ``bf16`` or ``fp16``; null is ``train.precision``.
-        compile: whether to use `torch.compile` for its answers, as in `TrainSection`. It runs during a part of training
-            only, so this pays off for long runs.
+        precision: precision of the teacher's forward pass: ``fp32``, ``bf16`` or ``fp16``; null is ``train.precision``.
+        compile: whether to use `torch.compile` for the teacher, as in `TrainSection`. The teacher runs during a part of
+            training only, so compilation pays off in long runs.
     """
 
     model: str
@@ -129,7 +129,7 @@ class OneCycleSection(Section):
 
 
 class TriangularSection(Section):
-    """Linear from `initial_ratio` of the peak up to it, then down to `final_ratio` of it (Smith 2017)."""
+    """Linear rise from `initial_ratio` of the peak to the peak, then linear fall to `final_ratio` (Smith 2017)."""
 
     name: Literal["triangular"]
     warmup: Duration = Duration(0.3, "run")
@@ -194,13 +194,13 @@ class TrainSection(Section):
         batch_size: examples per optimizer step, over all ranks and accumulated micro-batches.
         accumulate: micro-batches per rank and optimizer step.
         clip_grad_norm: maximum L2 norm of the gradient; null disables clipping.
-        precision: ``fp32``, ``tf32``, or ``bf16`` or ``fp16`` autocast with fp32 weights. ``tf32`` lets GPUs multiply
-            matrices and convolve with 10 bits of mantissa, ``fp32`` does not; on CPUs they are the same. ``fp16`` uses
-            a loss scale and skips a step whenever the scale must be lowered.
+        precision: ``fp32``, ``tf32``, or ``bf16`` or ``fp16`` autocast with fp32 weights. ``tf32`` allows GPUs to
+            compute matrix products and convolutions with 10 bits of mantissa, ``fp32`` forbids it; on CPUs they are the
+            same. ``fp16`` uses a loss scale and skips a step whenever the scale must be lowered.
         compile: whether to use `torch.compile` for the student, though not for its evaluations. The first step of each
             image size can then take minutes, which the clock counts separately. ``reduce-overhead`` also records CUDA
-            graphs, for steps of a few milliseconds in which launching kernels takes longer than running them. The
-            graphs of a dropped teacher keep their memory. It requires a single GPU.
+            graphs, for steps of a few milliseconds in which launching kernels takes longer than running them. It
+            requires a single GPU, and the memory of a dropped teacher's graphs is not freed.
         channels_last: whether to use the channels-last memory format.
         ema: moving average of the weights; null disables it.
         validate_every: interval of validations; the end of the run is always validated.

@@ -167,8 +167,8 @@ class Task(Protocol[BatchT]):
     def initialize_model(self, model: nn.Module) -> None:
         """Set the weights of a freshly built model that depend on the training data, if it has any.
 
-        Called on the CPU before training from scratch, but not if weights are loaded or a run resumes. It must be equal
-        on all ranks and not draw from torch's generators.
+        Called on the CPU before training from scratch, but not if weights are loaded or a run resumes. The result must
+        be the same on all ranks. The method must not draw from torch's generators.
         """
         ...
 

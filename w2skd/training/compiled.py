@@ -15,13 +15,13 @@ _MOST_GRAPHS = 64
 class Compiled(nn.Module):
     """A compiled module that reports a failed compilation as a `TrainingError`.
 
-    With ``reduce-overhead``, CUDA graphs replay the kernels of a pass with one launch. A graph overwrites its previous
-    outputs, so a step copies what it keeps, and `begin_step` must be called before every pass that starts a step.
+    With ``reduce-overhead``, CUDA graphs replay the kernels of a pass with one launch. A replay overwrites the previous
+    outputs, so callers copy the outputs that they keep, and call `begin_step` before the passes of each micro-batch.
 
     Args:
         module: the module. It keeps its weights, state dict and mode.
         mode: True, or ``reduce-overhead``.
-        key: recipe key that asked for it, for errors.
+        key: recipe key of the setting, for errors.
 
     Raises:
         TrainingError: torch cannot compile on this machine. Some causes only show at the first call.

@@ -80,7 +80,7 @@ class FiniteGuard:
         """
         assert gradient_norm.ndim == 0, gradient_norm.shape
         norm = gradient_norm.detach()
-        # Infinity minus itself is NaN; `isfinite` takes three times as many kernels.
+        # The difference is 0, or NaN for infinity and NaN. `isfinite` takes three times as many kernels.
         found_inf = (norm - norm).ne_(0).float()
         self._pending.append(_Checked(step, found_inf, tuple(ids), self._loss_scale.value))
         return found_inf
@@ -174,7 +174,7 @@ def _start_momentum(optimizer: SGD) -> None:
     the first step computes the same momentum, namely the gradient, as long as there is no dampening.
     """
     if len(optimizer.state) == sum(len(group["params"]) for group in optimizer.param_groups):
-        return  # all of them exist
+        return  # all momentum buffers exist
     for group in optimizer.param_groups:
         if group["momentum"] == 0:
             continue

@@ -21,7 +21,7 @@ class Network:
         student: the model on its device.
         ranks: this process among the ranks.
         compiled: whether and how to use `torch.compile`, with one graph per input shape.
-        teacher_compiled: whether the teacher is compiled, too.
+        teacher_compiled: whether the teacher is compiled.
 
     Attributes:
         module: the module that losses call.
@@ -59,10 +59,9 @@ class Network:
     def meets(self, inputs: Iterable[Tensor], *, with_teacher: bool = False) -> bool:
         """Return whether a step with these inputs has one-off costs such as compilation, and remember their shapes.
 
-        The first step of a process does. In a compiled network, so does the first step with each combination of shapes,
-        and with a compiled teacher the first of these that asks it. CUDA graphs of a student are recorded anew without
-        those of its teacher. Without compilation, new shapes cost nothing extra; images of many sizes bring some at
-        every step.
+        The first step of a process does. If the student or the teacher is compiled, so does its first step with each
+        combination of shapes. With CUDA graphs, the student's are also recorded anew when the teacher leaves. Without
+        compilation, new shapes cost nothing extra; images of many sizes bring new shapes at every step.
         """
         asked = with_teacher and self._teacher_compiled
         shapes = tuple(tensor.shape for tensor in inputs if isinstance(tensor, Tensor))

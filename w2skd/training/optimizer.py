@@ -55,7 +55,7 @@ def _is_matrix(name: str, parameter: Tensor) -> bool:
 
 
 class ExponentialAverage(AveragedModel):
-    """`AveragedModel` whose update takes a few kernels and little host time, and does not synchronise.
+    """`AveragedModel` whose update takes few kernels and little host time, and does not synchronise.
 
     The tensors of both models are looked up once instead of in two state dicts per step, and each tensor is averaged
     once, even if the model uses it under several names. The counter stays on the CPU.

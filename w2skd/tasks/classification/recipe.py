@@ -51,7 +51,7 @@ class ClassificationData(ImageDataSection):
             then stays unused; null evaluates on the evaluation set. `split_seed` draws the hold-out, too.
         augment: applied per example, in this order: ``random_resized_crop`` (a part of the image of random share and
             shape; Szegedy et al. 2015) or ``crop`` (reflect-pad by `crop_px`, random crop), ``flip`` (horizontal) or
-            ``alternating_flip`` (horizontal: at random in the first epoch, then the other side in each epoch; Jordan
+            ``alternating_flip`` (horizontal: random in the first epoch, then alternating from epoch to epoch; Jordan
             2024), ``trivial_augment`` (Mueller & Hutter 2021), ``cutout`` (a square of half the side, zeroed; DeVries &
             Taylor 2017), ``random_erasing`` (Zhong et al. 2017). A resident feed supports ``crop``, the flips and
             ``cutout``.
@@ -62,10 +62,11 @@ class ClassificationData(ImageDataSection):
         cutmix: the same for pasted parts (Yun et al. 2019). With both, each batch takes one of them at random.
         repeats: how often a batch contains an example, with new augmentation each time (Hoffer et al. 2020).
         progressive: smaller images early in training; null is off.
-        decode: of the JPEG files of an ``image_folder``: ``full`` decodes whole images in the data workers. ``reduced``
-            decodes them at a half, a quarter or an eighth of their size where that has at least the resolution of the
-            output, which is faster for images larger than about twice the output; pixels differ slightly.
-            ``nvjpeg`` decodes, crops and resizes on the GPU, with ``random_resized_crop`` and ``flip`` only.
+        decode: how to decode the JPEG files of an ``image_folder``. ``full`` decodes whole images in the data workers.
+            ``reduced`` decodes them at a half, a quarter or an eighth of their size if this keeps at least the
+            resolution of the output, which is faster for images larger than about twice the output; pixels differ
+            slightly. ``nvjpeg`` decodes, crops and resizes on the GPU; it supports ``random_resized_crop`` and
+            ``flip`` only.
     """
 
     eval_resize: Annotated[int, Field(ge=8, le=8192)] | None = None
@@ -106,7 +107,7 @@ class ClassificationData(ImageDataSection):
         if self.decode == "nvjpeg" and others:
             known = " and ".join(NVJPEG_AUGMENTATIONS)
             raise ValueError(
-                f"decode: nvjpeg cannot do augment: {', '.join(others)}, only {known}: full and reduced can"
+                f"decode: nvjpeg supports {known}, not augment: {', '.join(others)}; set decode: full or reduced"
             )
         if self.feed == "resident" and self.needs_streaming:
             raise ValueError(f"feed: resident cannot do {', '.join(self.needs_streaming)}: streaming can")

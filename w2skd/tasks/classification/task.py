@@ -112,7 +112,7 @@ class ClassificationTask:
         return self._build(role, len(self.classes), sizes_px={self._feeds.size_px, self._feeds.smallest_px})
 
     def initialize_model(self, model: nn.Module) -> None:
-        """Let a `DataDependent` model, such as one that whitens its inputs, see unaugmented training images.
+        """Pass unaugmented training images to a `DataDependent` model, such as one that whitens its inputs.
 
         Raises:
             DataError: an image cannot be read.

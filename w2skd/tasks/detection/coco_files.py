@@ -109,7 +109,7 @@ def _truth(path: Path) -> dict[str, Any]:
 def _load(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> dict[str, Any]:
     """Parse the file, passing every object through `change`, and check that it has its three lists, none empty."""
     try:
-        # Without a variable, so that the bytes are freed once they are decoded.
+        # No variable keeps the bytes, so that they are freed as soon as they are decoded.
         document = json.loads(path.read_bytes(), object_hook=change)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None

@@ -29,7 +29,7 @@ STRIDE_PX = 32
 
 @dataclass(frozen=True, eq=False)
 class PaddedImages:
-    """One micro-batch of padded images as data workers make it.
+    """One micro-batch of padded images, as data workers return it.
 
     Attributes:
         pixels: uint8 [n, H, W, 3], 0 in the padding.

@@ -145,7 +145,7 @@ class DetectionTask:
         return detector
 
     def initialize_model(self, model: nn.Module) -> None:
-        """Do nothing: no detector needs the data for its initial weights."""
+        """Do nothing: the initial weights of detectors do not depend on the data."""
 
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
         """Build the recipe's detector of that role with these weights.

@@ -139,7 +139,7 @@ class DiffusionTask:
         return build_unet(name, size_px=size_px, classes=classes)
 
     def initialize_model(self, model: nn.Module) -> None:
-        """Do nothing: no U-Net needs the data for its initial weights."""
+        """Do nothing: the initial weights of U-Nets do not depend on the data."""
 
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
         """Build the recipe's U-Net of that role with these weights; its predictions are of the recipe's kind.
