@@ -1,18 +1,19 @@
-"""Ways to make a random-resized crop of a JPEG file: speed on one core, and pixels against today's.
+"""Ways to make a random-resized crop of a JPEG file: speed on one core, and pixel differences.
 
-The same files with the same windows go through each way; the rates include the header, the draw of the window and the
-crop, but not reading from the disk. Ratios are against `full`: Pillow decodes, crops and resizes, as ``data.decode:
-full`` does.
+All ways process the same files with the same windows. The rates include reading the header, drawing the window and
+cropping, but not reading from the disk. Ratios and pixel differences are relative to `full`: Pillow decodes, crops and
+resizes, as ``data.decode: full`` does.
 
     fused           one Image.resize(box=...) instead of crop and resize
     fused, gap 2    the same with reducing_gap=2
     reduced         ``data.decode: reduced``
     reduced, gap 2  the same with reducing_gap=2
     torchvision     decode_jpeg, then crop and resize as uint8 tensors, as ``data.decode: nvjpeg`` does on a CPU
-    decode only     Pillow decodes; the rest is left out
+    decode only     Pillow decodes, without crop and resize
 
-PSNR in dB and mean absolute difference in 1/255 are over the images whose pixels differ at all. The files are generated
-(640 x 480 px, smooth with noise) or those under --root; photographs compress better than noise, so use --root.
+PSNR (dB) and mean absolute difference (of 255) are averaged over the images whose pixels differ. The files are those
+under --root, or generated (640 x 480 px, smooth with noise). Prefer --root with photographs, which compress better than
+noise.
 
     python benchmarks/decode.py [--root FOLDER] [--size 224] [--crop-scale 0.08 1] [--evaluation 256] [--json]
 """
@@ -45,7 +46,7 @@ Pixels = np.ndarray
 
 @dataclass(frozen=True)
 class Files:
-    """JPEG files in memory. Implements what `ReadImages` uses of `w2skd.data.examples.Examples`."""
+    """JPEG files in memory. Implements the part of `w2skd.data.examples.Examples` that `ReadImages` uses."""
 
     contents: tuple[bytes, ...]
 
@@ -66,7 +67,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Ways:
-    """The ways to make one square."""
+    """The ways to make the square of one image."""
 
     files: Files
     transform: TrainTransform | EvalTransform
@@ -130,7 +131,7 @@ class Ways:
 
 
 def quality(make: Callable[[int], Pixels], full: Callable[[int], Pixels], count: int) -> Mapping[str, float]:
-    """Compare the pixels of all images."""
+    """Return statistics of the pixel differences between two ways, over `count` images."""
     pairs = [(make(index).astype(float), full(index).astype(float)) for index in range(count)]
     different = [(one, other) for one, other in pairs if (one != other).any()]
     if not different:
@@ -173,7 +174,7 @@ def contents(root: Path | None, count: int) -> tuple[bytes, ...]:
 def block(make: Callable[[int], object], count: int) -> Block:
     def run() -> None:
         for index in range(count):
-            make(index)  # not kept: the memory of whole images would slow down the next block
+            make(index)  # not kept, because the memory of whole images would slow down the next block
 
     return run
 

@@ -1,10 +1,10 @@
-"""Cost of distillation per step for each task, and whether it is gone after the switch.
+"""Cost of distillation per step for each task, and step rate after the switch.
 
-A distilled step is compared with a baseline step plus the teacher's forward alone (eval mode, inference mode, the
-inputs of the task: a detector without detections, a two-stage one on the student's proposals). The difference is the
-cost of the losses and of the bookkeeping. After the switch a step must cost what it costs without a teacher, and a
-baseline step what it costs in a bare loop. All variants are measured in the same rounds, on premade batches, with an
-average of the weights, gradient clipping and a log row per block.
+A distilled step is compared with a baseline step plus the teacher's forward pass alone (eval mode, inference mode, the
+inputs of the task: a detector skips its detections, a two-stage detector takes the student's proposals). The difference
+is the cost of losses and bookkeeping. After the switch a step should cost as much as without a teacher, and a baseline
+step as much as in a bare loop. All variants are measured in the same rounds, on premade batches, with weight averaging,
+gradient clipping and one log row per block.
 
     python benchmarks/distilled_step.py [--task classification] [--teacher T] [--student S] [--device cuda] [--json]
 """

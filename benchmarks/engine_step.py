@@ -1,8 +1,9 @@
 """Step rate of the engine against a bare loop with the same model, batches and fused optimizer.
 
-Both average the weights and clip the gradient. The bare loop has no schedule, clock, check for non-finite gradients or
-seeding. Both take their batches either from a resident feed (cropped and flipped) or from eight premade batches.
-Target: at least 0.97 of the bare loop's rate. The time of each part of the engine is printed below the rates.
+Both average the weights and clip the gradient. The bare loop has no schedule, no clock, no check for non-finite
+gradients and no seeding. Both take their batches either from a resident feed (cropped and flipped) or from eight
+premade batches. Target: at least 0.97 of the bare loop's rate. The script also prints the time of each part of the
+engine.
 
     python benchmarks/engine_step.py [--student small_cnn_strong] [--batch-size 64] [--json]
 """

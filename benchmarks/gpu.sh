@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Prove and measure w2skd on one GPU, in ten minutes. Needs torch >= 2.11, torchvision, timm and pytest; other packages
-# may come as wheels from a folder (see benchmarks/gpu/wheels.txt), because the machine may have no network.
+# Test and measure w2skd on one GPU, in ten minutes. Needs torch >= 2.11, torchvision, timm, pytest, pytest-xdist and
+# hypothesis. On a machine without network, WHEELS installs the other packages from a folder of wheels (see
+# benchmarks/gpu/wheels.txt).
 #
 #   OUT=results [WHEELS=.whl] [DATA=cifar10-jpeg.tar.xz] benchmarks/gpu.sh [--parts correctness,overhead,...]
 #   benchmarks/gpu.sh --tiny        # rehearse on the CPU
 #
 # DATA is a folder with train/<class>/*.jpg and test/<class>/*.jpg, or an archive of it; without it the experiment
-# fails. Every part writes $OUT/<part>.json as it goes, so a run that is cut off keeps what it has measured.
+# fails. Every part updates $OUT/<part>.json as it goes, so an interrupted run keeps its measurements.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
@@ -19,7 +20,7 @@ if [ -n "${WHEELS:-}" ]; then
     wheels=$(cd "$WHEELS" && pwd)
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$scratch/site" "$wheels"/*.whl
     export PYTHONPATH="$PYTHONPATH:$scratch/site"
-    # benchmarks/peers.py installs from the same folder into an environment of its own
+    # benchmarks/peers.py installs from the same folder into a separate environment
     export PIP_NO_INDEX=1 PIP_FIND_LINKS="$wheels"
 fi
 "$python" -c 'import diffusers, pycocotools, pydantic, pytest, torch, torch_fidelity, torchvision'

@@ -1,11 +1,11 @@
 """Throughput of the streaming feed from image files and from packed folders (`w2skd pack`), in images per second.
 
 All feeds apply the training transform (random resized crop and flip) to the same examples in the same order with the
-same number of workers, and deliver normalised float32 batches. The files are those under --root, which contains one
-folder of training images with a folder per class. --enlarge N first takes N of them, evenly spread, and enlarges them
-to JPEG files with a longer side of 500 px, the usual size in ImageNet, though smoother than photographs. Without
---root, 200 such files are generated. They are packed at --side once as JPEG and once raw. Sizes on disk and the time to
-pack, with one thread, are reported, too. All files are in the page cache.
+same number of workers, and deliver normalised float32 batches. The files are those under --root/--train-folder, in one
+folder per class. --enlarge N takes N of them, evenly spread, and enlarges them to JPEG files with a longer side of
+500 px: the usual size in ImageNet, though smoother than photographs. Without --root, 200 files of this size are
+generated. The files are packed at --side px, once as JPEG and once raw. The script also reports sizes on disk and the
+rate of packing with one thread. All files are in the page cache.
 
     python benchmarks/packed.py [--root FOLDER] [--enlarge 500] [--side 256] [--size 224] [--workers 1] [--json]
 """
@@ -43,7 +43,7 @@ def enlarge(folder: Path, target: Path, count: int) -> None:
 
 
 def generate(target: Path, count: int) -> None:
-    """Write smooth shapes with some noise, in two classes."""
+    """Write smooth random colours with some noise, in two classes."""
     draw = np.random.default_rng(0)
     for number in range(count):
         coarse = Image.fromarray(draw.integers(0, 256, (9, 12, 3), dtype=np.uint8))

@@ -1,16 +1,16 @@
-"""w2skd against what people would use instead: a bare PyTorch loop, torchdistill and timm.
+"""w2skd against its alternatives: a bare PyTorch loop, torchdistill and timm.
 
-All train the same student with the same teacher, loss, optimizer and batch size, each in a process of its own, and
-only one works at a time. Before anything is timed, the weights after 20 steps from the same initial weights on the
-same batches must agree with the bare loop's. A contender whose weights do not agree gets no times. Cases:
+All contenders train the same student with the same teacher, loss, optimizer and batch size. Each has its own process,
+and only one works at a time. Before the timing, each contender takes 20 steps from the same initial weights on the same
+batches. A contender whose weights then differ from the bare loop's is not timed. Cases:
 
 - ``step``: training on premade batches. Targets: at least 0.97 of the bare loop's rate, and at least that of each peer.
 - ``data``: a network so small that reading 32 px JPEG files dominates, each contender with its own loader. w2skd runs
   twice, with its resident feed and its streaming feed. Target: at least 1.5 times the rate of each peer.
 - ``accuracy``: seconds to a fixed accuracy on the image files, including building the loader, without evaluations.
 
-CPU time includes data workers. Peak memory is the growth of the main process on a CPU, that of tensors on a GPU.
-The peers are installed into an environment of their own, which uses the current environment's torch.
+CPU time includes data workers. Peak memory is the growth of the main process on a CPU, and the memory of tensors on a
+GPU. The peers are installed into a separate environment, which uses the current environment's torch.
 
     python benchmarks/peers.py [--cases step,data,accuracy] [--data FOLDER] [--device cuda] [--compile] [--json]
 """
@@ -36,7 +36,7 @@ PEERS = ("torchdistill", "timm")
 KINDS = {BARE: "bare", **{peer: peer for peer in PEERS}, OURS: "w2skd", STREAMING: "w2skd"}
 CHECK_STEPS, TOLERANCE = 20, 1e-5
 CHECK_LR = 1e-3
-"""Low, because a high one amplifies mere rounding to 0.01 within 20 steps."""
+"""Low, because a high learning rate amplifies rounding to differences of 0.01 within 20 steps."""
 QUICK = {
     "rounds": 4,
     "builds": 1,
@@ -50,7 +50,7 @@ QUICK = {
 
 @dataclass(frozen=True)
 class Blocks:
-    """Steps per block, and steps before each block that do not count."""
+    """Steps per block, and steps before each block that are not timed."""
 
     steps: int
     lead: int
@@ -58,7 +58,7 @@ class Blocks:
 
 @dataclass
 class Outcome:
-    """Results so far: the table, values for JSON, and what became of each contender."""
+    """Results so far: the table, values for JSON, and the state of each contender."""
 
     rows: list[Row] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
@@ -93,7 +93,7 @@ def check_weights(handles: dict[str, Handle], setting: Setting, folder: Path, ou
     """Remove contenders whose weights after 20 steps, in float32 and not compiled, differ from the bare loop's."""
     setting = replace(setting, data=None, precision="fp32", compile=False, lr=CHECK_LR, log_every=CHECK_STEPS)
     states: dict[str, dict[str, torch.Tensor]] = {}
-    checked = [name for name in handles if name != STREAMING]  # differs from the other in its feed only
+    checked = [name for name in handles if name != STREAMING]  # differs from `OURS` in its feed only
     for name in checked:
         path = folder / f"{name}.pt"
         try:
@@ -169,7 +169,7 @@ def add_ratios(case: str, turns: Rounds, outcome: Outcome) -> None:
 
 
 def race(handles: Mapping[str, Handle], settings: Mapping[str, Setting], epoch_steps: int, options, outcome) -> None:
-    """Train all contenders epoch by epoch in turn until they reach the target, and add the seconds that they took."""
+    """Train all contenders epoch by epoch in turn until they reach the target, and add their seconds."""
     seconds = {name: handles[name].build(settings[name]) for name in settings if name in handles}
     reached: dict[str, dict[str, Any]] = {}
     for epoch in range(1, options.epochs + 1):
@@ -217,7 +217,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--teacher-epochs", type=int, default=4, help="epochs of the teacher of the accuracy case")
     parser.add_argument("--peers-env", type=Path, default=environment.default_folder())
     parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
-    parser.add_argument("--quick", action="store_true", help="a rehearsal of a minute, not a measurement")
+    parser.add_argument("--quick", action="store_true", help="few and short blocks, for a rough result in a minute")
     options = parser.parse_args()
     if options.quick:
         vars(options).update(QUICK)
@@ -262,7 +262,7 @@ def main() -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write the results, with the number of contenders that ran as ``n`` and those that did not as ``failed``."""
+    """Write the results, with the number of timed contenders as ``n`` and the reasons of the others as ``failed``."""
     contenders = values["contenders"]
     failed = {name: one["reason"] for name, one in contenders.items() if not one["ran"]}
     path.write_text(json.dumps({"n": len(contenders) - len(failed), "failed": failed, **values}, indent=1))
@@ -291,7 +291,7 @@ def run_cases(
             log_every=options.data_steps // 4,
         )
         write_weights(small)
-        blocks = Blocks(options.data_steps, lead=options.data_steps // 4)  # more than the loaders read in advance
+        blocks = Blocks(options.data_steps, lead=options.data_steps // 4)  # more than the loaders prefetch
         compare("data", handles, with_feeds(small), blocks, options, outcome)
     if "accuracy" in cases:
         epoch_steps = examples // options.batch_size

@@ -1,9 +1,10 @@
 """Memory and time of listing and streaming a data set of ImageNet's or COCO's size.
 
-The files are hard links to one small JPEG per 1,300 files, in a temporary folder that is deleted at the end. A fresh
-process lists them, identifies them, opens the streaming feed and reads batches. Resident memory is that of this
-process, which has loaded torch. Private memory of a data worker is what it does not share with any other process;
-it should not grow once the worker has its buffers. It is read from /proc, so this needs Linux.
+The files are hard links to small JPEG files (about 1,300 links each by default), in a temporary folder that is deleted
+at the end. A fresh process lists them, identifies them, opens the streaming feed and reads batches. Resident
+memory is that of this process, which has loaded torch. Private memory of a data worker is the memory that it shares
+with no other process; it should not grow once the worker has its buffers. The numbers come from /proc, which needs
+Linux.
 
     python benchmarks/scale.py [--form folders] [--files 1281167] [--classes 1000] [--workers 2] [--seconds 60] [--json]
     python benchmarks/scale.py --form coco [--files 118000] [--boxes 7] [--workers 2] [--json]
@@ -41,7 +42,7 @@ from w2skd.tasks.detection.transforms import DetectionTransform
 SIDE_PX = 64
 FILES = {"folders": 1_281_167, "coco": 118_000}
 PER_SOURCE = 1_300
-"""Links to one file; file systems limit them, and a folder of ImageNet holds no more."""
+"""Links to one file of COCO's form. File systems limit them; a folder of ImageNet has as many files."""
 
 EVAL_SHARE = 25
 """Training files per evaluation file."""
@@ -103,7 +104,7 @@ def link_coco(root: Path, files: int, boxes: int) -> None:
 
 
 def status_mb(key: str) -> float:
-    """Return VmRSS, its part RssAnon without files, or its peak VmHWM of this process in MB."""
+    """Return a memory entry of this process in MB: VmRSS, its part RssAnon without files, or its peak VmHWM."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key):
             return int(line.split()[1]) * 1024 / 1e6
@@ -174,7 +175,7 @@ def timed(times: dict[str, Any], key: str, work):
 
 
 def digest_of(facts: object, root: Path) -> str:
-    """Return a hash of what identifies the data, to compare two versions of the package."""
+    """Return a hash of the facts that identify the data, to compare two versions of the package."""
     return hashlib.sha256(repr(facts).replace(str(root), "").encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""A bare PyTorch loop: what a user would write without any library."""
+"""A bare PyTorch loop, as users write it without a library."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""An environment of its own for the peers, which sees the torch of the current environment."""
+"""A separate virtual environment for the peers, which uses the torch of the current environment."""
 
 import json
 import os
@@ -28,11 +28,11 @@ def default_folder() -> Path:
 def prepare(folder: Path) -> tuple[Path, str | None]:
     """Create the environment unless it exists, and install the peers without their dependencies.
 
-    The dependencies that they need at run time are also w2skd's, so they come from the current environment.
+    w2skd has the dependencies that the peers need at run time, so they come from the current environment.
 
     Returns:
-        The Python to run contenders with, and the reason if the peers could not be installed. That Python is then
-        the current one.
+        The Python interpreter for the contenders and None. If the peers could not be installed, the current interpreter
+        and the reason.
     """
     python, packages = folder / "bin" / "python", site.getsitepackages()
     wanted = json.dumps({"pinned": PINNED, "packages": packages})

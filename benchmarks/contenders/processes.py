@@ -20,7 +20,7 @@ def descendants_cpu_seconds() -> float:
 
 
 def wait_until_idle() -> None:
-    """Wait until data workers have filled their queues, so that they do not slow whoever comes next."""
+    """Wait until data workers have filled their queues, so that they do not slow down the next contender."""
     began, before = time.perf_counter(), descendants_cpu_seconds()
     while before and time.perf_counter() - began < LONGEST_S:
         time.sleep(POLL_S)

@@ -33,7 +33,7 @@ class Contender(Protocol):
 
 @dataclass(frozen=True)
 class Setting:
-    """The training that every contender does. It travels between processes as JSON.
+    """The training that every contender does. It is sent to the contenders as JSON.
 
     Attributes:
         student: name of the student in w2skd's catalog, or ``tiny``.
@@ -104,7 +104,7 @@ class Setting:
         }
 
     def loader(self) -> DataLoader[Any] | list[tuple[Tensor, Tensor]]:
-        """Return what torchvision users iterate over once per epoch."""
+        """Return the batches of an epoch, as a torchvision user would load them."""
         if self.data is None:
             return self.premade()
         return DataLoader(self.train_folder(), shuffle=True, **self.loader_options())

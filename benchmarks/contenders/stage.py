@@ -1,4 +1,4 @@
-"""What contenders read from files: generated images, initial weights, premade batches, a trained teacher."""
+"""Files for the contenders: generated images, initial weights, premade batches, a trained teacher."""
 
 from itertools import islice
 from pathlib import Path
@@ -37,7 +37,7 @@ def count_images(root: Path) -> tuple[int, int]:
 
 
 def write_weights(setting: Setting) -> None:
-    """Write fresh weights of both models and the premade batches, of generated images with random labels."""
+    """Write fresh weights of both models, and premade batches of generated images with random labels."""
     folder = Path(setting.weights)
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (role, name) in enumerate((("student", setting.student), ("teacher", setting.teacher))):

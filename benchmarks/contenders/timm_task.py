@@ -34,7 +34,8 @@ class TimmTask:
             device=device,
             verbose=False,
         )
-        # Its "sgd" is Nesterov's. By default it exempts norms and biases from weight decay, unlike the others here.
+        # timm's "sgd" uses Nesterov momentum. By default it exempts norms and biases from weight decay, unlike the
+        # other contenders.
         self._optimizer = create_optimizer_v2(
             self.student,
             opt="sgd",
@@ -81,7 +82,7 @@ def _wrapped(teacher: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _loader(setting: Setting) -> Iterable[Any]:
-    """Return timm's loader with its prefetcher, but with the augmentation of the others."""
+    """Return timm's loader with its prefetcher, but with the augmentation of the other contenders."""
     dataset = create_dataset("", root=setting.data, split="train", is_training=True)
     loader = create_loader(
         dataset,

@@ -21,7 +21,7 @@ from w2skd.training.process import Process
 
 NEVER = 10**9
 UNUSED = "small_cnn_weak"
-"""The recipe must name models, but the setting builds them."""
+"""A recipe must name models, but the setting builds them."""
 
 
 class W2skdEngine:

@@ -1,6 +1,6 @@
-"""The process of one contender. It obeys commands from standard input, one JSON object per line, and answers likewise.
+"""The process of one contender. It reads commands from standard input and answers on standard output, in JSON lines.
 
-    python -m contenders.worker bare
+    python -m contenders.worker NAME THREADS
 
 Commands: ``build`` a contender, ``run`` steps, ``save`` the student, ``score`` it, measure ``memory``.
 """
@@ -53,7 +53,7 @@ class Worker:
         return {"wall": time.perf_counter() - began}
 
     def run(self, steps: int, lead: int = 0) -> dict[str, Any]:
-        """Take `lead` steps, which use up the batches that were read in advance, and measure `steps` steps."""
+        """Take `lead` steps, which use up prefetched batches, and measure the next `steps` steps."""
         if lead:
             self._contender.run(lead)
         self._synchronize()
@@ -82,7 +82,7 @@ class Worker:
         return {"top1": float((guesses.cpu() == self._tests[1]).float().mean())}
 
     def memory(self) -> dict[str, Any]:
-        """Return the peak since `build` in MiB: of tensors on a GPU, else the growth since the imports."""
+        """Return the peak memory since `build` in MiB: that of tensors on a GPU, else the growth since the imports."""
         if self._setting.torch_device.type == "cuda":
             return {"mib": torch.cuda.max_memory_allocated() / MIB}
         return {"mib": (_status("VmHWM") - self._resident) / MIB}
@@ -123,11 +123,11 @@ def main() -> None:
         command = json.loads(line)
         try:
             answer = getattr(worker, command.pop("do"))(**command)
-        except Exception as error:  # whatever a contender raises must reach the table
+        except Exception as error:  # the table must show any error of a contender
             print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers)
             raise
         print(json.dumps(answer), file=answers)
-    os._exit(0)  # data workers may be waiting
+    os._exit(0)  # data workers may still be blocked on their queues
 
 
 if __name__ == "__main__":

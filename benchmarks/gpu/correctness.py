@@ -15,7 +15,7 @@ TESTS = Path(__file__).parents[2] / "tests"
 
 
 class Outcomes:
-    """A pytest plugin that writes every outcome at once."""
+    """A pytest plugin that writes every outcome as soon as it is known."""
 
     def __init__(self, results: Results):
         self._results = results

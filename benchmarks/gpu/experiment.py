@@ -1,10 +1,10 @@
 """Many small runs on one GPU at once: does distillation from a weaker model save epochs?
 
-The pair is ResNet-8 -> ResNet-20 on CIFAR-10 images (`experiment.yaml`). The learning rate is chosen for the baseline
-alone, on a seed that is not reported. Then three teachers are trained, and for each seed and each length of a complete
-schedule the arms baseline, label smoothing (a control without a teacher) and w2s. Seed s has teacher s mod 3. Runs are
-ordered so that a run of the script that is cut off has complete seeds. Seconds come from runs alone on the card; one of
-them is the recipe `cifar10_fast`.
+ResNet-8 teaches ResNet-20 on CIFAR-10 images (`experiment.yaml`). The script chooses the learning rate for the baseline
+alone, on a seed that is not reported. Then it trains three teachers and, for each seed and each schedule length, the
+arms baseline, label smoothing (a control without a teacher) and w2s. Seed s learns from teacher s mod 3. Seeds are
+completed one after the other, so an interrupted script has complete seeds. Seconds come from runs that are alone on the
+GPU; one of them is the recipe `cifar10_fast`.
 
     python benchmarks/gpu/experiment.py --out FILE --data DIR [--budget-s 280] [--processes 14] [--tiny]
 """
@@ -28,7 +28,7 @@ LABEL_SMOOTHING = 0.1
 TUNING_SEED = 100
 LEARNING_RATES = (0.4, 0.8, 1.6)
 SLACK = 1.2
-"""A run starts only if this multiple of the slowest run of its length so far still fits into the budget."""
+"""A run starts only if the remaining budget is at least this multiple of the slowest run of its length so far."""
 
 ARMS = ("baseline", "label_smoothing", "w2s")
 
@@ -91,7 +91,7 @@ class Job:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train one run and return its validations; called in a process of the pool."""
+    """Train one run and return its validations. Runs in a process of the pool."""
     import torch
 
     from w2skd.platform.ranks import Ranks
@@ -133,7 +133,7 @@ class Pool:
         self._slowest: dict[int, float] = {}
 
     def finish(self, jobs: Sequence[Job], *, counts: int = 1) -> dict[Job, dict[str, Any]]:
-        """Run the jobs that fit into the budget, in their order, and return what they yield."""
+        """Run the jobs that fit into the budget, in their order, and return their results."""
         waiting, running, found = list(jobs), 0, {}
         while waiting or running:
             while waiting and running < self._processes and self._fits(waiting[0]):
@@ -157,7 +157,7 @@ class Pool:
         return found
 
     def close(self) -> None:
-        """Stop all processes, also those that are still at work."""
+        """Stop all processes, including those that still run a job."""
         self._pool.terminate()
 
     def _start(self, job: Job) -> None:
@@ -173,7 +173,7 @@ class Pool:
 
 
 def best_learning_rate(pool: Pool, job: Callable[..., Job], plan: Plan) -> float:
-    """Return the rate at which the baseline ends best on the shortest and the longest schedule, by mean."""
+    """Return the rate with the baseline's highest mean final top-1 over the shortest and the longest schedule."""
     lengths = (min(plan.lengths_epochs), max(plan.lengths_epochs))
     jobs = {
         (rate, epochs): job(f"tune_lr{rate}_{epochs}ep", "baseline", TUNING_SEED, epochs, f"train.optimizer.lr={rate}")
@@ -187,7 +187,7 @@ def best_learning_rate(pool: Pool, job: Callable[..., Job], plan: Plan) -> float
         if all(jobs[rate, epochs] in found for epochs in lengths)
     }
     if not ends:
-        raise RuntimeError("no learning rate was tried on both lengths: the budget is too small, or runs failed")
+        raise RuntimeError("no learning rate finished both lengths: the budget is too small, or runs failed")
     return max(ends, key=lambda rate: ends[rate])
 
 
@@ -204,7 +204,7 @@ def student_jobs(job: Callable[..., Job], plan: Plan, teachers: Sequence[Path], 
 
 
 def summarise(runs: Sequence[dict[str, Any]], plan: Plan) -> dict[str, Any]:
-    """Return medians of the final top-1 per arm and length, and of the first epoch at the level of each baseline."""
+    """Return the median final top-1 per arm and length, and the shortest schedules that reach each baseline."""
     ends: dict[str, dict[str, Any]] = {}
     for arm in ARMS:
         for epochs in plan.lengths_epochs:

@@ -1,4 +1,4 @@
-"""The most expensive kernels of a distilled step for each task, and what CUDA graphs leave behind after the switch.
+"""The most expensive kernels of a distilled step for each task, and the memory of CUDA graphs after the switch.
 
 PYTHONPATH=benchmarks python benchmarks/gpu/kernels.py --out FILE [--tiny]
 """
@@ -85,7 +85,7 @@ def main() -> None:
     for case in TINY if options.tiny else [case for case in FULL if case.name in PROFILED]:
         try:
             results.add(case.name, most_expensive(case, options))
-        except Exception as error:  # the other cases are still worth their time
+        except Exception as error:  # measure the other cases all the same
             results.fail(case.name, error)
     if options.device == "cuda":
         try:

@@ -1,4 +1,4 @@
-"""Overhead of the engine on a GPU: bare loop, baseline, distilled step and after the switch, for each task's models.
+"""Overhead of the engine on a GPU: bare loop, baseline, distilled step and step after the switch, for each task.
 
 PYTHONPATH=benchmarks python benchmarks/gpu/overhead.py --out FILE [--tiny]
 """
@@ -29,13 +29,13 @@ class Case:
     """One pair of models to measure.
 
     Attributes:
-        name: of the case.
-        task: whose steps they are.
-        models: teacher and student.
+        name: name in the results.
+        task: the task.
+        models: names of the teacher and the student.
         batch_size: examples per step.
         size_px: side of the images.
         steps: steps per block and per log row.
-        launches_dominate: whether a step is so short that its time is the host's.
+        launches_dominate: whether a step is so short that the host's launches of kernels determine its time.
         train: changes of the ``train`` section.
         compile_teacher: ``teacher.compile``.
     """
@@ -91,7 +91,7 @@ def build(case: Case, options: argparse.Namespace) -> workloads.Workload:
 
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one case."""
+    """Return the step times, ratios, rate and memory of one case."""
     workload = build(case, options)
     turns = time_steps(workload, steps=case.steps, rounds=options.rounds, builds=1)
     per_step = {name: turns.seconds(name) / case.steps for name in turns.wall}
@@ -164,7 +164,7 @@ def main() -> None:
     for case in cases:
         try:
             measured = measure(case, options)
-        except Exception as error:  # the other cases are still worth their time
+        except Exception as error:  # measure the other cases all the same
             results.fail(case.name, error)
             continue
         results.add(case.name, measured)

@@ -8,11 +8,11 @@ from typing import Any
 
 
 class Results:
-    """Measurements of a part. A part that is cut off keeps what it has measured.
+    """Measurements of a part. An interrupted part keeps the measurements that it has added.
 
     Args:
         path: JSON file to write.
-        **facts: what holds for all measurements.
+        **facts: facts about all measurements, such as the version of torch.
     """
 
     def __init__(self, path: Path, **facts: Any):
@@ -27,13 +27,13 @@ class Results:
         return time.monotonic() - self._began
 
     def add(self, name: str, value: Any, *, counts: int = 1) -> None:
-        """Keep a measurement and write the file. `counts` of 0 marks a failure or a remark."""
+        """Add a measurement and write the file. `counts` is added to ``n``; 0 marks a failure or a remark."""
         self._values["measured"][name] = value
         self._values["n"] += counts
         self._write()
 
     def fail(self, name: str, error: Exception) -> None:
-        """Keep the reason why a measurement failed."""
+        """Add the reason why a measurement failed."""
         reason = (str(error).splitlines() or [""])[0]
         self._values.setdefault("failed", {})[name] = f"{type(error).__name__}: {reason}"
         self._write()

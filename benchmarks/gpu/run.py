@@ -1,7 +1,7 @@
-"""Run all parts of the GPU benchmark, each under a time limit of its own, and summarise what was reached.
+"""Run all parts of the GPU benchmark, each with its own time limit, and summarise the outcomes.
 
-A part that was cut off keeps what it had measured. A part that measured nothing, or that failed, is red, and the exit
-code is 1.
+A part that exceeds its limit is stopped and keeps its measurements so far. A part that fails, is stopped or measures
+nothing is reported as red, and the exit code is 1.
 
     python benchmarks/gpu/run.py --out DIR [--data DIR] [--parts correctness,overhead] [--tiny]
 """
@@ -25,13 +25,13 @@ GRACE_S = 5
 
 @dataclass(frozen=True)
 class Part:
-    """One part.
+    """One part of the benchmark.
 
     Attributes:
-        name: of the part and of its JSON file.
+        name: name of the part and of its JSON file.
         script: relative to `benchmarks`.
         limit_s: time limit on a GPU.
-        arguments: of the script, besides ``--out``.
+        arguments: arguments of the script, besides ``--out``.
         tiny: arguments of the rehearsal.
     """
 

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import torch
 
 Block = Callable[[], object]
-"""Work to be timed. If it returns a `Spent`, that counts."""
+"""Work to be timed. A returned `Spent` replaces the measured time."""
 
 Row = tuple[str, str, str]
 """Label, result, target."""
 
 
 class Spent(NamedTuple):
-    """Seconds of a block that timed itself, such as one in another process."""
+    """Seconds of a block that measures its own time, such as a block in another process."""
 
     wall: float
     cpu: float

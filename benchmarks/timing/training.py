@@ -1,6 +1,6 @@
 """Engines and bare loops for the training benchmarks: endless training on a few premade batches, run step by step.
 
-Both average the weights, clip the gradient and read the loss once per block, as a user's loop would.
+Both average the weights, clip the gradient and read the loss once per block.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def set_up_process(options: argparse.Namespace) -> None:
 
 
 def train_values(options: argparse.Namespace, **changes: Any) -> dict[str, Any]:
-    """Return the ``train`` section of endless training with everything that users switch on."""
+    """Return a ``train`` section without end, with weight averaging and gradient clipping."""
     return {
         "steps": NEVER,
         "batch_size": options.batch_size,
@@ -68,7 +68,7 @@ class SteppedEngine:
     Args:
         workload: models and batches.
         distill_steps: steps of distillation at weight 1; 0 trains without a teacher.
-        premade: False takes the batches of the recipe's feed.
+        premade: whether to take premade batches instead of those of the recipe's feed.
     """
 
     def __init__(self, workload: Workload, distill_steps: int = 0, *, premade: bool = True):
@@ -147,7 +147,7 @@ def repeat_forward(workload: Workload, steps: int) -> Block:
 
 
 def time_steps(workload: Workload, *, steps: int, rounds: int, builds: int) -> Rounds:
-    """Measure all kinds of steps in the same rounds: bare, baseline, distilled, after the switch, and the teacher."""
+    """Measure in the same rounds: bare, baseline and distilled steps, steps after the switch, teacher forwards."""
 
     def engine(distill_steps: int) -> Callable[[], Block]:
         return lambda: SteppedEngine(workload, distill_steps)

@@ -1,4 +1,4 @@
-"""What the training benchmarks train: models and premade batches of each task."""
+"""Workloads of the training benchmarks: models and premade batches of each task."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,8 +33,8 @@ class Workload:
     """A task, its models and a few training batches that repeat endlessly.
 
     Args:
-        recipe: names models, batch size and precision.
-        device: of models and batches.
+        recipe: recipe with models, batch size and precision.
+        device: device of models and batches.
         batches: number of different batches.
         task_type: replaces the recipe's task.
     """
@@ -64,7 +64,7 @@ class Workload:
         return self._build(Role.TEACHER).eval().requires_grad_(False)
 
     def teacher_forward(self) -> Callable[[], object]:
-        """Return a function that runs the teacher on the next batch, with the inputs that it has while distilling."""
+        """Return a function that runs the teacher on the next batch, with the inputs of a distilled step."""
         model, batches = self.teacher(), self.task().train_batches(0)
         inputs = cycle([self.teacher_inputs(next(batches)) for _ in range(self._batches)])
         return lambda: model(*next(inputs))
@@ -81,7 +81,7 @@ class Workload:
 
 
 class Denoising(Workload):
-    """The diffusion task: a teacher sees images and timesteps."""
+    """The diffusion task: a teacher takes images and timesteps."""
 
     def teacher_inputs(self, batch: Batch) -> tuple[Any, ...]:
         timesteps = torch.randint(self.recipe.diffusion.timesteps, (len(batch),), device=self.device)
@@ -89,16 +89,16 @@ class Denoising(Workload):
 
 
 class Detecting(Workload):
-    """The detection task: a teacher gives no detections and, if it has two stages, sees the student's proposals."""
+    """The detection task: a teacher returns no detections; a two-stage teacher takes the student's proposals."""
 
     def teacher_inputs(self, batch: Batch) -> tuple[Any, ...]:
-        with torch.no_grad():  # only the number of proposals matters for the time, so an untrained student's will do
+        with torch.no_grad():  # the time depends on the number of proposals only, so the student can be untrained
             output = self.student()(batch.images, batch.sizes, batch.targets)
         return batch.images, batch.sizes, None, output.heads.get("proposals"), False
 
 
 class RandomScenes(DetectionTask):
-    """The task with COCO's number of categories, on images of noise with random boxes."""
+    """The detection task on images of noise with random boxes, with COCO's number of categories."""
 
     @property
     def classes(self) -> tuple[str, ...]:
