@@ -6,7 +6,7 @@ from urllib.error import URLError
 
 # Set before torch is loaded, because several test processes share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# torch reads it once per process, at the first matrix product on a GPU, even if that need not be deterministic.
+# torch reads this once per process, at the first matrix product on a GPU, even if that product is not deterministic.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
@@ -28,7 +28,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--rehearse-cuda", action="store_true", help="without a GPU, run on the CPU the cuda tests that work there"
+        "--rehearse-cuda", action="store_true", help="without a GPU, run the cuda tests on the CPU where possible"
     )
 
 

@@ -63,7 +63,7 @@ def test_an_arm_on_packed_images_is_not_compared_with_one_on_files(
     assert "no speed-up, since runs differ in data.source" in warnings
 
 
-def test_facts_as_json(arguments: tuple[object, ...], tmp_path: Path) -> None:
+def test_json_output(arguments: tuple[object, ...], tmp_path: Path) -> None:
     said = done(*arguments, "--format", "raw", "--json", "--quiet")
     facts = json.loads(said.out)
     assert (facts["examples"], facts["bytes"], said.err) == (24, 24 * 40 * 30 * 3, "")
@@ -177,7 +177,7 @@ def test_files_of_a_killed_pack_are_removed_and_those_of_a_running_one_are_not(
     assert sorted(os.listdir(tmp_path)) == ["images", "packed"]
 
 
-def test_a_read_only_place_is_reported(arguments: tuple[object, ...], tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_reported(arguments: tuple[object, ...], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     line = refused(*arguments, "--out", tmp_path / "file" / "packed", code=1)
     assert line == f"cannot write {tmp_path}/file/packed: Not a directory"

@@ -1,4 +1,4 @@
-"""The device of the tests of CUDA."""
+"""The device of the CUDA tests."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture
 def device() -> Iterator[torch.device]:
-    """The GPU in full float32 precision or, in a rehearsal, the CPU."""
+    """Return the GPU, without TF32, or the CPU in a rehearsal."""
     if not torch.cuda.is_available():
         yield torch.device("cpu")
         return
@@ -23,6 +23,6 @@ def device() -> Iterator[torch.device]:
 
 @pytest.fixture
 def repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolutions by kernels that give the same result for the same input."""
+    """Restrict convolutions to deterministic kernels."""
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)

@@ -1,4 +1,4 @@
-"""The tiny experiments of all tasks, built on a device."""
+"""Tiny experiments of all tasks, built on a device."""
 
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,18 @@ from w2skd.training.process import Process
 CPU = torch.device("cpu")
 NAMES = ("classification", "retinanet", "fasterrcnn", "diffusion")
 ONE_SHAPE = ("classification", "diffusion")
-"""Those whose steps never wait for the device: torchvision's detectors select boxes, and so must count them."""
+"""Names whose steps never wait for the device. torchvision's detectors wait, because they count selected boxes."""
 
 HARD = ("train.clip_grad_norm=1.0", "train.ema={decay: 0.5}", "train.accumulate=2")
 ENDLESS = (
     *("train.steps=1000", "train.log_every=1000", "train.validate_every=1000step", "train.checkpoint_every=1000step"),
     *("distill.warmup=0step", "distill.hold=1000step", "distill.decay=0step"),
 )
-"""No row is logged in the steps that a test takes."""
+"""Settings with which a test's steps log no row."""
 
 
 def recipe_of(name: str, folder: Path, *overrides: str) -> Recipe:
-    """The tiny recipe of a task."""
+    """Return the tiny recipe of a task."""
     if name == "diffusion":
         return tiny_noise.read_recipe(folder, *overrides)
     text = tiny.RECIPE if name == "classification" else tiny_boxes.RECIPE.replace("FAMILY", name)
@@ -49,7 +49,7 @@ def task_on(device: torch.device, name: str, folder: Path, *overrides: str, rank
 
 
 def model_of(task: Any, role: Role = Role.STUDENT) -> nn.Module:
-    """A model on the CPU; each role has its own weights, which depend on nothing else."""
+    """Build a model on the CPU. Its weights depend on the role only."""
     torch.manual_seed(list(Role).index(role))
     return task.build_model(role)
 
@@ -57,7 +57,7 @@ def model_of(task: Any, role: Role = Role.STUDENT) -> nn.Module:
 def engine_on(
     device: torch.device, name: str, folder: Path, *overrides: str, distilled: bool = True, clock: Clock | None = None
 ) -> Engine:
-    """An engine before its first step, as a run builds it."""
+    """Build an engine before its first step, as a run does."""
     task = task_on(device, name, folder, *ENDLESS, *overrides)
     train, clock = task._train, clock or Clock()
     student = model_of(task).to(device)
@@ -81,7 +81,7 @@ def engine_on(
 
 
 def steps(engine: Engine, count: int) -> dict[str, float]:
-    """Take steps without any log row, then return the means of the losses."""
+    """Take steps without a log row, then return the mean losses."""
     batches = engine.task.train_batches(engine.step)
     for _ in range(count):
         engine._take_step(batches)
@@ -89,5 +89,5 @@ def steps(engine: Engine, count: int) -> dict[str, float]:
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of a module's state on the CPU."""
+    """Return a copy of a module's state dict on the CPU."""
     return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}

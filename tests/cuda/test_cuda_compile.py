@@ -25,7 +25,7 @@ pytestmark = pytest.mark.cuda
 def test_a_compiled_student(
     name: str, precision: str, kernels: bool, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With kernels of its own, which takes long, or with torch's own kernels for the traced graph."""
+    """Compile with Inductor, which takes long, or run the traced graph with torch's own kernels."""
     if kernels and not (shutil.which("cc") or shutil.which("gcc")):
         pytest.skip("Triton needs a C compiler")
     if not kernels:

@@ -10,7 +10,7 @@ from waiting import no_waiting
 pytestmark = pytest.mark.cuda
 
 CLOSE = {"rtol": 2e-3, "atol": 5e-4}
-"""Rounding after four steps, which amplify it."""
+"""Tolerance for rounding, which four steps amplify."""
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

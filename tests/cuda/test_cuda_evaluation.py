@@ -14,12 +14,12 @@ from w2skd.training.engine import evaluate
 pytestmark = pytest.mark.cuda
 
 CLOSE = {"classification": 1e-4, "retinanet": 2e-2, "fasterrcnn": 2e-2, "diffusion": 5e-2}
-"""Largest relative difference of a score. Rounding exchanges detections with equal scores; FID of few samples is the
+"""Largest relative difference of a score. Rounding reorders detections with equal scores; FID of few samples is the
 difference of large numbers."""
 
 
 def awake(task: Any) -> nn.Module:
-    """A model whose detections score well above the threshold."""
+    """Build a model whose detections score well above the threshold."""
     model = model_of(task)
     for name, parameter in model.named_parameters():
         if name.endswith(("cls_logits.bias", "cls_score.bias")):
@@ -61,7 +61,7 @@ def test_scores_do_not_depend_on_the_batches_of_training(
 
 
 class Share(Ranks):
-    """One of two ranks, which adds what the other one has left."""
+    """One of two simulated ranks. Rank 1 adds the tensors that rank 0 has stored."""
 
     left: ClassVar[list[Tensor]] = []
 
@@ -72,7 +72,7 @@ class Share(Ranks):
 
 @pytest.mark.usefixtures("repeatable")
 @pytest.mark.parametrize("changes", [(), ("train.precision=bf16", "train.channels_last=true")], ids=["fp32", "bf16"])
-def test_two_halves_make_the_score_of_the_whole(
+def test_scores_of_two_ranks_equal_those_of_one(
     changes: tuple[str, ...], device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("w2skd.data.feeds.EVALUATION_BATCH", 7)  # six batches; the last is filled up
@@ -89,7 +89,7 @@ def score_alone(device: torch.device, folder: Path, ranks: Ranks, *changes: str)
 
 
 @pytest.mark.parametrize("name", ["retinanet", "diffusion"])
-def test_pictures_are_drawn_of_tensors_on_the_device(name: str, device: torch.device, tmp_path: Path) -> None:
+def test_pictures_can_be_drawn_from_tensors_on_the_device(name: str, device: torch.device, tmp_path: Path) -> None:
     task = task_on(device, name, tmp_path)
     model = awake(task).to(device)
     evaluation = evaluate(task, model, device, "fp32", with_predictions=True)

@@ -18,7 +18,7 @@ ROUNDING = {"rtol": 0, "atol": 2e-6}
 
 
 def batches(device: torch.device, name: str, folder: Path, *changes: str) -> list[Any]:
-    """Batches over the border of an epoch."""
+    """Return the first batches, beyond the end of an epoch."""
     task = task_on(device, name, folder, *changes)
     return list(islice(task.train_batches(0), task.steps_per_epoch + 2))
 
@@ -82,7 +82,7 @@ def test_random_numbers_are_equal_on_all_devices(device: torch.device) -> None:
     )
 
 
-def test_samples_start_from_the_same_noise(device: torch.device) -> None:
+def test_samples_start_from_the_same_noise_on_all_devices(device: torch.device) -> None:
     ids = torch.arange(3)
     assert torch.equal(starting_noise(5, ids.to(device), 8), starting_noise(5, ids, 8))
 

@@ -19,14 +19,14 @@ from w2skd.tasks.diffusion.loss import weighted_squared_error
 pytestmark = pytest.mark.cuda
 
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}
-"""Rounding of sums over some hundred numbers around 1."""
+"""Tolerance for rounding of sums over some hundred numbers around 1."""
 
 NETWORK = {"rtol": 1e-3, "atol": 1e-4}
-"""Rounding of a whole network, whose layers sum in another order on each device."""
+"""Tolerance for rounding of a whole network, whose layers sum in a different order on each device."""
 
 
 CHOSEN = {"rtol": 0.1, "atol": 1e-3}
-"""Rounding may choose other proposals of an untrained Faster R-CNN, which all have about the same score."""
+"""Rounding may select other proposals of an untrained Faster R-CNN, because all have about the same score."""
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -34,7 +34,7 @@ def draw(*shape: int, seed: int) -> Tensor:
 
 
 def check(device: torch.device, loss: Callable[..., Tensor], reference: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """Compare the value and the gradient for the first input."""
+    """Compare the loss and its gradient with respect to the first input."""
     exact = inputs[0].clone().requires_grad_()
     here = inputs[0].float().to(device).requires_grad_()
     wanted = reference(exact, *inputs[1:])
@@ -132,7 +132,7 @@ RANDINT = torch.randint
 
 
 class SameDraws:
-    """Stands for torch's generators, whose numbers differ between devices."""
+    """Replaces torch's generators, whose numbers differ between devices."""
 
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(0)
@@ -148,7 +148,7 @@ class SameDraws:
 
 
 def losses_on(device: torch.device, name: str, folder: Path) -> tuple[Losses, Mapping[str, Tensor]]:
-    """The losses of the first batch, and the gradients of all parameters, on the CPU."""
+    """Return the losses of the first batch and the gradients of all parameters, on the CPU."""
     task = task_on(device, name, folder, *CONFIDENT.get(name, ()))
     student, weak = model_of(task).to(device), model_of(task, Role.TEACHER)
     batch = next(task.train_batches(0))

@@ -15,7 +15,7 @@ from w2skd.records.rows import EventRow
 pytestmark = pytest.mark.cuda
 
 EXTRA = 4_000_000
-"""Parameters that make the teacher large against everything else, 16 MB."""
+"""Number of parameters (16 MB) that make the teacher larger than everything else."""
 
 
 def allocated(device: torch.device) -> int:

@@ -1,7 +1,7 @@
 """The collectives of a run on NCCL (and gloo, for tensors on the CPU), in a group of one process.
 
-`Ranks` of two processes take the way of several ranks, while the group that they find has a single one: a machine with
-one GPU has no second, and NCCL refuses two ranks on one.
+`Ranks` with a world of two makes the code take the path of several ranks, while the process group has a single rank:
+NCCL refuses two ranks on one GPU.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ def collectives(_: Ranks, name: str) -> dict[str, Any]:
         norm.running_mean.fill_(3.0)
         norm.num_batches_tracked.fill_(7)
         PAIR.average_buffers_([norm])
-        with torch.inference_mode():  # an evaluation sums there
+        with torch.inference_mode():  # as an evaluation does
             inside = PAIR.sum_(torch.ones(2, device=device)).tolist()
         return {
             "backends": backends,
@@ -59,7 +59,7 @@ def test_collectives(device: torch.device) -> None:
 
 
 def gradients(_: Ranks, name: str, folder: Path) -> float:
-    """Return the largest difference of a data-parallel student's gradients, over two micro-batches, from its own."""
+    """Return the largest difference between gradients with and without DDP, accumulated over two micro-batches."""
     device = torch.device(name)
     task = task_on(device, "classification", folder, "train.accumulate=2", "train.channels_last=true")
     with process_group(PAIR, device):

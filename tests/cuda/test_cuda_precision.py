@@ -1,4 +1,4 @@
-"""Training in 16 bits: finite and close to float32; an overflow only halves the loss scale."""
+"""Training in 16 bits is finite and close to float32, and an overflow only halves the loss scale."""
 
 from pathlib import Path
 

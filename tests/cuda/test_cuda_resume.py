@@ -15,10 +15,10 @@ from tiny import assert_same_course, done, events, run_in, step_rows, stopped_at
 pytestmark = pytest.mark.cuda
 
 REPEATABLE = ("classification", "retinanet", "diffusion")
-"""Without Faster R-CNN: torchvision compiles its deterministic region pooling for a GPU, which takes long."""
+"""Faster R-CNN is left out: torchvision compiles deterministic region pooling for a GPU, which takes long."""
 
 STOP = {"classification": 14, "retinanet": 3, "diffusion": 5}
-"""Step of the interruption: in the middle of distillation, and of an epoch."""
+"""Step of the interruption, in the middle of distillation and of an epoch."""
 
 SHORT = {
     "classification": ("train.steps=18", "train.validate_every=6step", "distill.decay=6step"),
@@ -36,7 +36,7 @@ def recipe_file(name: str, folder: Path) -> Path:
 
 
 def commands(name: str, folder: Path, device: torch.device, *changes: str) -> dict[str, tuple[object, ...]]:
-    """A distilled run as one command, for two folders with the same teacher."""
+    """Return the command of a distilled run, for two folders with the same teacher."""
     more = [word for change in changes for word in ("--set", change)]
     common = ("--recipe", recipe_file(name, folder), "--quiet", "--device", device.type, *more)
     done("train-teacher", *common, "--out", folder / "whole")

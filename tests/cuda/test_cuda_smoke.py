@@ -11,11 +11,11 @@ pytestmark = pytest.mark.cuda
 
 
 SHORT = {"detection_demo_smoke": ("--set", "train.validate_every=8step", "--set", "data.eval_examples=8")}
-"""Fewer evaluations, which pycocotools makes slow."""
+"""Fewer evaluations, because pycocotools is slow."""
 
 
 @pytest.mark.parametrize("recipe", ["demo_smoke", "detection_demo_smoke", "diffusion_demo_smoke"])
-def test_a_smoke_recipe(recipe: str, device: torch.device, tmp_path: Path) -> None:
+def test_smoke_recipes(recipe: str, device: torch.device, tmp_path: Path) -> None:
     common = ("--recipe", recipe, "--out", tmp_path, "--quiet", "--device", device.type, *SHORT.get(recipe, ()))
     done("train-teacher", *common)
     done("distill", "--baseline", *common)

@@ -18,10 +18,10 @@ pytestmark = pytest.mark.cuda
 
 DETECTORS = [name for name in NAMES if name not in ONE_SHAPE]
 PER_IMAGE = {"retinanet": 12, "fasterrcnn": 24}
-"""Most waits of a step per image, nearly all for the number of selected anchors or boxes."""
+"""Maximum number of waits per step and image, nearly all for the number of selected anchors or boxes."""
 
 OURS = ("/w2skd/", "/torch/optim/", "/torch/nn/")
-"""Code that must not wait, whatever torchvision does."""
+"""Code that must not wait, even if torchvision does."""
 
 
 def counters(engine: Engine) -> list[torch.Tensor]:
@@ -69,7 +69,7 @@ def test_feeds_never_wait(feed: tuple[str, int], device: torch.device, tmp_path:
 @pytest.mark.parametrize("distilled", [False, True])
 @pytest.mark.parametrize("name", DETECTORS)
 def test_detectors_wait_in_torchvision_only(name: str, distilled: bool, device: torch.device, tmp_path: Path) -> None:
-    """Its matcher and its losses select anchors by masks, and the host must know how many."""
+    """torchvision's matcher and losses select anchors by masks, and the host waits for their number."""
     engine = engine_on(device, name, tmp_path, *HARD, "train.precision=fp16", distilled=distilled)
     batches = engine.task.train_batches(0)
     for _ in range(2):

@@ -1,8 +1,8 @@
-"""Steps on a GPU that does not exist: torch checks devices and shapes of all operations without computing anything.
+"""Steps on a fake GPU: torch checks devices and shapes of all operations without computing anything.
 
-It refuses operations on tensors of two devices, and those whose result the host would have to wait for. So these tests
-find on a CPU most of what would fail or wait on a GPU, except in the backward pass and in autocast. Each runs in a
-process of its own, because torch may crash after several modes of this kind.
+It refuses operations on tensors of two devices, and operations whose result the host would wait for. These tests
+therefore find on a CPU most of the code that would fail or wait on a GPU, except in the backward pass and in autocast.
+Each test runs in its own process, because torch may crash after several modes of this kind.
 """
 
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ class Uploads(TorchDispatchMode):
 
 @contextmanager
 def fake_gpu() -> Iterator[None]:
-    """A context in which tensors may be on a GPU, and modules are built there."""
+    """Allow tensors on a GPU inside the block, and build modules there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "to", lambda self, *_, **__: self)  # parameters of this kind cannot be moved
         patch.setattr(Tensor, "pin_memory", lambda self: self)
@@ -60,7 +60,7 @@ def fake_gpu() -> Iterator[None]:
             yield
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU tells more")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the other CUDA tests use the real GPU")
 @pytest.mark.parametrize("name", ["classification", pytest.param("diffusion", marks=pytest.mark.slow)])
 def test_distilled_steps_neither_fail_nor_wait(name: str, tmp_path: Path) -> None:
     values(run_ranks(take_steps, name, tmp_path, world=1, timeout_s=300))

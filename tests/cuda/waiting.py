@@ -1,8 +1,8 @@
-"""Where the host waits for its device.
+"""Detection of operations for which the host waits for its device.
 
-On a GPU, torch's own debug mode tells. On the CPU nothing is ever waited for; a rehearsal looks for the operations that
-would wait on a GPU: a tensor becomes a number or a condition, or a result's shape depends on values. Copies between
-devices do not exist there.
+On a GPU, torch's debug mode reports them. On the CPU, a rehearsal looks for operations that would wait on a GPU: a
+tensor becomes a number or a condition, or the shape of a result depends on values. A rehearsal cannot find copies
+between devices.
 """
 
 import sys
@@ -25,11 +25,11 @@ _INDEXES = {_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_imp
 
 @contextmanager
 def no_waiting(device: torch.device, but: Sequence[Tensor] = ()) -> Iterator[None]:
-    """Fail where the host waits for the device.
+    """Raise an error where the host waits for the device.
 
     Args:
         device: the device.
-        but: tensors on the CPU, also in training on a GPU, such as counters.
+        but: tensors that are on the CPU even when training on a GPU, such as counters; they are ignored.
     """
     if device.type == "cpu":
         with _Watch(but, refuse=True):
@@ -45,7 +45,7 @@ def no_waiting(device: torch.device, but: Sequence[Tensor] = ()) -> Iterator[Non
 
 @contextmanager
 def listed_waits(device: torch.device, but: Sequence[Tensor] = ()) -> Iterator[list[str]]:
-    """List where the host waits for the device: the files of the calls, complete when the block ends."""
+    """List the files whose calls wait for the device. The list is complete when the block ends."""
     found: list[str] = []
     if device.type == "cpu":
         with _Watch(but, refuse=False) as watch:
@@ -85,7 +85,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _caller() -> str:
-    """The nearest line outside of torch, or that of torch's backward pass."""
+    """Return the nearest line outside of torch, or that of torch's backward pass."""
     frame = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename

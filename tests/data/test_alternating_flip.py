@@ -17,7 +17,7 @@ def test_every_example_is_mirrored_in_every_second_epoch():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_half_of_the_examples_start_mirrored(seed: int):
-    """0.5 within four standard deviations, 0.02."""
+    """The share is 0.5 within four standard deviations, 0.02."""
     assert is_mirrored(seed, 0, EXAMPLES).float().mean().item() == pytest.approx(0.5, abs=0.02)
 
 

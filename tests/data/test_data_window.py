@@ -1,4 +1,4 @@
-"""Windows equal the boxes that torchvision's transforms choose, and take the same draws."""
+"""Windows equal the boxes of torchvision's transforms, with the same random draws."""
 
 import numpy as np
 import pytest

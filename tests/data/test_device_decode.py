@@ -1,4 +1,4 @@
-"""Decoding outside the workers gives the batches of `ReadImages`: same windows, flips, ids and order."""
+"""Decoding outside of the workers gives the batches of `ReadImages`: same windows, flips, ids and order."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 SIZE = 32
 GREY, PNG, CMYK = 2, 3, 5
-"""Numbers of the files that are no JPEG in RGB."""
+"""Indices of the files that are not RGB JPEG."""
 
 TRAIN = TrainTransform(("random_resized_crop", "flip"))
 TOLERANCE = {"bilinear": 1, "bicubic": 2}
@@ -159,7 +159,7 @@ def test_a_truncated_file_is_the_error_of_open() -> None:
 
 
 def test_files_that_the_decoder_refuses_are_decoded_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As nvJPEG does, the decoder refuses a whole group for one file."""
+    """Like nvJPEG, the decoder refuses a whole group because of one file."""
     decode, calls = io.decode_jpeg, []
 
     def refuse(files: list[Tensor], **options) -> list[Tensor]:

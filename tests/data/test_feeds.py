@@ -167,7 +167,7 @@ def test_a_fingerprint_tells_other_data_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("decode", "tolerance"), [("reduced", 8.0), ("nvjpeg", 1.0)])
-def test_other_ways_of_decoding_show_the_same_examples(tmp_path: Path, decode: str, tolerance: float) -> None:
+def test_all_ways_of_decoding_show_the_same_examples(tmp_path: Path, decode: str, tolerance: float) -> None:
     for part in ("train", "test"):
         for number, name in enumerate(("cat", "dog")):
             (tmp_path / part / name).mkdir(parents=True)

@@ -95,7 +95,7 @@ def test_many_classes_keep_their_order_and_the_first_problem_is_reported(tmp_pat
             list_class_folders(tmp_path, "train", "data.train_folder")
 
 
-def test_folders_of_classes_are_listed_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_class_folders_are_listed_in_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for label in range(4):
         save(gradient(8, 8), tmp_path / f"train/{label}/{label}.png")
     scandir, barrier = os.scandir, Barrier(4)

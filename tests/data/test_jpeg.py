@@ -41,7 +41,7 @@ def test_full_scale_is_what_open_image_decodes(tmp_path: Path, orientation: int,
 @pytest.mark.parametrize("by", [2, 4, 8])
 @pytest.mark.parametrize("kind", ["box", "centre"])
 def test_reduced_scale_shows_the_same_window(orientation: int, by: int, kind: str) -> None:
-    """Sides are no multiples of the scale, and the box lies off the centre: a wrong turn or shift would show."""
+    """Sides are not multiples of the scale, and the box is off the centre, to detect a wrong rotation or shift."""
     content = jpeg_bytes(photo(645, 483), orientation)
     jpeg, other = open_jpeg(content), open_jpeg(content)
     assert jpeg is not None

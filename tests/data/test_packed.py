@@ -1,4 +1,4 @@
-"""Packed image folders: the same examples as in the original folder, and damage that is noticed."""
+"""Packed image folders contain the examples of the original folder, and damage is detected."""
 
 import json
 import pickle
@@ -46,7 +46,7 @@ def noise(seed: int, width: int, height: int) -> Image.Image:
 
 
 def image_folder(root: Path, smallest: int = 16) -> Path:
-    """Two classes with images of different shapes, all with a shorter side of `smallest` to `smallest` + 8 px."""
+    """Write two classes of images of different shapes, with a shorter side of `smallest` to `smallest` + 8 px."""
     for part, count in (("train", 9), ("test", 5)):
         for number, name in enumerate(("dog", "caf\u00e9")):
             (root / part / name / "sub folder").mkdir(parents=True)
@@ -259,7 +259,7 @@ def flip(path: Path, place: int = -1) -> None:
         (lambda root: (root / "train-00001.bin").write_bytes(b"abc"), ("train-00001.bin: damaged", "has 3 bytes")),
     ],
 )
-def test_damage_is_noticed_when_the_folder_is_opened(
+def test_damage_is_detected_when_the_folder_is_opened(
     spoil: Callable[[Path], object], words: tuple[str, ...], folder: Path, tmp_path: Path
 ) -> None:
     root = packed(folder, tmp_path / "packed")

@@ -27,7 +27,7 @@ def test_a_name_that_is_no_unicode_comes_back() -> None:
 
 
 @given(st.lists(st.text(max_size=8), max_size=9), st.lists(st.text(max_size=8), max_size=9))
-def test_any_strings_come_back(first: list[str], second: list[str]) -> None:
+def test_any_strings_survive(first: list[str], second: list[str]) -> None:
     kept = TextList(first)
     assert len(kept) == len(first)
     assert list(pickle.loads(pickle.dumps(kept))) == list(kept) == first
@@ -36,7 +36,7 @@ def test_any_strings_come_back(first: list[str], second: list[str]) -> None:
     assert list(TextList.joined([kept, TextList(second), kept])) == first + second + first
 
 
-def test_strings_that_are_no_unicode_come_back() -> None:
+def test_strings_that_are_not_unicode_survive() -> None:
     texts = ["\udcff", "\udcc3\udca9", "\u00e9", "\ud800"]
     assert list(TextList(texts)) == texts
     for place in (4, -5):
@@ -44,7 +44,7 @@ def test_strings_that_are_no_unicode_come_back() -> None:
             TextList(texts)[place]
 
 
-def test_no_lists_are_joined_to_an_empty_one() -> None:
+def test_joining_no_lists_gives_an_empty_one() -> None:
     assert list(TextList.joined([])) == list(PathList()) == []
 
 

@@ -107,7 +107,7 @@ def test_a_crop_shifts_by_at_most_crop_px(crop_px: int):
     gradient = torch.stack([16 * rows, 16 * columns, 0 * rows]).to(torch.uint8)
     images = ImageSet(gradient.expand(400, 3, 16, 16).contiguous(), torch.zeros(400, dtype=torch.int64), ("a",))
     batch = next(feed(images, batch_size=400, augment=("crop",), crop_px=crop_px).micro_batches(0))
-    # The centre is never in the reflected border, so its value tells the shift.
+    # The centre is never in the reflected border, so its value reveals the shift.
     centres = batch.images[:, :2, 8, 8].double() * torch.tensor(NORMALIZATION.std[:2]) + torch.tensor(
         NORMALIZATION.mean[:2]
     )
@@ -299,7 +299,7 @@ def test_evaluation_covers_every_example_once(ranks: int, channels_last: bool):
 def test_batches_do_not_depend_on_how_many_are_placed_at_once(
     at_once: int, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Places are calculated for many batches ahead; a block may end in the middle of a batch, or before an epoch's."""
+    """Positions are computed for many batches ahead; a block may end within a batch or before the epoch does."""
     expected = take(feed(image_set(22), batch_size=4).micro_batches(3, ranks, accumulate=2), 30)
     monkeypatch.setattr(resident, "_PLACED_AT_ONCE", at_once)
     assert_same(take(feed(image_set(22), batch_size=4).micro_batches(3, ranks, accumulate=2), 30), expected)

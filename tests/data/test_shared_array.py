@@ -9,14 +9,14 @@ from w2skd.data.shared_array import SharedArray
 
 
 @pytest.mark.parametrize("values", [[], [3, 1, 2]])
-def test_values_come_back_from_a_pickle(values: list[int]) -> None:
+def test_values_survive_pickling(values: list[int]) -> None:
     array = pickle.loads(pickle.dumps(SharedArray(np.array(values, dtype=np.int64))))
     assert array.values.dtype == np.int64
     assert len(array) == len(values)
     assert array.values.tolist() == array.view.tolist() == values
 
 
-def test_nobody_writes_to_it() -> None:
+def test_it_is_read_only() -> None:
     array = SharedArray(np.arange(3))
     with pytest.raises(ValueError, match="read-only"):
         array.values[0] = 7
@@ -25,7 +25,7 @@ def test_nobody_writes_to_it() -> None:
 
 
 def answer(array: SharedArray, pipe: Connection) -> None:
-    """Send the values twice, the second time after the other side has said that it changed them."""
+    """Send the values twice, the second time after the other process has reported that it changed them."""
     pipe.send(array.values.tolist())
     pipe.recv()
     pipe.send(array.values.tolist())
@@ -42,7 +42,7 @@ def test_processes_started_by_a_server_map_the_same_memory(dtype: type) -> None:
         processes.append(context.Process(target=answer, args=(array, theirs)))
         processes[-1].start()
     assert [pipe.recv() for pipe in pipes] == [[3, 1, 2]] * 2
-    # Written behind the array's back, to see whether all three processes have one memory.
+    # Writes to the shared block directly, to check that all three processes use the same memory.
     np.frombuffer(array._block.create_memoryview(), dtype, 3)[:] = [7, 8, 9]
     for pipe in pipes:
         pipe.send(None)

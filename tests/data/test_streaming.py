@@ -268,7 +268,7 @@ def test_an_unreadable_example_ends_an_evaluation():
 
 
 def test_copies_to_a_gpu_run_on_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order of the calls, with fake streams so that it runs without a GPU."""
+    """Check the order of the calls, with fake streams because there may be no GPU."""
     calls: list[tuple[object, ...]] = []
 
     class Stream:
@@ -309,7 +309,7 @@ def test_copies_to_a_gpu_run_on_a_stream_of_their_own(monkeypatch: pytest.Monkey
 
 @dataclass(frozen=True)
 class JpegFiles:
-    """JPEG files of several sizes in memory, and one PNG: number 3."""
+    """JPEG files of several sizes in memory; number 3 is a PNG."""
 
     count: int = 8
 

@@ -1,4 +1,4 @@
-"""Copies to the device. On the CPU they are none; tests/cuda proves them on a GPU."""
+"""Copies to the device. On the CPU nothing is copied; tests/cuda tests copies to a GPU."""
 
 import torch
 

@@ -66,7 +66,7 @@ def parts_of(number: int) -> Parts | DataError:
 
 
 def growth_by_collection(_: int) -> Tensor:
-    """Return by how many KB a full garbage collection enlarges the private memory of a worker."""
+    """Return the growth of a worker's private memory by a full garbage collection, in KB."""
 
     def private_kb() -> int:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -317,7 +317,7 @@ def test_garbage_collection_does_not_copy_the_memory_of_the_parent(method: str, 
 
 
 class NamesOf:
-    """Answers a number with the bytes of a path."""
+    """Returns the bytes of the path with a given number."""
 
     def __init__(self, paths: PathList):
         self._paths = paths

@@ -10,14 +10,14 @@ from w2skd.models.whitened_cnn import WhitenedCnn, whitening_filters
 
 
 def correlated_images(count=600, size_px=16):
-    """Images of neighbouring pixels and colours that are alike, with a mean other than 0."""
+    """Return images with correlated neighbouring pixels and colours and a mean other than 0."""
     noise = normal(0, torch.arange(count * 3 * (size_px + 3) ** 2)).view(count, 3, size_px + 3, size_px + 3)
     smooth = functional.avg_pool2d(noise, 4, stride=1) * 4
     return smooth + 0.5 * smooth.mean(1, keepdim=True) + 0.3
 
 
 def responses(filters, images):
-    """The responses of filters [K, 3, 2, 2] to every patch: float64 [K, patches]."""
+    """Return the responses of filters [K, 3, 2, 2] to every patch: float64 [K, patches]."""
     return functional.conv2d(images.double(), filters).transpose(0, 1).flatten(1)
 
 

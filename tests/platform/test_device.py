@@ -66,7 +66,7 @@ def test_each_rank_takes_its_own_gpu(name: str, local_rank: int, index: int, two
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_before_a_gpu_computes_its_matrix_products_can_be_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_a_gpu_prepares_deterministic_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[str] = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: found.append(os.environ["CUBLAS_WORKSPACE_CONFIG"]))
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")  # the tests set it themselves

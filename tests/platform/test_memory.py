@@ -1,4 +1,4 @@
-"""The allocator's settings, seen from a process of its own, because they last as long as the process."""
+"""The allocator's settings, tested in a separate process, because they last as long as the process."""
 
 import platform
 import subprocess

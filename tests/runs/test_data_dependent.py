@@ -33,7 +33,7 @@ def fast(tmp_path: Path, out: Path) -> tuple[object, ...]:
 
 
 def expected_filters(recipe: Path) -> torch.Tensor:
-    """The filters of a fresh model."""
+    """Return the filters of a fresh model."""
     setup = set_up(load_recipe(str(recipe)), "baseline", RunOptions(recipe.parent), Ranks())
     assert isinstance(setup.model, WhitenedCnn)
     return setup.model.whiten.weight.detach().contiguous()
@@ -42,7 +42,7 @@ def expected_filters(recipe: Path) -> torch.Tensor:
 def test_a_stopped_run_ends_as_an_undisturbed_one(
     fast: Any, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The images are read once: a resumed run has the filters in its checkpoint."""
+    """The images are read once, because a resumed run has the filters in its checkpoint."""
     other = tmp_path / "other"
     done(*fast[:-1], other, "--teacher", out / "teacher")
     filters = expected_filters(tmp_path / "tiny.yaml")
@@ -83,8 +83,8 @@ def run_baseline(ranks: Ranks, recipe: Path, out: Path) -> Path:
     return train_arm(load_recipe(str(recipe)), "baseline", RunOptions(out, device="cpu", quiet=True), ranks)
 
 
-def test_ranks_train_what_one_process_accumulates(tmp_path: Path) -> None:
-    """Batch normalisation sees the same halves of a batch: two ranks, or two micro-batches."""
+def test_two_ranks_train_like_one_process_with_accumulation(tmp_path: Path) -> None:
+    """Batch norm sees the same halves of a batch, on two ranks or in two micro-batches."""
     recipe, both = recipe_file(tmp_path, FAST), tmp_path / "both"
     values(run_ranks(run_baseline, recipe, both))
     done(*("distill", "--baseline", "--recipe", recipe, "--out", tmp_path / "one"), "--set", "train.accumulate=2")

@@ -1,4 +1,4 @@
-"""The engine computes what a bare distillation loop computes; `benchmarks/peers.py` relies on it."""
+"""The engine computes the same as a bare distillation loop. `benchmarks/peers.py` relies on this."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -430,7 +430,7 @@ def test_accumulated_gradients_lie_outside_of_cuda_graphs(monkeypatch: pytest.Mo
         assert torch.equal(trained.state_dict()["model"][name], value)
 
 
-def test_a_compiled_teacher_answers_alike_and_is_gone_after_the_switch(graphs: list[Any]) -> None:
+def test_a_compiled_teacher_has_the_same_outputs_and_is_freed_after_the_switch(graphs: list[Any]) -> None:
     def trained(compiled: bool) -> tuple[Engine, list[Any], bool]:
         clock = Clock()
         model = teacher().model

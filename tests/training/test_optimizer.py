@@ -335,7 +335,7 @@ def test_complex_and_integer_parameters_are_copied_and_a_shared_buffer_is_averag
 
 
 def test_an_update_costs_the_same_calls_for_any_number_of_layers() -> None:
-    """Collecting two state dicts took longer than a small network's step on a GPU."""
+    """Collecting two state dicts per step takes longer than a small network's step on a GPU."""
     calls = []
     for layers in (1, 20):
         model = nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(layers)))

@@ -76,7 +76,7 @@ def test_masks_take_no_memory_while_the_file_is_read(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # The text, and the parsed mask of one of four annotations, which is four times its text.
+    # The text, and the parsed mask of one of the four annotations, which takes four times its text.
     assert peak < 3 * path.stat().st_size
     assert listing.ground_truth()["annotations"][0]["segmentation"] == document["annotations"][0]["segmentation"]
 

@@ -131,7 +131,7 @@ class HarmonicsTask:
         return nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, 1))
 
     def initialize_model(self, model: nn.Module) -> None:
-        """Do nothing: no network needs the data for its initial weights."""
+        """Do nothing: the initial weights do not depend on the data."""
 
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
         """Build the network with these weights."""
