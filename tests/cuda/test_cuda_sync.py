@@ -110,7 +110,7 @@ def test_a_validation_waits_at_its_end(device: torch.device, tmp_path: Path, mon
     assert len(found) <= 2, found  # for the scores and for the table of classes
 
 
-@pytest.mark.needs_gpu(reason="reads tables that stay on the CPU, which a rehearsal cannot tell apart")
+@pytest.mark.needs_gpu(reason="reads tables that stay on the CPU, which a rehearsal cannot distinguish")
 def test_generation_never_waits(device: torch.device, tmp_path: Path) -> None:
     task = task_on(device, "diffusion", tmp_path)
     model, noise = model_of(task).to(device).eval(), torch.randn(4, 3, 8, 8, device=device)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _FORMATS = ("jpeg", "raw")
 _LINES = 10
-"""Number of progress lines if standard error is no terminal."""
+"""Number of progress lines if standard error is not a terminal."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Jpeg:
         """
         layers = [layer[0] for layer in self.image.layer]
         is_usual = layers != _RGB_LETTERS and self.image.info.get("adobe_transform", 1) == 1
-        pixels = 0 if self.image.fp is None else self.image.fp.tell()  # an embedded thumbnail has an end of its own
+        pixels = 0 if self.image.fp is None else self.image.fp.tell()  # an embedded thumbnail also has an end
         return is_usual and self.content.find(_END, pixels) >= 0
 
     def full(self) -> Image.Image | None:

@@ -130,7 +130,7 @@ def open_pack(root: Path) -> PackRecord:
     `PackedExamples` checks single images.
 
     Raises:
-        DataError: the folder is no packed folder, has another schema, or a file is missing or damaged.
+        DataError: the folder is not a packed folder, has another schema, or a file is missing or damaged.
     """
     if not root.is_dir():
         raise DataError(f"data.root: no such folder: {root.absolute()}")

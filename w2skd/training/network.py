@@ -15,7 +15,7 @@ from w2skd.training.compiled import Compiled
 class Network:
     """Wraps a student for training. Weights, state dict and evaluation stay those of the bare module.
 
-    Evaluation is not compiled, because a pass without gradients would need a graph of its own.
+    Evaluation is not compiled, because a pass without gradients would need a separate graph.
 
     Args:
         student: the model on its device.
