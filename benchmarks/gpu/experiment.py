@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -203,6 +204,30 @@ def student_jobs(job: Callable[..., Job], plan: Plan, teachers: Sequence[Path], 
             yield job(name, "w2s", seed, epochs, rate, f"teacher.checkpoint={teachers[teacher]}")
 
 
+def make_job(
+    plan: Plan, scratch: Path, data: tuple[str, ...], folder: str, arm: str, seed: int, epochs: int, *settings: str
+) -> Job:
+    """Return a run in a folder of its experiment, with the plan's settings and its own."""
+    length = f"teacher.train.epochs={epochs}" if arm == "teacher" else f"train.epochs={epochs}"
+    return Job(scratch / folder, arm, seed, epochs, (*plan.settings, *data, length, *settings), plan.device)
+
+
+def fast_job(job: Callable[..., Job], plan: Plan) -> Job:
+    """Return a run of the recipe `cifar10_fast`."""
+    return replace(job(FAST, "baseline", 0, plan.fast_epochs, *plan.fast_settings), recipe=FAST)
+
+
+def check_recipes(plan: Plan, scratch: Path) -> None:
+    """Load the recipe of every run of a plan, without training."""
+    from w2skd.recipe.load import load_recipe
+    from w2skd.tasks.catalog import recipe_types
+
+    job = partial(make_job, plan, scratch, ())
+    jobs = [*student_jobs(job, plan, [scratch], "train.optimizer.lr=0.1"), fast_job(job, plan)]
+    for recipe, settings in {(one.recipe, one.settings) for one in jobs}:
+        load_recipe(recipe, list(settings), recipe_types())
+
+
 def summarise(runs: Sequence[dict[str, Any]], plan: Plan) -> dict[str, Any]:
     """Return the median final top-1 per arm and length, and the shortest schedules that reach each baseline."""
     ends: dict[str, dict[str, Any]] = {}
@@ -249,10 +274,9 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp())
     data = () if options.data is None else (f"data.root={options.data}",)
 
-    def job(folder: str, arm: str, seed: int, epochs: int, *settings: str) -> Job:
-        length = f"teacher.train.epochs={epochs}" if arm == "teacher" else f"train.epochs={epochs}"
-        return Job(scratch / folder, arm, seed, epochs, (*plan.settings, *data, length, *settings), plan.device)
-
+    job = partial(make_job, plan, scratch, data)
+    if options.tiny:
+        check_recipes(FULL, scratch)
     pool = Pool(options.processes, results, options.budget_s)
     try:
         rate = f"train.optimizer.lr={best_learning_rate(pool, job, plan)}"
@@ -267,8 +291,7 @@ def main() -> None:
         for arm in ("baseline", "w2s"):  # one after the other, for their seconds
             teacher = f"teacher.checkpoint={teachers[0]}"
             pool.finish([job("alone", arm, TUNING_SEED, min(plan.lengths_epochs), rate, teacher)], counts=0)
-        fast = job(FAST, "baseline", 0, plan.fast_epochs, *plan.fast_settings)
-        pool.finish([replace(fast, recipe=FAST)])
+        pool.finish([fast_job(job, plan)])
     finally:
         pool.close()
 

@@ -64,9 +64,7 @@ FULL = (
     Case("retinanet_r50_800px", "detection", ("retinanet_resnet34", "retinanet_resnet50"), 8, 800, steps=5),
     Case("unet_nc128", "diffusion", ("unet_nc64_rb2", "unet_nc128_rb3"), 128, 32, steps=5),
     Case("resnet56_cifar_compiled", "classification", _CIFAR, 128, 32, steps=50, train={"compile": True}),
-    Case(
-        "resnet20_graphs", "classification", _SMALL, 128, 32, steps=50, train=_GRAPHS, compile_teacher="reduce-overhead"
-    ),
+    Case("resnet20_graphs", "classification", _SMALL, 128, 32, 50, train={"compile": _GRAPHS}, compile_teacher=_GRAPHS),
 )
 TINY = (
     Case("resnet8_batch8", "classification", ("small_cnn_weak", "cifar_resnet8"), 8, 16, steps=2),
@@ -160,6 +158,9 @@ def main() -> None:
     options.rounds = 3 if options.tiny else 9
     torch.set_num_threads(1)
     cases: Sequence[Case] = TINY if options.tiny else FULL
+    if options.tiny:
+        for case in FULL:
+            build(case, options)  # checks the recipe; no model is built
     results = Results(options.out, device=_card(options.device), torch=torch.__version__, precision=options.precision)
     for case in cases:
         try:
