@@ -122,6 +122,8 @@ def test_a_value_out_of_range_is_refused(recipe_file: Write, override: str, star
             "data: feed: resident cannot do trivial_augment: streaming can",
         ),
         ("data.augment=[crop, random_resized_crop]", "data: augment: crop and random_resized_crop exclude each other"),
+        ("train.compile=max-autotune", "train.compile: should be true, false or 'reduce-overhead', not 'max-autotune'"),
+        ("teacher.compile=1", "teacher.compile: should be true, false or 'reduce-overhead', not 1"),
         ("data.augment=[flip, alternating_flip]", "data: augment: flip and alternating_flip exclude each other"),
         (
             "data={source: shapes, augment: [flip], crop_px: 2}",

@@ -21,6 +21,7 @@ from pydantic import (
 
 from w2skd.errors import suggest
 from w2skd.recipe.arms import TEACHER
+from w2skd.recipe.compilation import Compile
 from w2skd.recipe.duration import Duration
 from w2skd.recipe.evaluation import Metric, Output
 from w2skd.recipe.overlay import overlay
@@ -30,7 +31,6 @@ LARGEST_SEED = 2**31 - 1
 
 Share = Annotated[float, Field(ge=0, le=1)]
 FilePath = Annotated[Path, Field(strict=False)]
-Compile = bool | Literal["reduce-overhead"]
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from w2skd.errors import TrainingError
-from w2skd.recipe.schema import Compile
+from w2skd.recipe.compilation import Compile
 
 _MOST_GRAPHS = 64
 """Limit on the compiled graphs of a model. Each input shape needs one."""

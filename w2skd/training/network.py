@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.schema import Compile
+from w2skd.recipe.compilation import Compile
 from w2skd.training.compiled import Compiled
 
 
