@@ -123,6 +123,14 @@ def test_folders_that_are_not_empty_are_kept(arguments: tuple[object, ...], tmp_
     assert "is a file; give a folder" in refused(*arguments, "--out", tmp_path / "file", code=2)
 
 
+def test_a_mount_point_is_refused_before_images_are_read(
+    arguments: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "packed")
+    assert "a pack cannot replace a mount point; give a folder in it" in refused(*arguments, code=2)
+    assert os.listdir(tmp_path) == ["images"]
+
+
 def fail_after(count: int, error: BaseException) -> Callable[..., None]:
     original, calls = packing._PartWriter.add, iter(range(10**6))
 

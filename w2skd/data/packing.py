@@ -268,6 +268,8 @@ def _check_target(out: Path, overwrite: bool) -> None:
     with writing(out):
         if out.exists() and not out.is_dir():
             raise UsageError(f"--out {out}: is a file; give a folder")
+        if out.is_mount():
+            raise UsageError(f"--out {out}: a pack cannot replace a mount point; give a folder in it")
         if not out.exists() or not any(out.iterdir()):
             return
     if not overwrite:
