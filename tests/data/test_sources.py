@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from w2skd.data.sources import SOURCES, load_image_data
+from w2skd.data.sources import SOURCES, identify_image_data, list_image_data, load_image_data
 from w2skd.errors import DataError
 from w2skd.recipe.data import ImageDataSection
 from w2skd.tasks.classification.recipe import ClassificationData
@@ -178,6 +178,14 @@ def test_image_folder(tmp_path: Path):
     assert data.train.images[:, :, 4, 4].tolist() == [[0, 0, 0], [0, 1, 0], [0, 2, 0], [50, 0, 0], [50, 1, 0]]
     assert data.evaluation.labels.tolist() == [0, 1]
     assert data.normalization.std == (0.229, 0.224, 0.225)
+
+
+def test_image_folders_may_have_file_names_that_are_not_unicode(tmp_path: Path):
+    root = image_folder(tmp_path, {"train": {"cat": 2, "dog": 1}, "test": {"cat": 1, "dog": 1}})
+    (root / "train" / "cat" / "001.png").rename(root / "train" / "cat" / "\udcff.png")
+    section = ClassificationData(source="image_folder", root=root, image_size=8)
+    assert identify_image_data(section).facts["training"]["images"] == 3
+    assert list_image_data(section).train.fingerprint() != list_image_data(section).evaluation.fingerprint()
 
 
 def test_image_folders_with_different_classes_are_refused(tmp_path: Path):

@@ -122,7 +122,7 @@ def identify_set(
     digests = _digests(examples, indices)
     names = hashlib.sha256()
     for index in range(len(examples)):
-        names.update(f"{examples.name(index)}\n".encode())
+        names.update(f"{examples.name(index)}\n".encode(errors="surrogatepass"))
     facts: dict[str, int | str] = {
         "images": len(examples),
         "names": names.hexdigest()[:16],

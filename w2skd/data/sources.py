@@ -83,7 +83,7 @@ class Listing:
         """Return the SHA-256 (hexadecimal) of names, labels and class names, without reading pixels."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for index in range(len(self)):
-            digest.update(f"{self.examples.name(index)}\n".encode())
+            digest.update(f"{self.examples.name(index)}\n".encode(errors="surrogatepass"))
         digest.update(self.labels.numpy().data)
         return digest.hexdigest()
 

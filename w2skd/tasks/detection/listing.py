@@ -189,7 +189,7 @@ class CocoListing:
         """Return the SHA-256 (hexadecimal) of names, ids, sizes, boxes, labels and categories, without pixels."""
         digest = hashlib.sha256(repr((self.categories, self.category_ids)).encode())
         for index in range(len(self)):
-            digest.update(f"{self.examples.name(index)}\n".encode())
+            digest.update(f"{self.examples.name(index)}\n".encode(errors="surrogatepass"))
         for part in self.annotations:
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()
