@@ -95,3 +95,8 @@ def test_json_is_indented_and_valid(tmp_path: Path) -> None:
     assert json.loads(text) == values
     assert "Größe" in text
     assert text.endswith("}\n")
+
+
+def test_json_holds_file_names_that_are_not_unicode(tmp_path: Path) -> None:
+    write_json(tmp_path / "file.json", {"name": "\udcff.png"})
+    assert json.loads((tmp_path / "file.json").read_text(encoding="utf-8")) == {"name": "\udcff.png"}

@@ -66,4 +66,5 @@ def remove_unfinished(folder: Path) -> None:
 
 def write_json(path: Path, values: Any) -> None:
     """Write indented JSON atomically."""
-    write_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+    # A file name that is not Unicode holds lone surrogates. Their escape in Python is that of JSON.
+    write_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
