@@ -114,3 +114,17 @@ def test_tf32_is_allowed_inside_the_block_only(allowed: bool) -> None:
     with float32_math(tf32=allowed):
         assert settings() == (allowed, allowed)
     assert settings() == before
+
+
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_tf32_is_set_although_a_plugin_used_torchs_other_interface_for_it(precision: str) -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    try:
+        matmul.fp32_precision = precision
+        for allowed in (False, True):
+            with float32_math(tf32=allowed):
+                assert matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allowed
+            assert matmul.fp32_precision == precision
+    finally:
+        matmul.allow_tf32 = before

@@ -59,7 +59,8 @@ def float32_math(*, tf32: bool) -> Iterator[None]:
     By default, torch allows it for convolutions only.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
+    # Reading `allow_tf32` fails after `fp32_precision` was set, which plug-ins may do. Setting it sets both.
+    before = matmul.fp32_precision == "tf32", cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     matmul.allow_tf32 = cudnn.allow_tf32 = tf32
     try:
         yield
