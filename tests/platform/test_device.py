@@ -128,3 +128,16 @@ def test_tf32_is_set_although_a_plugin_used_torchs_other_interface_for_it(precis
             assert matmul.fp32_precision == precision
     finally:
         matmul.allow_tf32 = before
+
+
+def test_the_environment_is_described_although_a_plugin_set_the_precision_of_convolutions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", str)
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        with float32_math(tf32=False):
+            torch.backends.cudnn.conv.fp32_precision = "tf32"
+            assert describe_environment(torch.device("cuda", 0), Ranks())["tf32"] is True
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

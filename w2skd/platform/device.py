@@ -59,13 +59,18 @@ def float32_math(*, tf32: bool) -> Iterator[None]:
     By default, torch allows it for convolutions only.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    # Reading `allow_tf32` fails after `fp32_precision` was set, which plug-ins may do. Setting it sets both.
-    before = matmul.fp32_precision == "tf32", cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    # Setting `allow_tf32` sets `fp32_precision`, too.
+    before = matmul.fp32_precision == "tf32", _convolves_in_tf32()
     matmul.allow_tf32 = cudnn.allow_tf32 = tf32
     try:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def _convolves_in_tf32() -> bool:
+    # Reading `allow_tf32` fails after `fp32_precision` was set, which plug-ins may do.
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined,no-any-return]
 
 
 def seed_generators(device: torch.device, seed: int) -> None:
@@ -88,7 +93,7 @@ def describe_environment(device: torch.device, ranks: Ranks) -> dict[str, Any]:
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
-        "tf32": torch.backends.cudnn.allow_tf32 and device.type == "cuda",
+        "tf32": device.type == "cuda" and _convolves_in_tf32(),
         "ranks": ranks.world,
         "commit": _commit(),
     }
