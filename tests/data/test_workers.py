@@ -277,6 +277,27 @@ def test_a_program_that_just_ends_leaves_no_worker_and_does_not_wait(tmp_path: P
     assert not alive(int(done.stdout))
 
 
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_end_when_the_main_process_is_killed(method: str, tmp_path: Path):
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal\n"
+        "from test_workers import Act, next_pid, start, workers\n"
+        "if __name__ == '__main__':\n"
+        f"    workers.start_method = lambda: {method!r}\n"
+        "    results = start(Act(), 2)\n"
+        "    print(next_pid(results), next_pid(results), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, timeout=600, env=environment)
+    assert done.returncode == -signal.SIGKILL
+    until = time.monotonic() + 120  # torch checks the parent of forked workers every five seconds
+    while any(map(alive, map(int, done.stdout.split()))) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(alive, map(int, done.stdout.split())))
+
+
 def next_pid(results) -> int:
     return int(next(results)[1])
 

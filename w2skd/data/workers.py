@@ -18,7 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
-from threading import Timer, current_thread, main_thread
+from threading import Thread, Timer, current_thread, main_thread
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
@@ -259,8 +259,21 @@ def _begin(worker: int) -> None:
     for number in MAIN_PROCESS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, MAIN_PROCESS_SIGNALS)
+    Thread(target=_end_with_main_process, daemon=True).start()
     # A garbage collection writes to every object that it visits, which would copy all memory shared with the parent.
     gc.freeze()
+
+
+def _end_with_main_process() -> None:
+    """End this worker when the main process is killed.
+
+    torch's own check compares the pid of the parent. With a forkserver that is the server, which lives as long as its
+    workers.
+    """
+    main = multiprocessing.parent_process()
+    assert main is not None
+    main.join()
+    os._exit(1)
 
 
 def _exit_reason(process: multiprocessing.process.BaseProcess) -> str:
