@@ -42,11 +42,16 @@ class Part:
     tiny: tuple[str, ...] = ("--tiny",)
 
 
+PEERS = (
+    *("--cases", "step,data", "--device", "cuda", "--precision", "bf16", "--batch-size", "128", "--workers", "4"),
+    *("--student", "cifar_resnet20", "--teacher", "cifar_resnet8", "--examples", "2048"),
+    *("--rounds", "5", "--builds", "1", "--steps", "40", "--data-steps", "20"),
+)
 PARTS = (
     Part("correctness", "gpu/correctness.py", 120),
     Part("overhead", "gpu/overhead.py", 120),
     Part("experiment", "gpu/experiment.py", 215, ("--budget-s", "200"), ("--tiny", "--processes", "1")),
-    Part("peers", "peers.py", 60, ("--device", "cuda", "--precision", "bf16", "--quick"), ("--quick",)),
+    Part("peers", "peers.py", 60, PEERS, ("--quick",)),
     Part("kernels", "gpu/kernels.py", 40),
 )
 REHEARSAL_LIMIT_S = 900
@@ -56,7 +61,7 @@ def run(part: Part, options: argparse.Namespace) -> dict[str, Any]:
     """Run one part and return ``ran``, ``n``, ``seconds`` and why it is red, if it is."""
     path = options.out / f"{part.name}.json"
     path.unlink(missing_ok=True)
-    data = ("--data", str(options.data)) if options.data and part.name in ("experiment", "peers") else ()
+    data = ("--data", str(options.data)) if options.data and part.name == "experiment" else ()
     own = ("--peers-env", str(Path(tempfile.gettempdir()) / "w2skd-peers")) if part.name == "peers" else ()
     arguments = (*(part.tiny if options.tiny else (*part.arguments, *data)), *own)
     command = [sys.executable, str(BENCHMARKS / part.script), "--out", str(path), *arguments]
