@@ -49,7 +49,7 @@ class Files:
     def __len__(self) -> int:
         return self.count
 
-    @cache  # noqa: B019 (a few small instances)
+    @cache  # noqa: B019  # a few small instances, alive as long as the tests
     def content(self, index: int) -> bytes:
         image = photo(90 + 13 * index, 120 - 7 * index, index)
         if index == PNG:
@@ -195,7 +195,8 @@ def test_without_a_gpu_there_is_a_remark() -> None:
     assert "the main process decodes on the CPU" in (check_decoder(CPU) or "")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
+@pytest.mark.needs_gpu(reason="decodes with nvJPEG")
 def test_a_gpu_gets_nearly_the_same_pixels() -> None:
     cuda = torch.device("cuda", 0)
     assert check_decoder(cuda) is None

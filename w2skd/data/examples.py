@@ -1,5 +1,8 @@
 """Images that are read on demand: one at a time at their own size, or many at once as squares."""
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from w2skd.data.decode import square
+from w2skd.errors import DataError
+
+_CHUNK = 64
+_MAX_THREADS = 8
 
 
 class Examples(Protocol):
@@ -124,3 +131,40 @@ class ChosenExamples:
     def content(self, index: int) -> bytes:
         """Return what identifies the selected example."""
         return self.examples.content(int(self.indices[index]))
+
+
+def read_squares(open_image: Callable[[int], Image.Image], count: int, size_px: int) -> Tensor:
+    """Read images as squares in a few threads.
+
+    The shorter side is resized to `size_px` (bicubic, antialiased) and the centre is cropped, unless the image is
+    already a square of `size_px`.
+
+    Args:
+        open_image: index from 0 to `count` - 1 to the image in mode RGB.
+        count: N.
+        size_px: side of the squares.
+
+    Returns:
+        uint8 [N, 3, size_px, size_px].
+
+    Raises:
+        DataError: an image cannot be read (the one with the lowest index), or the pixels do not fit into this machine's
+            memory.
+    """
+    needed, available = count * 3 * size_px**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        raise DataError(
+            f"{count:,} images of {size_px} x {size_px} px need {needed / 2**30:.0f} GiB, but this machine has "
+            f"{available / 2**30:.0f} GiB; set data.feed: streaming, data.train_examples or a smaller data.image_size"
+        )
+    pixels = np.empty((count, 3, size_px, size_px), dtype=np.uint8)
+
+    def read_chunk(start: int) -> None:
+        for index in range(start, min(start + _CHUNK, count)):
+            pixels[index] = np.asarray(square(open_image(index), size_px)).transpose(2, 0, 1)
+
+    Image.init()  # registers the formats once, before the threads start
+    with ThreadPoolExecutor(min(_MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
+        for _ in pool.map(read_chunk, range(0, count, _CHUNK)):
+            pass
+    return torch.from_numpy(pixels)

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from w2skd.data.batch import LabelledImages
-from w2skd.data.device_decode import DeliverEncoded, EncodedImages, ReadEncoded, check_decoder
+from w2skd.data.device_decode import DeliverEncoded, ReadEncoded, check_decoder
 from w2skd.data.identity import DataIdentity
 from w2skd.data.image_stream import DeliverImages, ReadImages, mean_colour
 from w2skd.data.normalize import Normalizer
@@ -16,7 +17,7 @@ from w2skd.data.order import BatchOrder
 from w2skd.data.parts import equal_parts, part_size
 from w2skd.data.resident import ResidentFeed, evaluation_batches
 from w2skd.data.sources import Listing, identify_image_data, list_image_data, load_image_data
-from w2skd.data.streaming import StreamingFeed, stream_once
+from w2skd.data.streaming import Delivery, Reader, StreamingFeed, stream_once
 from w2skd.data.transforms import EvalTransform, TrainTransform
 from w2skd.data.workers import Workers
 from w2skd.platform.ranks import Ranks
@@ -63,8 +64,7 @@ class ImageFeeds:
         self.size_px = self._listing.size_px
         self.resident = self._fits_on_device()
         self._normalize = Normalizer(self.normalization, device, train.channels_last)
-        self._decodes_on_device = self._preparation.decode == "nvjpeg"
-        self._decoder_note = check_decoder(device) if self._decodes_on_device else None
+        self._decoder_note = check_decoder(device) if self._preparation.decode == "nvjpeg" else None
 
     @property
     def train_listing(self) -> Listing:
@@ -108,9 +108,7 @@ class ImageFeeds:
         return identify_image_data(self._section)
 
     @cached_property
-    def train(
-        self,
-    ) -> ResidentFeed | StreamingFeed[Tensor, LabelledImages] | StreamingFeed[EncodedImages, LabelledImages]:
+    def train(self) -> ResidentFeed | StreamingFeed[Any, LabelledImages]:
         """The training batches. Resident images are read on first access.
 
         Raises:
@@ -131,14 +129,8 @@ class ImageFeeds:
             preparation.erasing_probability,
             preparation.crop_px,
         )
-        workers = Workers.of(section.workers, section.worker_timeout_s)
-        if self._decodes_on_device:
-            encoded = ReadEncoded(listing.examples, transform, self._seed)
-            return StreamingFeed(order, encoded, self._decoder(listing), workers, self.size_px, size_at)
-        blank = mean_colour(self.normalization)
-        read = ReadImages(listing.examples, transform, blank, self._seed, self._reduced, alternating)
-        deliver = DeliverImages(listing.labels, self._normalize)
-        return StreamingFeed(order, read, deliver, workers, self.size_px, size_at)
+        read, deliver = self._stages(listing, transform, alternating)
+        return StreamingFeed(order, read, deliver, self._workers, self.size_px, size_at)
 
     def sample(self) -> Tensor:
         """Return training images for statistics, evenly spread over the set, without augmentation.
@@ -162,7 +154,7 @@ class ImageFeeds:
             DeliverImages(listing.labels, normalize),
             equal_parts(ids, self._largest_evaluation_batch),
             size_px=self.size_px,
-            workers=Workers.of(section.workers, section.worker_timeout_s),
+            workers=self._workers,
         )
         return torch.cat([batch.images for batch in batches])
 
@@ -175,13 +167,8 @@ class ImageFeeds:
         parts = ranks.share(equal_parts(range(len(listing)), self._largest_evaluation_batch))
         if self.resident:
             return evaluation_batches(load_image_data(section).evaluation, self._normalize, parts)
-        transform, workers = self._evaluation_transform, Workers.of(section.workers, section.worker_timeout_s)
-        if self._decodes_on_device:
-            encoded = ReadEncoded(listing.examples, transform)
-            return stream_once(encoded, self._decoder(listing), parts, size_px=self.size_px, workers=workers)
-        read = ReadImages(listing.examples, transform, reduced=self._reduced)
-        deliver = DeliverImages(listing.labels, self._normalize)
-        return stream_once(read, deliver, parts, size_px=self.size_px, workers=workers)
+        read, deliver = self._stages(listing, self._evaluation_transform)
+        return stream_once(read, deliver, parts, size_px=self.size_px, workers=self._workers)
 
     @property
     def evaluation_batch(self) -> int:
@@ -197,12 +184,21 @@ class ImageFeeds:
         return max(1, min(EVALUATION_BATCH, _EVALUATION_PIXELS // self.size_px**2))
 
     @property
-    def _reduced(self) -> bool:
-        return self._preparation.decode == "reduced"
+    def _workers(self) -> Workers:
+        return Workers.of(self._section.workers, self._section.worker_timeout_s)
 
-    def _decoder(self, listing: Listing) -> DeliverEncoded:
-        interpolation = self._preparation.interpolation
-        return DeliverEncoded(listing.examples, listing.labels, self._normalize, interpolation)
+    def _stages(
+        self, listing: Listing, transform: TrainTransform | EvalTransform, alternating_flip: bool = False
+    ) -> tuple[Reader[Any], Delivery[Any, LabelledImages]]:
+        """Return what data workers do and what the main process does with a micro-batch of the streaming feed."""
+        examples, decode = listing.examples, self._preparation.decode
+        if decode == "nvjpeg":
+            interpolation = self._preparation.interpolation
+            deliver = DeliverEncoded(examples, listing.labels, self._normalize, interpolation)
+            return ReadEncoded(examples, transform, self._seed), deliver
+        blank = mean_colour(self.normalization)
+        read = ReadImages(examples, transform, blank, self._seed, decode == "reduced", alternating_flip)
+        return read, DeliverImages(listing.labels, self._normalize)
 
     def _fits_on_device(self) -> bool:
         if self._section.feed != "auto":

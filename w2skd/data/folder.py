@@ -8,12 +8,11 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from w2skd.data.decode import colour_mode, open_image, read_content, square
+from w2skd.data.decode import colour_mode, open_image, read_content
+from w2skd.data.examples import read_squares
 from w2skd.data.names import alike_in, all_alike, composed
 from w2skd.data.paths import PathList, TextList, prefix_of
 from w2skd.errors import DataError
@@ -22,9 +21,6 @@ EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm",
 
 _LISTED = 4
 """Maximum number of endings or names that a remark lists."""
-
-_CHUNK = 64
-_MAX_THREADS = 8
 
 _LISTING_THREADS = 8
 """Number of class folders listed at the same time. Network file systems are slow, but answer requests in parallel."""
@@ -185,30 +181,8 @@ def check_same_classes(train: Sequence[str], train_path: Path, evaluation: Seque
 
 
 def read_images(paths: Sequence[Path], size: int) -> Tensor:
-    """Decode images in a few threads and apply their EXIF orientation.
-
-    The shorter side is resized to `size` (bicubic, antialiased) and the centre is cropped, unless the image is already
-    a square of `size` px.
-
-    Returns:
-        uint8 [N, 3, size, size], RGB.
-
-    Raises:
-        DataError: a file cannot be read or decoded (the first in the order of `paths`), or the pixels do not fit into
-            this machine's memory.
-    """
-    _check_memory(len(paths), size)
-    pixels = np.empty((len(paths), 3, size, size), dtype=np.uint8)
-
-    def read_chunk(start: int) -> None:
-        for index in range(start, min(start + _CHUNK, len(paths))):
-            pixels[index] = np.asarray(square(open_image(paths[index]), size)).transpose(2, 0, 1)
-
-    Image.init()  # registers the formats once, before the threads start
-    with ThreadPoolExecutor(min(_MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
-        for _ in pool.map(read_chunk, range(0, len(paths), _CHUNK)):
-            pass
-    return torch.from_numpy(pixels)
+    """Decode images and apply their EXIF orientation, see `w2skd.data.examples.read_squares`."""
+    return read_squares(lambda index: open_image(paths[index]), len(paths), size)
 
 
 def _visible(path: Path) -> list[Path]:
@@ -250,12 +224,3 @@ def _entries(path: str) -> tuple[list[str], list[str]]:
     except OSError as error:
         raise DataError(f"{path}: cannot list the folder: {error.strerror}") from None
     return folders, files
-
-
-def _check_memory(count: int, size: int) -> None:
-    needed, available = count * 3 * size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > available:
-        raise DataError(
-            f"{count:,} images of {size} x {size} px need {needed / 2**30:.0f} GiB, but this machine has "
-            f"{available / 2**30:.0f} GiB; set data.train_examples or a smaller data.image_size"
-        )

@@ -71,14 +71,10 @@ class BatchOrder:
 
     def ids(self, epoch: int, device: torch.device | None = None) -> Tensor:
         """Return the example at each position: int64 [M]."""
-        if self.repeats == 1:  # the formula below, without its intermediate results
-            places = torch.arange(self.steps_per_epoch * self.batch_size, device=device)
-        else:
-            batch, place = self._places(device)
-            row = self.batch_size // self.repeats
-            places = batch.mul_(row).add_(place.remainder_(row))
-        order = permutation(self.examples, self.seed, epoch, device=device)
-        return order[places.remainder_(self.examples)]
+        batch, place = self._places(device)
+        row = self.batch_size // self.repeats
+        places = batch.mul_(row).add_(place.remainder_(row)).remainder_(self.examples)
+        return permutation(self.examples, self.seed, epoch, device=device)[places]
 
     def repeat_numbers(self, device: torch.device | None = None) -> Tensor:
         """Return how often each position's example appeared earlier in its batch: int64 [M], equal in all epochs."""

@@ -12,7 +12,6 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -26,7 +25,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from w2skd.data.decode import square
+from w2skd.data.examples import read_squares
 from w2skd.errors import DataError
 
 SCHEMA = 1
@@ -41,8 +40,6 @@ INDEX = np.dtype(
 
 _MOST_OPEN = 512
 """Maximum number of mapped shards per set and process; each takes a file descriptor."""
-
-_MAX_THREADS = 8
 
 Format = Literal["jpeg", "raw"]
 
@@ -193,27 +190,12 @@ class PackedExamples:
         return "RGB"
 
     def read(self, indices: Tensor, size_px: int) -> Tensor:
-        """Decode images in a few threads and resize them as `w2skd.data.folder.read_images` does.
+        """Decode images and resize them, see `read_squares`.
 
         Raises:
             DataError: an image is damaged, or the pixels do not fit into memory.
         """
-        needed, available = len(indices) * 3 * size_px**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if needed > available:
-            raise DataError(
-                f"{len(indices):,} images of {size_px} x {size_px} px need {needed / 2**30:.0f} GiB, but this machine "
-                f"has {available / 2**30:.0f} GiB; set data.feed: streaming"
-            )
-        pixels = np.empty((len(indices), 3, size_px, size_px), dtype=np.uint8)
-
-        def read_one(place: int) -> None:
-            pixels[place] = np.asarray(square(self.open(int(indices[place])), size_px)).transpose(2, 0, 1)
-
-        Image.init()  # registers the formats once, before the threads start
-        with ThreadPoolExecutor(min(_MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
-            for _ in pool.map(read_one, range(len(indices))):
-                pass
-        return torch.from_numpy(pixels)
+        return read_squares(lambda place: self.open(int(indices[place])), len(indices), size_px)
 
     def name(self, index: int) -> str:
         """Return the path of the original file relative to the original ``data.root``, with slashes."""

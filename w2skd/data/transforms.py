@@ -1,7 +1,7 @@
-"""Image augmentation with torchvision's v2 transforms.
+"""Image augmentation with the random draws and the pixels of torchvision's v2 transforms.
 
-Crops and flips of small images are done on their pixels, with torchvision's draws, because its own take several times
-as long as decoding. All augmentations draw from torch's global generator, which the caller seeds.
+Crops with padding and flips change an array of pixels: torchvision's transforms take twice as long as the decoding of a
+small image. All augmentations draw from torch's global generator, which the caller seeds.
 
 Shapes: S side of the output in px.
 """
@@ -102,7 +102,7 @@ class EvalTransform:
 
     def pipeline(self, size_px: int, blank: Colour = (0, 0, 0)) -> Pipeline:
         """Return the deterministic transform to squares of `size_px`; `blank` is ignored."""
-        return _Pipeline([_Centre(self.resize_px, size_px, self.interpolation)], [])
+        return _Pipeline(_Centre(self.resize_px, size_px, self.interpolation), [])
 
     def window(self, size: tuple[int, int], size_px: int) -> Window | None:
         """Return the window of an image of this width and height; None if the crop pads."""
@@ -110,24 +110,22 @@ class EvalTransform:
 
     def after_window(self, size_px: int, blank: Colour = (0, 0, 0)) -> Pipeline:
         """Return a pipeline that leaves a square as it is."""
-        return _Pipeline([], [])
+        return _Pipeline(None, [])
 
 
 class _Pipeline:
-    """Transforms of the PIL image, then of its pixels within the batch."""
+    """A transform of the PIL image to a square, then transforms of the square's pixels within the batch."""
 
     def __init__(
         self,
-        on_image: list[Callable[[Image.Image], Image.Image]],
+        to_square: Callable[[Image.Image], Image.Image] | None,
         on_pixels: list[Callable[[NDArray[np.uint8]], None]],
     ):
-        self._on_image = on_image
+        self._to_square = to_square
         self._on_pixels = on_pixels
 
     def __call__(self, image: Image.Image, out: NDArray[np.uint8]) -> None:
-        for transform in self._on_image:
-            image = transform(image)
-        pixels = np.asarray(image)
+        pixels = np.asarray(image if self._to_square is None else self._to_square(image))
         assert pixels.shape == out.shape, f"an image of {pixels.shape} for {out.shape}"
         out[:] = pixels
         for change in self._on_pixels:
@@ -138,31 +136,23 @@ class _Pipeline:
 def _train_pipeline(transform: TrainTransform, size_px: int, blank: Colour, from_square: bool = False) -> Pipeline:
     """Build the pipeline; cached, because building one takes as long as transforming a small image."""
     interpolation = v2.InterpolationMode(transform.interpolation)
-    on_image: list[Callable[[Image.Image], Image.Image]] = []
-    if from_square:
-        pass
-    elif "random_resized_crop" in transform.kinds:
-        on_image.append(
-            v2.RandomResizedCrop(size_px, transform.crop_scale, interpolation=interpolation, antialias=True)
-        )
-    else:
-        on_image.append(_Centre(size_px, size_px, transform.interpolation))
+    to_square: Callable[[Image.Image], Image.Image] | None = None
+    if not from_square and "random_resized_crop" in transform.kinds:
+        to_square = v2.RandomResizedCrop(size_px, transform.crop_scale, interpolation=interpolation, antialias=True)
+    elif not from_square:
+        to_square = _Centre(size_px, size_px, transform.interpolation)
     on_pixels: list[Callable[[NDArray[np.uint8]], None]] = []
-    shift_px = transform.crop_px or max(1, size_px // 8)
-    if "trivial_augment" in transform.kinds:  # the only augmentation of the image itself, and it follows these two
-        if "crop" in transform.kinds:
-            on_image.append(v2.RandomCrop(size_px, padding=shift_px, padding_mode="reflect"))
-        if "flip" in transform.kinds:
-            on_image.append(v2.RandomHorizontalFlip())
-        on_image.append(v2.TrivialAugmentWide(interpolation=interpolation))
-    else:
-        on_pixels += [_Shift(shift_px)] if "crop" in transform.kinds else []
-        on_pixels += [_flip] if "flip" in transform.kinds else []
+    if "crop" in transform.kinds:
+        on_pixels.append(_Shift(transform.crop_px or max(1, size_px // 8)))
+    if "flip" in transform.kinds:
+        on_pixels.append(_flip)
+    if "trivial_augment" in transform.kinds:
+        on_pixels.append(_TrivialAugment(interpolation))
     if "cutout" in transform.kinds:
         on_pixels.append(_Cutout(blank))
     if "random_erasing" in transform.kinds:
         on_pixels.append(_RandomErasing(transform.erasing_probability, blank))
-    return _Pipeline(on_image, on_pixels)
+    return _Pipeline(to_square, on_pixels)
 
 
 class _Centre:
@@ -204,6 +194,16 @@ def _flip(pixels: NDArray[np.uint8]) -> None:
     """Apply `v2.RandomHorizontalFlip`."""
     if torch.rand(1) < 0.5:
         pixels[:] = pixels[:, ::-1].copy()
+
+
+class _TrivialAugment:
+    """`v2.TrivialAugmentWide`, which works on a PIL image as in torchvision's reference training."""
+
+    def __init__(self, interpolation: v2.InterpolationMode):
+        self._augment = v2.TrivialAugmentWide(interpolation=interpolation)
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> None:
+        pixels[:] = np.asarray(self._augment(Image.fromarray(pixels)))
 
 
 class _Cutout:
