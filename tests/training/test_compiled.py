@@ -1,5 +1,4 @@
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,17 +9,6 @@ from w2skd.errors import TrainingError
 from w2skd.training.compiled import Compiled
 
 Compile = Callable[..., Any]
-
-
-@pytest.fixture
-def compile_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Compile], None]]:
-    """Replace the backend of `torch.compile`, which is slow and needs a C++ compiler."""
-
-    def replace(backend: Compile) -> None:
-        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-
-    yield replace
-    torch.compiler.reset()
 
 
 def test_a_failed_compilation_is_a_one_line_error(compile_with: Callable[[Compile], None]) -> None:
@@ -64,7 +52,7 @@ def test_graphs_are_recorded_on_request_and_may_be_overwritten_by_the_next_step(
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marked.append(None))
     compiled = Compiled(nn.Linear(2, 2), mode, "train.compile")
     for _ in range(3):
-        compiled.begin_step()
+        compiled.begin_pass()
         compiled(torch.ones(1, 2))
     assert options == [{"dynamic": False, "mode": asked_for}]
     assert len(marked) == marks

@@ -1,8 +1,7 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-import pytest
 import torch
 from processes import run_ranks, values
 from torch import nn
@@ -11,17 +10,6 @@ from w2skd.platform.ranks import Ranks, process_group
 from w2skd.training.network import Network
 
 Compile = Callable[..., Any]
-
-
-@pytest.fixture
-def compile_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Compile], None]]:
-    """Replace the backend of `torch.compile`, which is slow and needs a C++ compiler."""
-
-    def replace(backend: Compile) -> None:
-        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-
-    yield replace
-    torch.compiler.reset()
 
 
 def network(model: nn.Module, compiled: bool = False) -> Network:

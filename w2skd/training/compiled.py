@@ -16,7 +16,7 @@ class Compiled(nn.Module):
     """A compiled module that reports a failed compilation as a `TrainingError`.
 
     With ``reduce-overhead``, CUDA graphs replay the kernels of a pass with one launch. A replay overwrites the previous
-    outputs, so callers copy the outputs that they keep, and call `begin_step` before the passes of each micro-batch.
+    outputs, so callers copy the outputs that they keep, and call `begin_pass` before the passes of each micro-batch.
 
     Args:
         module: the module. It keeps its weights, state dict and mode.
@@ -39,7 +39,7 @@ class Compiled(nn.Module):
         except RuntimeError as error:  # such as an unsupported version of Python
             raise self._cannot_compile(error) from error
 
-    def begin_step(self) -> None:
+    def begin_pass(self) -> None:
         """Allow CUDA graphs to overwrite the outputs of earlier passes."""
         if self._records_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

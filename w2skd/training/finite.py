@@ -136,7 +136,7 @@ class FiniteGuard:
 
     def _keep_buffers(self) -> None:
         present = self._buffers()
-        if [kept.shape for kept in self._clean] != [buffer.shape for buffer in present]:  # a module made its own anew
+        if [kept.shape for kept in self._clean] != [buffer.shape for buffer in present]:  # a module replaced them
             self._clean = self._copy_buffers()
         elif present:
             torch._foreach_copy_(self._clean, present)

@@ -54,7 +54,7 @@ class Network:
     def begin_pass(self) -> None:
         """Prepare for the forward pass of a micro-batch; the outputs of earlier passes may be overwritten from here."""
         if isinstance(self.module, Compiled):
-            self.module.begin_step()
+            self.module.begin_pass()
 
     def meets(self, inputs: Iterable[Tensor], *, with_teacher: bool = False) -> bool:
         """Return whether a step with these inputs has one-off costs such as compilation, and remember their shapes.
