@@ -3,13 +3,12 @@
 python benchmarks/gpu/correctness.py --out FILE [--tiny]
 """
 
-import argparse
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from results import Results
+from results import Results, read_options
 
 TESTS = Path(__file__).parents[2] / "tests"
 
@@ -37,10 +36,7 @@ def _described(report: pytest.TestReport) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tiny", action="store_true", help="rehearse on the CPU")
-    options = parser.parse_args()
+    options = read_options(__doc__)
     outcomes = Outcomes(Results(options.out))
     processes = ["-n", "2", "--rehearse-cuda"] if options.tiny else ["-n", "8"]
     # The files by name, because collecting all tests takes long.

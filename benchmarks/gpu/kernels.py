@@ -5,12 +5,11 @@ PYTHONPATH=benchmarks python benchmarks/gpu/kernels.py --out FILE [--tiny]
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from overhead import FULL, TINY, Case, build
-from results import Results
+from results import Results, read_options
 from timing.training import NEVER, SteppedEngine
 from torch.profiler import ProfilerActivity, profile
 
@@ -74,12 +73,7 @@ def graphs_after_the_switch(case: Case, options: argparse.Namespace) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tiny", action="store_true", help="rehearse on the CPU")
-    options = parser.parse_args()
-    options.device = "cpu" if options.tiny else "cuda"
-    options.precision = "fp32" if options.tiny else "bf16"
+    options = read_options(__doc__)
     torch.set_num_threads(1)
     results = Results(options.out, torch=torch.__version__, precision=options.precision)
     for case in TINY if options.tiny else [case for case in FULL if case.name in PROFILED]:
@@ -91,7 +85,7 @@ def main() -> None:
         try:
             case = next(case for case in FULL if case.name == "resnet20_graphs")
             results.add("graphs_after_the_switch", graphs_after_the_switch(case, options))
-        except Exception as error:
+        except Exception as error:  # a failure is a result, too, and the others are written already
             results.fail("graphs_after_the_switch", error)
 
 

@@ -6,11 +6,10 @@ PYTHONPATH=benchmarks python benchmarks/gpu/overhead.py --out FILE [--tiny]
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from results import Results
+from results import Results, read_options
 from timing import workloads
 from timing.alternating import Rounds
 from timing.training import BareLoop, SteppedEngine, time_steps, train_values
@@ -149,12 +148,7 @@ def _card(device: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tiny", action="store_true", help="rehearse on the CPU")
-    options = parser.parse_args()
-    options.device = "cpu" if options.tiny else "cuda"
-    options.precision = "fp32" if options.tiny else "bf16"
+    options = read_options(__doc__)
     options.rounds = 3 if options.tiny else 9
     torch.set_num_threads(1)
     cases: Sequence[Case] = TINY if options.tiny else FULL

@@ -1,10 +1,22 @@
 """Results of one part of the GPU benchmark, written to disk after every measurement."""
 
+import argparse
 import json
 import os
 import time
 from pathlib import Path
 from typing import Any
+
+
+def read_options(description: str | None) -> argparse.Namespace:
+    """Read ``--out`` and ``--tiny``, and add the device and the precision of the steps."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--tiny", action="store_true", help="rehearse on the CPU")
+    options = parser.parse_args()
+    options.device = "cpu" if options.tiny else "cuda"
+    options.precision = "fp32" if options.tiny else "bf16"
+    return options
 
 
 class Results:
