@@ -22,7 +22,7 @@ from timing.alternating import build_parser, detail_rows, report, take_turns
 
 from w2skd.data.feeds import ImageFeeds
 from w2skd.data.packing import PackOptions, pack
-from w2skd.recipe.schema import TrainSection
+from w2skd.recipe.train import TrainSection
 from w2skd.tasks.classification.recipe import ClassificationData
 
 LONGER_PX = 500

@@ -33,7 +33,7 @@ from w2skd.data.sources import IMAGENET
 from w2skd.data.streaming import StreamingFeed
 from w2skd.data.workers import Workers, start_method
 from w2skd.recipe.data import ImageDataSection
-from w2skd.recipe.schema import TrainSection
+from w2skd.recipe.train import TrainSection
 from w2skd.tasks.detection.feed import DeliverBoxes, ReadBoxes
 from w2skd.tasks.detection.recipe import DetectionData
 from w2skd.tasks.detection.sources import identify_detection_data, list_detection_data

@@ -96,7 +96,7 @@ def run(job: Job) -> dict[str, Any]:
     import torch
 
     from w2skd.platform.ranks import Ranks
-    from w2skd.recipe.arms import HELPED, REFERENCE, TEACHER
+    from w2skd.recipe.arms import TEACHER
     from w2skd.recipe.load import load_recipe
     from w2skd.records.rows import EvalRow, EventRow
     from w2skd.records.rundir import read_run
@@ -105,8 +105,8 @@ def run(job: Job) -> dict[str, Any]:
     from w2skd.tasks.catalog import recipe_types
 
     torch.set_num_threads(1)
-    arm = {"teacher": TEACHER, "w2s": HELPED}.get(job.arm, REFERENCE)
     recipe = load_recipe(job.recipe, [*job.settings, f"seed={job.seed}"], recipe_types())
+    arm = job.arm if job.arm in (TEACHER, *recipe.arms) else recipe.reference
     began = time.monotonic()
     path = train_arm(recipe, arm, RunOptions(job.out, device=job.device, quiet=True), Ranks())
     rows = read_run(path, recipe_types()).rows

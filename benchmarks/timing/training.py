@@ -15,7 +15,7 @@ from w2skd.method.schedule import DistillSchedule
 from w2skd.method.teacher import FrozenTeacher, autocast
 from w2skd.platform.device import open_device
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.schema import TrainSection
+from w2skd.recipe.train import TrainSection
 from w2skd.records.rows import StepRow
 from w2skd.tasks.base import Batch
 from w2skd.training.compiled import Compiled

@@ -14,7 +14,7 @@ from w2skd.data.feeds import ImageFeeds
 from w2skd.data.normalize import to_bytes
 from w2skd.data.sources import list_image_data, load_image_data
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.schema import TrainSection
+from w2skd.recipe.train import TrainSection
 from w2skd.tasks.classification.recipe import ClassificationData
 
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from w2skd.data.packing import PackOptions, pack, shrink
 from w2skd.data.sources import ImageListing, identify_image_data, list_image_data, load_image_data
 from w2skd.errors import DataError
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.schema import TrainSection
+from w2skd.recipe.train import TrainSection
 from w2skd.tasks.classification.recipe import ClassificationData
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

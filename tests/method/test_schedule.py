@@ -9,16 +9,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 
 from w2skd.method.schedule import DistillSchedule, Phase, Switch, SwitchedOff
 from w2skd.recipe.duration import Duration
-from w2skd.recipe.schema import (
-    ConstantSection,
-    CosineSection,
-    DistillSection,
-    MultiStepSection,
-    OneCycleSection,
-    SoftenedDistillSection,
-    SwitchSection,
-    TriangularSection,
-)
+from w2skd.recipe.schema import DistillSection, SoftenedDistillSection, SwitchSection
+from w2skd.recipe.train import ConstantSection, CosineSection, MultiStepSection, OneCycleSection, TriangularSection
 from w2skd.training.learning_rate import lr_factor
 
 

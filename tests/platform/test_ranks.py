@@ -20,8 +20,9 @@ from w2skd.models.small_cnn import SmallCnn
 from w2skd.platform.ranks import Ranks, process_group
 from w2skd.recipe.arms import Arm
 from w2skd.recipe.schema import Recipe
+from w2skd.records.names import RunName
 from w2skd.records.rows import EvalRow, EventRow, Row, StepRow
-from w2skd.records.rundir import RunDir, run_path
+from w2skd.records.rundir import RunDir
 from w2skd.runs import arm
 from w2skd.runs.arm import train_arm
 from w2skd.runs.options import RunOptions, ScoreOptions
@@ -167,7 +168,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> tuple[
     """The same run with two ranks and two micro-batches each, and the evaluation of each rank."""
     out = tmp_path_factory.mktemp("two")
     evaluations = values(run_ranks(train_and_score, teacher, out))
-    return run_path(out, "w2s", 0), evaluations
+    return RunName("w2s", 0).within(out), evaluations
 
 
 @pytest.fixture
@@ -247,7 +248,7 @@ def predict(path: Path, ranks: Ranks, file: Path) -> str:
 def test_streams_are_shared_by_ranks(tmp_path: Path) -> None:
     """Training equals that of one process, and predictions have the order of the evaluation set."""
     by_rank = values(run_ranks(train_and_predict, tmp_path / "two"))
-    two = run_path(tmp_path / "two", "baseline", 0)
+    two = RunName("baseline", 0).within(tmp_path / "two")
     one = arm_on(Ranks(), large(accumulate=2), "baseline", tmp_path / "one")
     losses = [[row.loss for row in rows(path, StepRow)] for path in (two, one)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -276,7 +277,7 @@ def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(stopped: tuple[Path, 
     for outcome in outcomes:
         assert isinstance(outcome.error, Stopped)
         assert str(outcome.error).startswith("stopped by SIGTERM at step 6 of 12; a checkpoint was written")
-    status = read_run(run_path(out, "baseline", 0)).status
+    status = read_run(RunName("baseline", 0).within(out)).status
     assert (status["state"], status["step"]) == ("stopped", 6)
     assert "SIGTERM" in status["reason"]
 
@@ -319,7 +320,7 @@ def break_rows(ranks: Ranks, out: Path, kind: type[Exception]) -> None:
 def test_a_full_disk_of_rank_0_ends_both_with_its_reason(tmp_path: Path) -> None:
     outcomes = run_ranks(break_rows, tmp_path, OutputError, timeout_s=300)
     assert [(type(each.error), str(each.error)) for each in outcomes] == [(OutputError, "no space left")] * 2
-    status = read_run(run_path(tmp_path, "baseline", 0)).status
+    status = read_run(RunName("baseline", 0).within(tmp_path)).status
     assert (status["state"], status["step"], status["reason"]) == ("failed", 3, "no space left")
 
 
@@ -328,7 +329,7 @@ def test_a_bug_in_rank_0_ends_both(tmp_path: Path) -> None:
     assert isinstance(outcomes[0].error, ZeroDivisionError)
     assert isinstance(outcomes[1].error, RuntimeError)
     assert [each.exit_code for each in outcomes] == [0, 0]
-    assert read_run(run_path(tmp_path, "baseline", 0)).status["state"] == "failed"
+    assert read_run(RunName("baseline", 0).within(tmp_path)).status["state"] == "failed"
 
 
 def miss_data_on_rank_1(ranks: Ranks, out: Path) -> None:

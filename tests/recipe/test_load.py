@@ -8,7 +8,7 @@ from recipe_problems import Write
 
 from w2skd.errors import RecipeError
 from w2skd.recipe.load import find_recipe, shipped_recipes, with_overrides
-from w2skd.recipe.schema import AdamWSection, SgdSection
+from w2skd.recipe.train import AdamWSection, SgdSection
 
 NOWHERE = "no such file or shipped recipe"
 

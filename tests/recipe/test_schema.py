@@ -6,7 +6,7 @@ from known import load_recipe
 from pydantic import ValidationError
 
 from w2skd.recipe.duration import Duration
-from w2skd.recipe.schema import AdamWSection, EmaSection, MultiStepSection, SgdSection, TrainSection
+from w2skd.recipe.train import AdamWSection, EmaSection, MultiStepSection, SgdSection, TrainSection
 from w2skd.tasks.classification.recipe import ClassificationData, ClassificationRecipe, NormalizationSection
 
 Write = Callable[..., str]

@@ -11,7 +11,7 @@ from recipe_problems import Write, problems
 
 from w2skd.errors import RecipeError
 from w2skd.recipe.load import dump_recipe, parse_yaml
-from w2skd.recipe.schema import SgdSection
+from w2skd.recipe.train import SgdSection
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def compare(tmp_path: Path) -> tuple[object, ...]:
 
 
 def found(experiment: Path) -> list[str]:
-    return [str(run.relative_to(experiment)) for run in find_runs(experiment)]
+    return [str(run) for run in find_runs(experiment)]
 
 
 def weights_of(experiment: Path) -> dict[str, bytes]:

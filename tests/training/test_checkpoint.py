@@ -14,7 +14,7 @@ from torch import nn
 
 from w2skd.errors import CheckpointError, OutputError
 from w2skd.models.catalog import build_classifier
-from w2skd.recipe.schema import EmaSection
+from w2skd.recipe.train import EmaSection
 from w2skd.training.checkpoint import load_checkpoint, load_last_checkpoint, rewind_to, save_checkpoint
 from w2skd.training.optimizer import build_average
 from w2skd.weights.load import Weights, load_into, load_weights, number_of_classes, save_model

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from w2skd.recipe.duration import Duration
-from w2skd.recipe.schema import EmaSection, TrainSection
+from w2skd.recipe.train import EmaSection, TrainSection
 from w2skd.training.finite import take_step
 from w2skd.training.optimizer import build_average, build_optimizer
 

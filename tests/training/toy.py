@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from w2skd.method.schedule import DistillSchedule, Switch
 from w2skd.method.teacher import FrozenTeacher
-from w2skd.recipe.schema import TrainSection
+from w2skd.recipe.train import TrainSection
 from w2skd.tasks.base import Evaluation, Losses, Metric, Role
 from w2skd.training.clock import Clock
 from w2skd.training.engine import Distillation, Engine

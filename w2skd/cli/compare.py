@@ -29,6 +29,17 @@ class CompareFlags:
     """How the runs of an experiment are trained."""
 
     seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds of the student's runs.")] = "0,1,2"
+    arms: Annotated[
+        str | None, typer.Option("--arms", metavar="A,B", help="Arms to train; default: all of the recipe's.")
+    ] = None
+    lengths: Annotated[
+        str | None,
+        typer.Option("--lengths", metavar="0.5,1", help="Train to the end of schedules of these shares of the length."),
+    ] = None
+    teacher_seeds: Annotated[
+        str | None,
+        typer.Option("--teacher-seeds", metavar="0,1", help="Train several teachers, assigned to the seeds in turn."),
+    ] = None
     teacher: Teacher = None
     weights: WeightsKey = None
     allow_changed_data: AllowChangedData = False
@@ -41,13 +52,15 @@ class CompareFlags:
 
 def compare(recipe: RecipeFlags, flags: CompareFlags) -> None:
     """Run a whole experiment: the teacher, every arm with every seed, and the report. Finished runs are skipped."""
-    seeds = _parse_seeds(flags.seeds)
-    resolved = recipe.resolve(teacher=flags.teacher, weights=flags.weights)
+    seeds = _parse_seeds(flags.seeds, "--seeds")
+    teacher_seeds = _parse_seeds(flags.teacher_seeds, "--teacher-seeds") if flags.teacher_seeds else []
+    lengths = [] if flags.lengths is None else [f"lengths=[{flags.lengths}]"]
+    resolved = recipe.resolve(teacher=flags.teacher, weights=flags.weights, more=lengths)
     if flags.print_recipe:
         typer.echo(dump_recipe(resolved), nl=False)
         return
     from w2skd.platform.ranks import ranks_from_environment
-    from w2skd.runs.experiment import run_experiment
+    from w2skd.runs.experiment import Plan, run_experiment
 
     options = RunOptions(
         recipe.experiment(resolved),
@@ -57,16 +70,17 @@ def compare(recipe: RecipeFlags, flags: CompareFlags) -> None:
         allow_changed_data=flags.allow_changed_data,
     )
     ranks = ranks_from_environment()
-    run_experiment(resolved, seeds, options, ranks, lambda text: print_line(text, "bold", stderr=True))
+    plan = Plan(seeds, flags.arms.split(",") if flags.arms else [], teacher_seeds)
+    run_experiment(resolved, plan, options, ranks, lambda text: print_line(text, "bold", stderr=True))
     if ranks.is_main:
         speedup_report(options.out, as_json=flags.as_json)
 
 
-def _parse_seeds(text: str) -> list[int]:
+def _parse_seeds(text: str, option: str) -> list[int]:
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--seeds {text}: write them as 0,1,2") from None
+        raise UsageError(f"{option} {text}: write them as 0,1,2") from None
     if not 0 <= min(seeds) <= max(seeds) <= LARGEST_SEED or len(set(seeds)) < len(seeds):
-        raise UsageError(f"--seeds {text}: each seed once, from 0 to {LARGEST_SEED}")
+        raise UsageError(f"{option} {text}: each seed once, from 0 to {LARGEST_SEED}")
     return seeds

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -59,9 +59,16 @@ class RecipeFlags:
         typer.Option("--out", "-o", metavar="DIR", help="Directory of the experiment; default runs/<recipe name>."),
     ] = None
 
-    def resolve(self, *, seed: int | None = None, teacher: Path | None = None, weights: str | None = None) -> Recipe:
-        """Load the recipe with all overrides; arguments other than None replace the recipe's own values."""
-        recipe = load_recipe(self.recipe, self.set_, recipe_types())
+    def resolve(
+        self,
+        *,
+        seed: int | None = None,
+        teacher: Path | None = None,
+        weights: str | None = None,
+        more: Sequence[str] = (),
+    ) -> Recipe:
+        """Load the recipe with all overrides, `more` among them; arguments other than None replace its own values."""
+        recipe = load_recipe(self.recipe, [*self.set_, *more], recipe_types())
         if seed is not None:
             recipe = recipe.model_copy(update={"seed": seed})
         own = {"checkpoint": teacher, "weights": weights}
@@ -99,6 +106,14 @@ class TrainFlags:
     init_weights: Annotated[
         str | None, typer.Option("--init-weights", metavar="KEY", help="As --weights, for the file of --init-from.")
     ] = None
+    length: Annotated[
+        float,
+        typer.Option("--length", metavar="X", help="Share of the schedule, one of the recipe's lengths."),
+    ] = 1.0
+    teacher_seed: Annotated[
+        int | None,
+        typer.Option("--teacher-seed", metavar="N", min=0, max=LARGEST_SEED, help="Which of several teachers."),
+    ] = None
     device: Device = "auto"
     plugin: Plugin = None
     dry_run: Annotated[
@@ -125,6 +140,8 @@ class TrainFlags:
             quiet=self.quiet,
             plugin=self.plugin,
             allow_changed_data=self.allow_changed_data,
+            length=self.length,
+            teacher_seed=self.teacher_seed,
         )
 
 

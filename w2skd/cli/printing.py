@@ -89,10 +89,9 @@ def print_dry_run(facts: dict[str, Any], recipe: Recipe, arm: str) -> None:
     table.add_row("length", f"{facts['total_steps']:,} steps, {facts['steps_per_epoch']:,} per epoch")
     for role, count in facts["parameters"].items():
         shown = TEACHER if arm == TEACHER else role
-        flops = facts["forward_flops"][role] / 1e6
-        table.add_row(
-            shown, f"{recipe.model_of(shown)}: {count:,} parameters, {flops:,.1f} MFLOPs per example and forward pass"
-        )
+        flops = facts["forward_flops"].get(role)
+        cost = f", {flops / 1e6:,.1f} MFLOPs per example and forward pass" if flops else ""
+        table.add_row(shown, f"{recipe.model_of(shown)}: {count:,} parameters{cost}")
     for line in facts.get("data_account", ()):
         table.add_row("", line)
     if "scoring" in facts:

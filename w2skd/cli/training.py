@@ -10,7 +10,7 @@ from w2skd.cli.options import TrainFlags
 from w2skd.cli.printing import out, print_dry_run, print_json
 from w2skd.errors import UsageError
 from w2skd.platform.files import writing
-from w2skd.recipe.arms import HELPED, Arm
+from w2skd.recipe.arms import Arm
 from w2skd.recipe.load import dump_recipe
 from w2skd.recipe.schema import Recipe, published_weights
 from w2skd.records.rundir import find_teacher
@@ -29,9 +29,10 @@ def train(recipe: Recipe, arm: Arm, experiment: Path, flags: TrainFlags) -> None
             f"--init-from {flags.init_from}: published weights can only teach; give a finished run or a file"
         )
     no_teacher = None
-    if arm == HELPED:  # before torch is imported
+    options = flags.options(experiment)
+    if recipe.helps(arm):  # before torch is imported
         try:
-            find_teacher(recipe, experiment)
+            find_teacher(recipe, experiment, options.teacher_seed)
         except UsageError as error:
             if not flags.dry_run:
                 raise
@@ -44,8 +45,9 @@ def train(recipe: Recipe, arm: Arm, experiment: Path, flags: TrainFlags) -> None
     from w2skd.runs.setup import set_up
     from w2skd.tasks.catalog import recipe_types
 
-    options, ranks = flags.options(experiment), ranks_from_environment()
+    ranks = ranks_from_environment()
     if flags.dry_run:
+        recipe = recipe.for_arm(arm, options.length)
         setup = set_up(recipe, arm, options, ranks, needs_teacher=no_teacher is None)
         facts = {**setup.describe(ranks), "memory_bytes": setup.memory(ranks)}
         if no_teacher is not None:

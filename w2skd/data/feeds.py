@@ -22,7 +22,7 @@ from w2skd.data.transforms import EvalTransform, TrainTransform
 from w2skd.data.workers import Workers
 from w2skd.platform.ranks import Ranks
 from w2skd.recipe.data import ImageDataSection
-from w2skd.recipe.schema import TrainSection
+from w2skd.recipe.train import TrainSection
 
 EVALUATION_BATCH = 500
 """Maximum number of examples per forward pass; fewer for large images."""

@@ -68,6 +68,19 @@ def float32_math(*, tf32: bool) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
+@contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Restrict torch to kernels that repeat bit for bit inside the block."""
+    before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = not wanted
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark
+
+
 def _convolves_in_tf32() -> bool:
     # Reading `allow_tf32` fails after `fp32_precision` was set, which plug-ins may do.
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined,no-any-return]

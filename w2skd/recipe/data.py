@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from w2skd.recipe.duration import Duration
-from w2skd.recipe.schema import FilePath, Section, Share
+from w2skd.recipe.section import FilePath, Section, Share
 
 DOWNLOADABLE = ("cifar10", "cifar100", "fashion_mnist")
 """Sources that torchvision can download."""

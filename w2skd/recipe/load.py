@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from w2skd.errors import RecipeError, suggest
 from w2skd.recipe.overlay import OTHER_LENGTH, overlay
 from w2skd.recipe.problems import explain, show
-from w2skd.recipe.schema import Recipe, TrainSection
+from w2skd.recipe.schema import Recipe
+from w2skd.recipe.train import TrainSection
+from w2skd.recipe.trunk import trunk_problems
 from w2skd.recipe.yaml_text import dump_yaml, parse_yaml
 
 RecipeTypes = Mapping[str, type[Recipe]]
@@ -118,7 +120,7 @@ def validate_recipe(values: Mapping[str, Any], where: str, types: RecipeTypes) -
         hint = suggest(task, types) if isinstance(task, str) else ""
         problem = f"unknown task {show(task)}{hint}" if "task" in values else "missing"
         raise RecipeError(f"{where}: task: {problem}; known: {', '.join(types)}")
-    problems = _teacher_train_problems(values)
+    problems = [*_teacher_train_problems(values), *_arm_problems(values, recipe_type)]
     try:
         recipe = recipe_type.model_validate(dict(values))
     except ValidationError as error:
@@ -142,6 +144,21 @@ def _teacher_train_problems(values: Mapping[str, Any]) -> list[str]:
         except ValidationError as error:
             return [explain(details, TrainSection, ("teacher", "train")) for details in error.errors()]
     return []
+
+
+def _arm_problems(values: Mapping[str, Any], recipe_type: type[Recipe]) -> list[str]:
+    """Return what is wrong with the recipes of single arms, or nothing if the recipe itself is wrong."""
+    problems: list[str] = []
+    with suppress(ValidationError):
+        recipe = recipe_type.model_validate(dict(values))
+        for name, arm in recipe.arms.items():
+            try:
+                own = recipe.for_arm(name)
+            except ValidationError as error:
+                problems += [explain(details, recipe_type, ("arms", name, "set")) for details in error.errors()]
+                continue
+            problems += [f"arms.{name}: {problem}" for problem in trunk_problems(own, arm)]
+    return problems
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -1,7 +1,7 @@
 """One-line messages for the validation errors of a recipe."""
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -51,7 +51,12 @@ def _walk(root: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], l
     """Follow an error's location through the schema. Return the path without union tags, and the valid last keys."""
     path: list[str] = []
     models: list[type[BaseModel]] = [root]
+    in_mapping = False
     for depth, part in enumerate(loc, start=1):
+        if in_mapping:  # any key leads to the same models
+            path.append(str(part))
+            in_mapping = False
+            continue
         tagged = [model for model in models if _tag(model) == part]
         if tagged and not any(part in model.model_fields for model in models):
             models = tagged
@@ -59,6 +64,7 @@ def _walk(root: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], l
         path.append(str(part))
         if depth < len(loc):
             fields = [model.model_fields[str(part)] for model in models if str(part) in model.model_fields]
+            in_mapping = any(get_origin(field.annotation) is dict for field in fields)
             models = [inner for field in fields for inner in _models(field.annotation)]
     return path, [field for model in models for field in model.model_fields]
 

@@ -1,16 +1,16 @@
-"""Thresholds of a report: a number, or a multiple of the teacher's or the reference's score."""
+"""Thresholds of a report: a number, or a multiple of the teacher's or an arm's score."""
 
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from w2skd.recipe.arms import REFERENCE, TEACHER, Arm
+from w2skd.recipe.arms import TEACHER, Arm
 
-_SHARE = re.compile(rf"(\d+(?:\.\d+)?)\s*\*\s*({REFERENCE}|{TEACHER})")
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*\*\s*([A-Za-z][A-Za-z0-9_+-]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +19,13 @@ class Threshold:
 
     Attributes:
         name: normalised text of the recipe, and key in reports.
-        of: ``number`` for an absolute value, ``teacher`` for the teacher's score, or the reference arm for the median
-            over seeds of its best scores.
+        of: ``number`` for an absolute value, ``teacher`` for the teacher's score, or an arm for the median over seeds
+            of its best scores.
         share: factor of that score; for ``number``, the value itself.
     """
 
     name: str
-    of: Literal["number"] | Arm
+    of: Arm
     share: float
 
     @classmethod
@@ -46,7 +46,7 @@ class Threshold:
             raise ValueError(
                 f"{value!r:.60} is not a threshold: write a number, teacher, 0.98*baseline or 0.95*teacher"
             )
-        return cls(f"{match[1]}*{match[2]}", match[2], float(match[1]))  # type: ignore[arg-type]
+        return cls(f"{match[1]}*{match[2]}", match[2], float(match[1]))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -22,10 +22,11 @@ from typing import IO, Any, Literal, get_args
 
 from w2skd.errors import CheckpointError, RecipeError, RunDirError, UsageError
 from w2skd.platform.files import remove_unfinished, write_atomically, write_json, writing
-from w2skd.recipe.arms import STUDENT_ARMS, TEACHER, Arm
+from w2skd.recipe.arms import TEACHER, Arm, Help
 from w2skd.recipe.load import RecipeTypes, dump_recipe, validate_recipe
 from w2skd.recipe.schema import Recipe, published_weights
 from w2skd.recipe.yaml_text import parse_yaml
+from w2skd.records.names import RunName
 from w2skd.records.rows import EvalRow, Row, decode, encode
 from w2skd.records.schema import (
     AMOUNT,
@@ -44,8 +45,8 @@ from w2skd.records.schema import (
 
 State = Literal["running", "finished", "stopped", "failed"]
 
-_STATUS = {"arm": one_of(*get_args(Arm)), "seed": WHOLE, "state": one_of(*get_args(State))}
-_STATUS_DETAILS = {"step": or_null(WHOLE), "total_steps": or_null(WHOLE), "reason": or_null(TEXT)}
+_STATUS = {"arm": TEXT, "seed": WHOLE, "state": one_of(*get_args(State))}
+_STATUS_DETAILS = {"length": AMOUNT, "step": or_null(WHOLE), "total_steps": or_null(WHOLE), "reason": or_null(TEXT)}
 _ENVIRONMENT: dict[str, Kind] = {
     **dict.fromkeys(("w2skd", "torch", "device", "data_fingerprint"), TEXT),
     **dict.fromkeys(("commit", "device_name"), or_null(TEXT)),
@@ -55,11 +56,6 @@ _ENVIRONMENT: dict[str, Kind] = {
     "image_sizes_vary": FLAG,
 }
 """Facts that reports and resumes read. All are optional, because the task decides which exist."""
-
-
-def run_path(experiment: Path, arm: Arm, seed: int) -> Path:
-    """Return a run's directory: one for the teacher, one per seed for the other arms."""
-    return experiment / TEACHER if arm == TEACHER else experiment / arm / f"seed{seed}"
 
 
 class RunDir:
@@ -125,9 +121,10 @@ class RunDir:
         """
         return self._known(_read_environment)
 
-    def set_status(self, arm: Arm, seed: int, state: State, **details: Any) -> None:
+    def set_status(self, arm: Arm, seed: int, state: State, *, length: float = 1.0, **details: Any) -> None:
         """Write the state of the run to ``status.json``."""
-        write_json(self.path / "status.json", {"arm": arm, "seed": seed, "state": state, **details})
+        own = {"arm": arm, "seed": seed} | ({} if length == 1.0 else {"length": length})
+        write_json(self.path / "status.json", {**own, "state": state, **details})
 
     def status(self) -> dict[str, Any]:
         """Return what `set_status` last wrote; empty if missing.
@@ -195,6 +192,8 @@ class RunRecord:
     """The records of a run, as reports read them.
 
     Attributes:
+        recipe: with the changes of its arm and with its length.
+        length: share of the arm's training schedule.
         picture: picture of the last validation, relative to `path`; None if missing.
     """
 
@@ -206,6 +205,11 @@ class RunRecord:
     status: dict[str, Any]
     rows: Sequence[Row]
     picture: str | None = None
+    length: float = 1.0
+
+    def helped(self, *kinds: Help) -> bool:
+        """Return whether a teacher helps this run, in one of these ways if any are given."""
+        return self.recipe.helps(self.arm, *kinds)
 
 
 def read_run(path: Path, types: RecipeTypes) -> RunRecord:
@@ -223,7 +227,17 @@ def read_run(path: Path, types: RecipeTypes) -> RunRecord:
         problems = "; ".join(line.strip() for line in str(error).splitlines())
         raise RunDirError(f"{path}: its records are damaged: {problems}") from None
     rows = _read_rows(path)
-    return RunRecord(path, status["arm"], status["seed"], recipe, environment, status, rows, _last_picture(path, rows))
+    return RunRecord(
+        path,
+        status["arm"],
+        status["seed"],
+        recipe,
+        environment,
+        status,
+        rows,
+        _last_picture(path, rows),
+        float(status.get("length", 1.0)),
+    )
 
 
 def read_recipe(path: Path, types: RecipeTypes) -> Recipe:
@@ -242,27 +256,33 @@ def read_recipe(path: Path, types: RecipeTypes) -> Recipe:
     return validate_recipe(values if isinstance(values, dict) else {}, str(file), types)
 
 
-def find_runs(experiment: Path) -> list[Path]:
-    """Return the run directories of an experiment: the teacher, then each arm's seeds in ascending order."""
-    runs = [experiment / TEACHER] if (experiment / TEACHER / "status.json").exists() else []
-    for arm in STUDENT_ARMS:
-        folders = [path.parent for path in (experiment / arm).glob("seed*/status.json")]
-        seeds = [path for path in folders if path.name.removeprefix("seed").isdecimal()]  # skips seed0_old
-        runs += sorted(seeds, key=lambda path: int(path.name.removeprefix("seed")))
-    return runs
+def find_runs(experiment: Path) -> list[RunName]:
+    """Return the runs of an experiment: teachers, then each arm's lengths, longest first, and seeds in order.
+
+    Arms are sorted by name, because their order is a matter of the recipe.
+    """
+    patterns = (f"{TEACHER}/status.json", "*/seed*/status.json", "*/length*/seed*/status.json")
+    found = [path.parent.relative_to(experiment) for pattern in patterns for path in experiment.glob(pattern)]
+    names = {name for path in found if (name := RunName.parse(path)) is not None}  # skips w2s/seed0_old
+    return sorted(names, key=lambda name: (name.arm != TEACHER, name.arm, -name.length, name.seed or 0))
 
 
 def readable_runs(experiment: Path, types: RecipeTypes) -> list[RunRecord]:
     """Read an experiment's runs, skipping damaged ones and those still being created."""
     runs = []
-    for path in find_runs(experiment):
+    for name in find_runs(experiment):
         with suppress(RunDirError):
-            runs.append(read_run(path, types))
+            runs.append(read_run(name.within(experiment), types))
     return runs
 
 
-def find_teacher(recipe: Recipe, experiment: Path) -> Path:
-    """Return the teacher's checkpoint: the recipe's (a path or ``pretrained``), or the one trained in this experiment.
+def find_teacher(recipe: Recipe, experiment: Path, seed: int | None = None) -> Path:
+    """Return the teacher's checkpoint: the recipe's (a path or ``pretrained``), or one trained in this experiment.
+
+    Args:
+        recipe: the recipe.
+        experiment: directory of the experiment.
+        seed: which of the experiment's teachers; None if it has only one.
 
     Raises:
         UsageError: there is none; the message lists three ways to provide one.
@@ -272,7 +292,7 @@ def find_teacher(recipe: Recipe, experiment: Path) -> Path:
         if not published_weights(given)[0] and not given.exists():
             raise CheckpointError(f"teacher {given}: no such checkpoint")
         return given
-    own = run_path(experiment, TEACHER, 0)
+    own = RunName(TEACHER, seed).within(experiment)
     if (own / "model.safetensors").exists():
         return own
     raise UsageError(

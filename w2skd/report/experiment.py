@@ -93,7 +93,7 @@ def read_experiment(path: Path, types: RecipeTypes) -> Experiment:
     if (path / "status.json").exists():
         above = path.resolve().parent if path.resolve().name == TEACHER else path.resolve().parent.parent
         raise RunDirError(f"{path}: a single run; pass its experiment: {above}")
-    runs = tuple(read_run(run, types) for run in find_runs(path))
+    runs = tuple(read_run(run.within(path), types) for run in find_runs(path))
     if any(run.arm != TEACHER for run in runs):
         found = Experiment(runs)
         _check_scored_alike(path, found.students)

@@ -10,19 +10,22 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from w2skd.errors import CheckpointError, Interrupted, OutputError, Stopped, TrainingError, UserError
+from w2skd.errors import Interrupted, OutputError, Stopped, TrainingError, UserError
 from w2skd.method.schedule import DistillSchedule, Switch
 from w2skd.method.teacher import FrozenTeacher, state_fingerprint
 from w2skd.models.measure import count_parameters
-from w2skd.platform.device import describe_environment, float32_math, open_device
+from w2skd.platform.device import describe_environment, deterministic_kernels, float32_math, open_device
 from w2skd.platform.files import writing
 from w2skd.platform.ranks import Ranks, process_group
 from w2skd.platform.signals import StopRequest, stop_on_signals
-from w2skd.recipe.arms import HELPED, Arm
+from w2skd.recipe.arms import TEACHER, Arm
 from w2skd.recipe.schema import Recipe
+from w2skd.records.names import RunName
 from w2skd.records.rows import EventRow
-from w2skd.records.rundir import RunDir, State, find_teacher, read_run, run_path
+from w2skd.records.rundir import RunDir, State, find_teacher, read_run
 from w2skd.report.summary import teacher_gaps
+from w2skd.runs.branch import branch_steps, copy_records, keep_for_branch
+from w2skd.runs.growing import fill_new_statistics
 from w2skd.runs.options import RunOptions
 from w2skd.runs.progress import ProgressView
 from w2skd.runs.resume import Start, check_comparable, open_run
@@ -31,7 +34,6 @@ from w2skd.tasks.base import Evaluation, Remark, Snapshot
 from w2skd.tasks.catalog import recipe_types
 from w2skd.training.checkpoint import load_last_checkpoint, rewind_to, save_checkpoint
 from w2skd.training.clock import Clock
-from w2skd.training.compiled import Compiled
 from w2skd.training.engine import Distillation, Engine, SaveDue, evaluate
 from w2skd.training.process import Process
 from w2skd.weights.load import save_model
@@ -40,35 +42,49 @@ from w2skd.weights.load import save_model
 def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Path:
     """Train one arm to its end, resuming an interrupted run. Return the run directory.
 
+    Args:
+        recipe: of the experiment, with the seed of this run.
+        arm: one of the recipe's arms, or `TEACHER`.
+        options: of the command.
+        ranks: this process among its peers.
+
     Raises:
         Stopped, Interrupted: a signal stopped the run after it wrote a checkpoint.
         UserError: any other failure that the user can fix.
     """
-    run = RunDir(run_path(options.out, arm, recipe.seed))
+    recipe = recipe.for_arm(arm, options.length)
+    run = RunDir(run_name(recipe, arm, options).within(options.out))
     device = open_device(options.device, ranks)
-    if arm == HELPED:
-        find_teacher(recipe, options.out)
+    if recipe.helps(arm):
+        find_teacher(recipe, options.out, options.teacher_seed)
     with process_group(ranks, device), stop_on_signals() as stop, closing(run):
-        stop.again = _command_to_resume(options)
+        stop.again = options.command_to_resume
         start = ranks.on_main(lambda: open_run(run, recipe, arm, options))
         if start.finished:
             if ranks.is_main and not options.quiet:
                 Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(f"{run.path}: {start.note}")
             return run.path
         train = recipe.train_of(arm)
-        with _deterministic_kernels(train.deterministic), float32_math(tf32=train.precision == "tf32"):
+        with deterministic_kernels(train.deterministic), float32_math(tf32=train.precision == "tf32"):
             # A run that cannot start leaves its directory and status unchanged.
             setup = ranks.on_all(lambda: set_up(recipe, arm, options, ranks, fresh=start.checkpoint is None))
             facts = setup.with_identity(ranks.on_all(lambda: setup.describe(ranks)), ranks)
-            ranks.on_main(lambda: check_comparable(run, start, facts, options))
+            ranks.on_main(lambda: check_comparable(run, arm, start, facts, options))
             training = _Training(run, setup, facts, start, options, ranks, stop)
             with _failure_recorded(run, recipe, arm, ranks), training.view:
                 training.begin()
                 training.measure_teacher()
+                training.fill_statistics()
                 training.plan_distillation()
                 training.train()
                 training.finish()
     return run.path
+
+
+def run_name(recipe: Recipe, arm: Arm, options: RunOptions) -> RunName:
+    """Return which run of the experiment a command trains."""
+    seed = options.teacher_seed if arm == TEACHER else recipe.seed
+    return RunName(arm, seed, 1.0 if arm == TEACHER else options.length)
 
 
 @dataclass
@@ -131,28 +147,23 @@ class _Training:
         # The engine must hold the only reference, or the switch would not free the memory.
         loaded, self.setup.teacher = self.setup.teacher, None
         if loaded is None:
+            checkpoint = self.start.checkpoint  # of a run that only grew out of its teacher
+            self.teacher_facts = checkpoint["teacher"] if checkpoint else None
             return
-        train, section = self.setup.train, self.setup.recipe.teacher
-        self.teacher = FrozenTeacher(
-            loaded.model,
-            device=self.setup.device,
-            precision=section.precision or train.precision,
-            channels_last=train.channels_last,
-            compiled=Compiled(loaded.model, section.compile, "teacher.compile") if section.compile else None,
-            clock=self.clock,
-        )
-        fingerprint, evaluation = state_fingerprint(loaded.weights.state), None
+        self.teacher, evaluation = loaded.frozen(self.setup, self.clock), None
         if self.start.checkpoint is not None:
-            self.teacher_facts = self._known_teacher(loaded.weights.path, fingerprint)
+            self.teacher_facts = self.start.checkpoint["teacher"]
+            loaded.check_started(self.start.checkpoint)
         else:
+            precision = self.setup.train.precision
             with self.clock.segment("evaluate"):
-                evaluation = evaluate(self.setup.task, self.teacher.model, self.setup.device, train.precision)
+                evaluation = evaluate(self.setup.task, self.teacher.model, self.setup.device, precision)
             doubt = self.setup.task.doubt(evaluation.metrics)
             self.teacher_facts = {
                 "metrics": evaluation.metrics,
                 **({} if doubt is None else {"doubt": doubt}),
                 "checkpoint": str(loaded.weights.path),
-                "fingerprint": fingerprint,
+                "fingerprint": state_fingerprint(loaded.weights.state),
                 "parameters": count_parameters(self.teacher.model),
                 "data_fingerprint": loaded.weights.details.get("data_fingerprint"),
             }
@@ -161,9 +172,19 @@ class _Training:
         if self.ranks.is_main:
             self._note_teacher(loaded.notes, evaluation)
 
+    def fill_statistics(self) -> None:
+        """Give the normalisations that a grown student has and its teacher lacks their running statistics."""
+        growth = self.setup.growth
+        if growth is None or not growth.new_norms:
+            return
+        with self.clock.segment("train"):
+            fill_new_statistics(self.setup)
+            self.ranks.average_buffers_([self.setup.model])
+
     def plan_distillation(self) -> None:
         """Turn the recipe's distill section into a schedule in steps."""
-        if self.teacher_facts is None:
+        if self.teacher_facts is None or not self.setup.recipe.helps(self.setup.arm, "distill"):
+            self.teacher = None
             return
         setup, section = self.setup, self.setup.recipe.distill
         switch = Switch(
@@ -200,14 +221,20 @@ class _Training:
             distillation=distillation,
         )
         del distillation
+        branches = branch_steps(self.setup.recipe, self.setup.arm, self.setup.task.steps_per_epoch)
+        engine.save_at = branches if self.options.length == 1.0 else frozenset()
         if self.start.checkpoint is not None:
             engine.load_state_dict(self.start.checkpoint["engine"])
+        elif self.setup.growth is not None:
+            engine.average_from_start()
         shown = set[str]()
         try:
             for item in engine.train():
                 match item:
                     case SaveDue(best=best, stopping=stopping):
                         self.ranks.on_main(partial(self._save, best))
+                        if engine.step in engine.save_at:
+                            self.ranks.on_main(partial(keep_for_branch, self.run.checkpoints, engine.step))
                         if stopping:
                             self.stop.agree(self.ranks.gather(self.stop.signal))
                             raise self.stop.error(f"at step {engine.step} of {engine.total_steps}")
@@ -236,6 +263,8 @@ class _Training:
         if start.rewind:
             assert start.checkpoint is not None
             rewind_to(run.checkpoints, start.checkpoint)
+        if start.trunk is not None and start.checkpoint is not None:
+            copy_records(start.trunk, run, start.checkpoint)
         lost = run.truncate_metrics(start.checkpoint["metrics_offset"] if start.checkpoint else 0)
         environment = {
             **describe_environment(setup.device, self.ranks),
@@ -246,7 +275,11 @@ class _Training:
         before = run.environment() if start.checkpoint else {}
         run.start(setup.recipe, before or environment)
         self._set_status("running", step=start.step)
-        if start.checkpoint is not None or lost:
+        if start.trunk is not None:
+            row = EventRow(start.step, "branched", {"trunk": str(start.trunk.path.relative_to(self.options.out))})
+            run.append(row)
+            self.view.show(row)
+        elif start.checkpoint is not None or lost:
             lost_steps = max([row.step for row in lost], default=start.step) - start.step
             changed = {
                 key: environment[key] for key in before if key in environment and before[key] != environment[key]
@@ -260,18 +293,6 @@ class _Training:
                 f"the run used {threads} threads so far and uses {torch.get_num_threads()} now: "
                 "it will not repeat bit for bit"
             )
-
-    def _known_teacher(self, path: Path, fingerprint: str) -> dict[str, Any]:
-        """Return the teacher's facts from the checkpoint."""
-        checkpoint = self.start.checkpoint
-        assert checkpoint is not None
-        known: dict[str, Any] = checkpoint["teacher"]
-        if known["fingerprint"] != fingerprint and checkpoint["engine"]["schedule"]["switched_off"] is None:
-            raise CheckpointError(
-                f"{path}: not the teacher that this run started with "
-                f"({known['checkpoint']}, sha256 {known['fingerprint'][:12]})"
-            )
-        return known
 
     def _note_teacher(self, notes: tuple[str, ...], evaluation: Evaluation | None) -> None:
         assert self.teacher_facts is not None
@@ -339,27 +360,14 @@ class _Training:
     def _set_status(self, state: State, **details: Any) -> None:
         step = details.pop("step")
         self.run.set_status(
-            self.setup.arm, self.setup.recipe.seed, state, step=step, total_steps=self.setup.total_steps, **details
+            self.setup.arm,
+            self.setup.recipe.seed,
+            state,
+            length=self.options.length,
+            step=step,
+            total_steps=self.setup.total_steps,
+            **details,
         )
-
-
-def _command_to_resume(options: RunOptions) -> str:
-    if options.overwrite:
-        return "the same command without --overwrite"
-    return "the same command" if options.named_checkpoint is None else "the same command without --resume"
-
-
-@contextmanager
-def _deterministic_kernels(wanted: bool) -> Iterator[None]:
-    """Restrict torch to kernels that repeat bit for bit inside the block."""
-    before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(wanted)
-    torch.backends.cudnn.benchmark = not wanted
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.backends.cudnn.benchmark = benchmark
 
 
 @contextmanager
@@ -371,8 +379,10 @@ def _failure_recorded(run: RunDir, recipe: Recipe, arm: Arm, ranks: Ranks) -> It
         state: State = "stopped" if isinstance(error, Stopped | Interrupted | KeyboardInterrupt) else "failed"
         if ranks.is_main and (run.path / "status.json").exists():
             try:
-                known = {key: run.status().get(key) for key in ("step", "total_steps")}
-                run.set_status(arm, recipe.seed, state, **known, reason=str(error) or type(error).__name__)
+                before = run.status()
+                known: dict[str, Any] = {key: before.get(key) for key in ("step", "total_steps")}
+                reason = str(error) or type(error).__name__
+                run.set_status(arm, recipe.seed, state, length=before.get("length", 1.0), **known, reason=reason)
             except UserError:
                 pass  # the disk on which the run failed; the error itself is raised below
         raise

@@ -20,6 +20,8 @@ class RunOptions:
         quiet: print events and results only.
         plugin: the user's own Python file with models.
         allow_changed_data: continue a run, or an experiment, on other data than before.
+        length: share of the recipe's training schedule, one of its `lengths`.
+        teacher_seed: which of the experiment's teachers; None if it has only one.
     """
 
     out: Path
@@ -31,11 +33,20 @@ class RunOptions:
     quiet: bool = False
     plugin: Path | None = None
     allow_changed_data: bool = False
+    length: float = 1.0
+    teacher_seed: int | None = None
 
     @property
     def named_checkpoint(self) -> Path | None:
         """The checkpoint that `resume` names, if it is a path."""
         return None if self.resume in ("auto", "never") else Path(self.resume)
+
+    @property
+    def command_to_resume(self) -> str:
+        """How to resume a stopped run, in words."""
+        if self.overwrite:
+            return "the same command without --overwrite"
+        return "the same command" if self.named_checkpoint is None else "the same command without --resume"
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,23 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from w2skd.data.identity import differing_data
 from w2skd.errors import CheckpointError, RunDirError, UsageError
 from w2skd.method.teacher import state_fingerprint
-from w2skd.recipe.arms import HELPED, REFERENCE, TEACHER, Arm
+from w2skd.recipe.arms import TEACHER, Arm
 from w2skd.recipe.flat import flatten, select
 from w2skd.recipe.load import validate_recipe
 from w2skd.recipe.schema import Recipe
+from w2skd.records.names import RunName
 from w2skd.records.rows import EventRow
-from w2skd.records.rundir import RunDir, RunRecord, find_teacher, read_recipe, read_run, readable_runs, run_path
+from w2skd.records.rundir import RunDir, RunRecord, find_teacher, read_recipe, read_run, readable_runs
 from w2skd.report.experiment import label
 from w2skd.report.scoring import difference, scoring_of
+from w2skd.runs.branch import load_trunk
 from w2skd.runs.options import RunOptions
 from w2skd.runs.setup import describe_init
 from w2skd.tasks.base import Role
@@ -35,6 +37,7 @@ class Start:
         discard: remove what the directory holds first.
         rewind: the checkpoint was named by the user and may not be the newest.
         finished: nothing is left to do.
+        trunk: the longer run that `checkpoint` is from, if the run branches off it.
     """
 
     checkpoint: dict[str, Any] | None = None
@@ -42,6 +45,7 @@ class Start:
     discard: bool = False
     rewind: bool = False
     finished: bool = False
+    trunk: RunDir | None = None
 
     @property
     def step(self) -> int:
@@ -62,19 +66,19 @@ def open_run(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> Star
         raise UsageError(f"--overwrite discards the run that --resume {named} resumes: use one of the two")
     run.lock()
     if options.overwrite:
-        return Start(discard=True)
+        return replace(_first_start(recipe, arm, options), discard=True)
     if not run.holds_a_run():
         if named is not None:
             raise RunDirError(f"{run.path}: no run to resume; --init-from {named} loads the weights only")
-        return Start()
+        return _first_start(recipe, arm, options)
     if options.resume == "never":
         raise RunDirError(f"{run.path}: already holds a run; resume it (--resume auto) or discard it (--overwrite)")
     _check_same_run(run, recipe, arm, options)
     if named is not None:
         return Start(_named_checkpoint(run, named, recipe, arm), rewind=True)
     if run.model_path.exists() and run.status().get("state") == "finished":
-        if arm == HELPED:
-            _check_teacher_of(run, recipe, find_teacher(recipe, options.out))
+        if recipe.helps(arm):
+            _check_teacher_of(run, recipe, find_teacher(recipe, options.out, options.teacher_seed))
         return Start(finished=True, note="already finished")
     checkpoint, problem = load_last_checkpoint(run.checkpoints)
     if checkpoint is not None and not run.has_rows_up_to(checkpoint["metrics_offset"]):
@@ -82,10 +86,27 @@ def open_run(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> Star
             f"{run.metrics_path}: rows are missing that the last checkpoint recorded; discard the run (--overwrite) "
             "or resume from an earlier checkpoint of it (--resume PATH)"
         )
+    if checkpoint is None:
+        return _first_start(recipe, arm, options)
     return Start(checkpoint, f"{problem}; resuming from the checkpoint before" if problem else None)
 
 
-def check_comparable(run: RunDir, start: Start, facts: Mapping[str, Any], options: RunOptions) -> None:
+def _first_start(recipe: Recipe, arm: Arm, options: RunOptions) -> Start:
+    """Return the start of a run without a checkpoint of its own: from scratch, or from its trunk's checkpoint."""
+    if options.length == 1.0 or not recipe.has_trunk:
+        return Start()
+    trunk = RunDir(RunName(arm, recipe.seed).within(options.out))
+    if trunk.status().get("state") != "finished":
+        raise RunDirError(f"{trunk.path}: not finished, and shorter runs branch off it; train it first")
+    longest = read_recipe(trunk.path, recipe_types())
+    scaled = longest.model_copy(update={"train": longest.train.scaled(options.length)})
+    if differing := differing_keys(scaled, recipe, arm):
+        raise RunDirError(f"{trunk.path}: a run of another recipe ({'; '.join(differing)}); choose another --out")
+    checkpoint = load_trunk(trunk, recipe, trunk.environment()["steps_per_epoch"])
+    return Start(checkpoint, trunk=None if checkpoint is None else trunk)
+
+
+def check_comparable(run: RunDir, arm: Arm, start: Start, facts: Mapping[str, Any], options: RunOptions) -> None:
     """Check that a run has the data and the scoring of its own start, and of the other runs of its experiment.
 
     The teacher's own run is exempt, because its scores are compared with no other run's.
@@ -95,9 +116,8 @@ def check_comparable(run: RunDir, start: Start, facts: Mapping[str, Any], option
     """
     facts = json.loads(json.dumps(facts))
     before = run.environment() if start.checkpoint is not None else {}
-    teacher = run_path(options.out, TEACHER, 0)
-    siblings = [] if run.path == teacher else readable_runs(options.out, recipe_types())
-    siblings = [sibling for sibling in siblings if sibling.path not in (run.path, teacher)]
+    siblings = [] if arm == TEACHER else readable_runs(options.out, recipe_types())
+    siblings = [sibling for sibling in siblings if sibling.path != run.path and sibling.arm != TEACHER]
     if not options.allow_changed_data:
         checkpoint = start.checkpoint or {}
         known = before | ({"data_identity": checkpoint["data"]} if "data" in checkpoint else {})
@@ -152,8 +172,10 @@ def differing_keys(before: Recipe, after: Recipe, arm: Arm) -> list[str]:
 def _settings(recipe: Recipe, arm: Arm) -> dict[str, Any]:
     """Return everything that decides what an arm learns and how it is scored, as dotted keys."""
     values = recipe.model_dump(mode="json") | {"train": recipe.train_of(arm).model_dump(mode="json")}
-    own = {TEACHER: ("teacher.model",), REFERENCE: ("student",), HELPED: ("student", "teacher", "distill")}[arm]
-    shared = values.keys() - {"name", "teacher", "student", "distill", "report"}
+    own = ["teacher.model"] if arm == TEACHER else ["student"]
+    own += ["teacher"] if recipe.helps(arm) else []
+    own += ["distill"] if recipe.helps(arm, "distill") else []
+    shared = values.keys() - {"name", "teacher", "student", "distill", "arms", "lengths", "report"}
     ignored = (*recipe.speed_only, "teacher.checkpoint", "teacher.weights", "teacher.train")
     return select(flatten(values), (*shared, *own, "report.metric"), ignored)
 
@@ -200,7 +222,7 @@ def _named_checkpoint(run: RunDir, path: Path, recipe: Recipe, arm: Arm) -> dict
     checkpoint = load_checkpoint(path)
     made_by = validate_recipe(checkpoint["recipe"], str(path), recipe_types())
     same_arm = (checkpoint["role"] == Role.TEACHER) == (arm == TEACHER)
-    same_arm = same_arm and (checkpoint["teacher"] is not None) == (arm == HELPED)
+    same_arm = same_arm and (checkpoint["teacher"] is not None) == recipe.helps(arm)
     if not same_arm or differing_keys(made_by, recipe, arm) or not run.has_rows_up_to(checkpoint["metrics_offset"]):
         raise CheckpointError(f"{path}: not a checkpoint of the run in {run.path}")
     return checkpoint

@@ -1,5 +1,6 @@
 """Everything before the first step: data, models, the teacher, and what they cost."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -7,19 +8,26 @@ import torch
 from torch import nn
 
 from w2skd.data.counter import seed_from
-from w2skd.errors import UsageError
+from w2skd.errors import CheckpointError, UsageError
+from w2skd.method.grow import Growth
 from w2skd.method.teacher import FrozenTeacher, autocast, state_fingerprint
 from w2skd.models.measure import activation_bytes, count_parameters, counted_flops, single_valued_norms
 from w2skd.models.modes import in_eval_mode, in_train_mode
 from w2skd.models.plugin import load_plugin, plugin_fingerprint
 from w2skd.platform.device import open_device
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.arms import HELPED, TEACHER, Arm
-from w2skd.recipe.schema import Recipe, TrainSection
+from w2skd.recipe.arms import TEACHER, Arm
+from w2skd.recipe.schema import Recipe
+from w2skd.recipe.train import TrainSection
 from w2skd.records.rundir import find_teacher
 from w2skd.runs.options import RunOptions
 from w2skd.tasks.base import Batch, Role, Task
+from w2skd.training.clock import Clock
+from w2skd.training.compiled import Compiled
 from w2skd.weights.load import Weights, load_into, load_weights
+
+_GROWTH = 2
+"""Stream of random draws for growing; the models of both roles have the streams 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,38 @@ class LoadedTeacher:
     weights: Weights
     notes: tuple[str, ...]
 
+    def frozen(self, setup: "Setup", clock: Clock) -> FrozenTeacher:
+        """Return the teacher, frozen, with the precision and the compilation of its recipe section."""
+        train, section = setup.train, setup.recipe.teacher
+        return FrozenTeacher(
+            self.model,
+            device=setup.device,
+            precision=section.precision or train.precision,
+            channels_last=train.channels_last,
+            compiled=Compiled(self.model, section.compile, "teacher.compile") if section.compile else None,
+            clock=clock,
+        )
+
+    def check_started(self, checkpoint: Mapping[str, Any]) -> None:
+        """Check that a run started with this teacher, unless it no longer needs one.
+
+        Raises:
+            CheckpointError: it started with another.
+        """
+        known, fingerprint = checkpoint["teacher"], state_fingerprint(self.weights.state)
+        if known["fingerprint"] != fingerprint and checkpoint["engine"]["schedule"]["switched_off"] is None:
+            raise CheckpointError(
+                f"{self.weights.path}: not the teacher that this run started with "
+                f"({known['checkpoint']}, sha256 {known['fingerprint'][:12]})"
+            )
+
 
 @dataclass
 class Setup:
     """Everything before the first step.
 
     Attributes:
-        recipe: with the seed of this run.
+        recipe: with the seed of this run and the changes of its arm.
         arm: which arm of the experiment.
         train: the arm's own train section.
         role: which of the recipe's models is trained.
@@ -53,6 +86,7 @@ class Setup:
             the engine holds the only reference.
         init_from: path and fingerprint of the weights that `model` starts from, if any.
         init_notes: what was assumed about these, one line each.
+        growth: how `model` was grown out of the teacher; None if it was not, or if a checkpoint replaces its weights.
     """
 
     recipe: Recipe
@@ -65,6 +99,7 @@ class Setup:
     teacher: LoadedTeacher | None
     init_from: dict[str, str] | None
     init_notes: tuple[str, ...]
+    growth: Growth | None = None
 
     @property
     def total_steps(self) -> int:
@@ -77,11 +112,12 @@ class Setup:
         Raises:
             UsageError: a model cannot take the recipe's inputs, or cannot be trained with micro-batches of one example.
         """
+        distills = self.teacher is not None and self.recipe.helps(self.arm, "distill")
         models = {"student": self.model} | ({"teacher": self.teacher.model} if self.teacher else {})
         batch = self.task.example_batch()
         inputs = batch.model_inputs
         try:
-            flops = self._flops(batch)
+            flops = self._flops(batch, with_teacher=distills)
         except (RuntimeError, ValueError) as error:
             shape = "x".join(str(size) for size in inputs[0].shape[1:])
             reason = str(error).splitlines()[0]
@@ -97,22 +133,25 @@ class Setup:
         }
         if self.init_notes:
             facts["data_account"] = [*facts.get("data_account", ()), *(f"start: {line}" for line in self.init_notes)]
-        if self.teacher:
+        if distills:
             # A backward pass costs about twice a forward pass, and the teacher has none.
             facts["distilled_step_floor"] = round((3 * flops["student"] + flops["teacher"]) / (3 * flops["student"]), 4)
+        if self.teacher:
             facts["teacher_account"] = list(self.teacher.notes)
+        if self.growth:
+            facts["growth"] = self.growth.describe()
         if (plugin := plugin_fingerprint()) is not None:
             facts["plugin"] = plugin
         return facts
 
-    def _flops(self, batch: Batch) -> dict[str, int]:
+    def _flops(self, batch: Batch, *, with_teacher: bool) -> dict[str, int]:
         """Return the FLOPs of the forward passes that one example takes in training.
 
         They are counted in the task's losses, since a detector may do less or more there than in evaluation.
         """
         with in_train_mode(self.model), torch.random.fork_rng(devices=[]):
             student = counted_flops(lambda: self.task.losses(self.model, None, batch))
-            if self.teacher is None:
+            if self.teacher is None or not with_teacher:
                 return {"student": student}
             with in_eval_mode(self.teacher.model):
                 asked = cast(FrozenTeacher, self.teacher.model)
@@ -145,7 +184,8 @@ class Setup:
         examples = self.train.batch_size // (ranks.world * self.train.accumulate)
         with autocast(self.device, self.train.precision):
             one = activation_bytes(self.model, self.task.example_batch().model_inputs)
-        teacher = count_parameters(self.teacher.model) * 4 if self.teacher else 0
+        distills = self.teacher is not None and self.recipe.helps(self.arm, "distill")
+        teacher = count_parameters(self.teacher.model) * 4 if self.teacher and distills else 0
         return {"weights": weights * copies, "activations": one * examples, "teacher": teacher}
 
 
@@ -155,7 +195,7 @@ def set_up(
     """Load data, build the models and load the teacher. Nothing is written.
 
     Args:
-        recipe: with the seed of this run.
+        recipe: with the seed of this run and the changes of its arm, see `Recipe.for_arm`.
         arm: which arm of the experiment.
         options: of the command.
         ranks: this process among its peers.
@@ -173,8 +213,11 @@ def set_up(
     _check_graphs(recipe, train, arm, ranks)
     task_type = recipe.task_type()
     weights = None
-    if arm == HELPED and needs_teacher:  # first, since it is cheap and loading data may take minutes
-        checkpoint = find_teacher(recipe, options.out)
+    grows = fresh and recipe.helps(arm, "grow")
+    if grows and options.init_from is not None:
+        raise UsageError(f"--init-from {options.init_from}: the arm {arm} starts from its teacher's weights")
+    if needs_teacher and (grows or recipe.helps(arm, "distill")):  # first: it is cheap, and loading data is not
+        checkpoint = find_teacher(recipe, options.out, options.teacher_seed)
         weights = task_type.open_weights(checkpoint, recipe.teacher.model, recipe.teacher.weights)
     task: Task[Any] = task_type(recipe, train=train, seed=recipe.seed, device=device, ranks=ranks)
     torch.manual_seed(seed_from(recipe.seed, list(Role).index(role)))
@@ -186,19 +229,23 @@ def set_up(
         init_from = describe_init(start)
     elif fresh:
         task.initialize_model(model)
-    teacher = None
+    teacher, growth = None, None
     if weights is not None:
         fitted = task.fit_model(Role.TEACHER, weights)
+        if grows:
+            generator = torch.Generator().manual_seed(seed_from(recipe.seed, _GROWTH))
+            growth = task.grow(model, fitted.model, generator)
         teacher = LoadedTeacher(fitted.model.to(device), weights, fitted.notes)
     model.to(device)
     if train.channels_last:
         model.to(memory_format=torch.channels_last)
-    return Setup(recipe, arm, train, role, device, task, model, teacher, init_from, init_notes)
+    return Setup(recipe, arm, train, role, device, task, model, teacher, init_from, init_notes, growth)
 
 
 def _check_graphs(recipe: Recipe, train: TrainSection, arm: Arm, ranks: Ranks) -> None:
     """Refuse CUDA graphs with several ranks, where they are untested."""
-    wanted = {"train.compile": train.compile, "teacher.compile": arm == HELPED and recipe.teacher.compile}
+    distills = recipe.helps(arm, "distill")
+    wanted = {"train.compile": train.compile, "teacher.compile": distills and recipe.teacher.compile}
     for key, value in wanted.items():
         if value == "reduce-overhead" and ranks.world > 1:
             raise UsageError(f"{key}: reduce-overhead is for a single GPU, not for {ranks.world} ranks; set it to true")

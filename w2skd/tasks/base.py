@@ -6,9 +6,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from w2skd.data.identity import DataIdentity
+from w2skd.method.grow import Growth
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.recipe.evaluation import Metric
 from w2skd.weights.load import Weights
@@ -169,6 +171,19 @@ class Task(Protocol[BatchT]):
 
         Called on the CPU before training from scratch, but not if weights are loaded or a run resumes. The result must
         be the same on all ranks. The method must not draw from torch's generators.
+        """
+        ...
+
+    def grow(self, student: nn.Module, teacher: nn.Module, generator: torch.Generator) -> Growth:
+        """Turn a teacher's weights into the start of a larger student that computes the same function.
+
+        Args:
+            student: freshly built, on the CPU; changed in place.
+            teacher: as `fit_model` returned it, on the CPU.
+            generator: source of random draws.
+
+        Raises:
+            GrowthError: the student cannot be grown out of the teacher.
         """
         ...
 

@@ -57,8 +57,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, best: bool) -> None:
         if last.exists():
             os.replace(last, folder / "previous.pt")
         os.replace(fresh, last)
-        if best:
-            _link(last, folder / "best.pt")
+    if best:
+        link_checkpoint(last, folder / "best.pt")
 
 
 def rewind_to(folder: Path, state: dict[str, Any]) -> None:
@@ -73,9 +73,9 @@ def rewind_to(folder: Path, state: dict[str, Any]) -> None:
     except CheckpointError:  # missing or damaged
         keep_best = False
     save_checkpoint(folder, state, best=False)
-    with writing(folder):
-        _link(folder / "last.pt", folder / "previous.pt")
-        if not keep_best:
+    link_checkpoint(folder / "last.pt", folder / "previous.pt")
+    if not keep_best:
+        with writing(folder):
             best.unlink(missing_ok=True)
 
 
@@ -121,12 +121,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return values
 
 
-def _link(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it if the file system has no hard links. Checkpoints are never modified in place."""
+def link_checkpoint(source: Path, target: Path) -> None:
+    """Give a checkpoint a second name that outlives the first, since checkpoints are never modified in place.
+
+    Where the file system has no hard links, the file is copied.
+
+    Raises:
+        OutputError: the folder is read-only or the disk is full.
+    """
     fresh = target.with_name(f".{target.name}.part")
-    fresh.unlink(missing_ok=True)
-    try:
-        os.link(source, fresh)
-    except OSError:
-        shutil.copyfile(source, fresh)
-    os.replace(fresh, target)
+    with writing(target):
+        fresh.unlink(missing_ok=True)
+        try:
+            os.link(source, fresh)
+        except OSError:
+            shutil.copyfile(source, fresh)
+        os.replace(fresh, target)

@@ -1,7 +1,7 @@
 """The training loop, shared by all tasks and all arms. It knows no task."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -15,7 +15,7 @@ from w2skd.errors import TrainingError
 from w2skd.method.schedule import DistillSchedule, SwitchedOff
 from w2skd.method.teacher import FrozenTeacher, autocast
 from w2skd.platform.device import seed_generators
-from w2skd.recipe.schema import TrainSection
+from w2skd.recipe.train import TrainSection
 from w2skd.records.rows import EvalRow, EventRow, Row, StepRow
 from w2skd.tasks.base import Batch, Evaluation, Losses, Remark, Snapshot, Task
 from w2skd.training.finite import FiniteGuard, take_step
@@ -50,6 +50,9 @@ class Distillation(NamedTuple):
 class Engine:
     """Trains a student, with or without distillation.
 
+    Attributes:
+        save_at: steps after which to ask for a checkpoint in addition to the regular ones.
+
     Args:
         task: provides batches, losses and metrics.
         student: the model on its device. The engine wraps it for data parallelism and compiles it.
@@ -81,6 +84,7 @@ class Engine:
         self.total_steps = train.total_steps(task.steps_per_epoch)
         self.best: float | None = None
         self.best_step = 0
+        self.save_at: Collection[int] = ()
         self.average = build_average(student, train.ema, task.steps_per_epoch, self.total_steps)
         self._stateful = [student] if self.average is None else [student, self.average]
         compiled_teacher = self.teacher is not None and self.teacher.is_compiled
@@ -113,6 +117,11 @@ class Engine:
         """The weights that are validated and published: the moving average if there is one, else the student."""
         return self.student if self.average is None else self.average.module
 
+    def average_from_start(self) -> None:
+        """Start the moving average with the present weights instead of those after the first step."""
+        if self.average is not None:
+            self.average.update_parameters(self.student)
+
     def train(self) -> Iterator[Row | Remark | Snapshot | SaveDue]:
         """Train to the end and yield the records. At every `SaveDue`, `state_dict` returns a complete state.
 
@@ -124,7 +133,7 @@ class Engine:
             self._take_step(batches)
             done = self.step == self.total_steps
             validate = done or self.step % self._validate_every == 0
-            save = validate or self.step % self._save_every == 0
+            save = validate or self.step % self._save_every == 0 or self.step in self.save_at
             log = save or self.step % self.train_section.log_every == 0
             stop = (log or ranks.world == 1) and ranks.any(self.process.should_stop()) and not done
             if save or stop:  # before the log, where the guard copies the statistics that a resume will load

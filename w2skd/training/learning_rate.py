@@ -3,13 +3,14 @@
 import math
 
 from w2skd.recipe.duration import Duration
-from w2skd.recipe.schema import (
+from w2skd.recipe.train import (
     ConstantSection,
     CosineSection,
     LrScheduleSection,
     MultiStepSection,
     OneCycleSection,
     TriangularSection,
+    WsdSection,
 )
 
 
@@ -30,6 +31,10 @@ def lr_factor(section: LrScheduleSection, step: int, *, steps_per_epoch: int, to
             return warmup
         case MultiStepSection():
             return float(warmup * section.gamma ** sum(step >= in_steps(milestone) for milestone in section.milestones))
+        case WsdSection():
+            cooldown_steps = in_steps(section.cooldown)
+            progress = _progress(step - (total_steps - cooldown_steps), cooldown_steps)
+            return warmup * (1 - (math.sqrt(progress) if section.shape == "sqrt" else progress))
         case CosineSection():
             if step < warmup_steps:
                 return warmup
@@ -54,4 +59,4 @@ def _line(start: float, end: float, step: int, steps: int) -> float:
 
 
 def _progress(step: int, steps: int) -> float:
-    return min(1.0, step / steps) if steps > 0 else float(step > 0)
+    return min(1.0, max(0.0, step / steps)) if steps > 0 else float(step > 0)

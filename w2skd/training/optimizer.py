@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from w2skd.recipe.schema import AdamWSection, EmaSection, SgdSection, TrainSection
+from w2skd.recipe.train import AdamWSection, EmaSection, SgdSection, TrainSection
 
 _LEARNT_INPUT = re.compile(r"token|embed|bias|scale|gamma|beta", re.IGNORECASE)
 """Names of parameters that are no weights: ``class_token``, ``pos_embedding``, ``relative_position_bias_table``..."""

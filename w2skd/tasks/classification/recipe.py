@@ -18,13 +18,12 @@ from w2skd.recipe.evaluation import Metric, Output
 from w2skd.recipe.schema import (
     Recipe,
     ReportSection,
-    Section,
-    Share,
     SoftenedDistillSection,
     StudentSection,
     TeacherSection,
     published_weights,
 )
+from w2skd.recipe.section import Section, Share
 
 Augmentation = Literal[
     "random_resized_crop", "crop", "flip", "alternating_flip", "trivial_augment", "cutout", "random_erasing"

@@ -22,7 +22,7 @@ from w2skd.models.data_dependent import DataDependent
 from w2skd.models.image_size import require_logits
 from w2skd.models.plugin import describe_plugin_error
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.schema import TrainSection
+from w2skd.recipe.train import TrainSection
 from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
 from w2skd.tasks.classification.accuracy import TOP_K, Accuracy
 from w2skd.tasks.classification.adapted import AdaptedClassifier

@@ -15,15 +15,8 @@ from pydantic import (
 from w2skd.errors import suggest
 from w2skd.recipe.data import DataSection
 from w2skd.recipe.evaluation import Metric, Output
-from w2skd.recipe.schema import (
-    FilePath,
-    Recipe,
-    ReportSection,
-    Section,
-    SoftenedDistillSection,
-    StudentSection,
-    TeacherSection,
-)
+from w2skd.recipe.schema import Recipe, ReportSection, SoftenedDistillSection, StudentSection, TeacherSection
+from w2skd.recipe.section import FilePath, Section
 
 DETECTORS = (
     "retinanet_resnet18",

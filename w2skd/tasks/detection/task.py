@@ -17,7 +17,7 @@ from w2skd.data.workers import Workers
 from w2skd.errors import CheckpointError
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.schema import TrainSection
+from w2skd.recipe.train import TrainSection
 from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
 from w2skd.tasks.detection.batch import ImagesWithBoxes
 from w2skd.tasks.detection.box_fit import describe_boxes

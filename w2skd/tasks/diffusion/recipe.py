@@ -11,15 +11,14 @@ from w2skd.recipe.evaluation import Metric, Output
 from w2skd.recipe.schema import (
     LARGEST_SEED,
     DistillSection,
-    FilePath,
     Place,
     Recipe,
     ReportSection,
-    Section,
     StudentSection,
     TeacherSection,
     published_weights,
 )
+from w2skd.recipe.section import FilePath, Section
 
 DENOISERS = (
     "unet_nc64_rb2",

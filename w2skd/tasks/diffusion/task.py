@@ -17,7 +17,8 @@ from w2skd.data.parts import equal_parts
 from w2skd.errors import CheckpointError, RecipeError
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.schema import TrainSection, published_weights
+from w2skd.recipe.schema import published_weights
+from w2skd.recipe.train import TrainSection
 from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
 from w2skd.tasks.diffusion.batch import ImagesToNoise
 from w2skd.tasks.diffusion.from_diffusers import build_from_folder, load_folder

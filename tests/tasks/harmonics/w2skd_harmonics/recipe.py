@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from w2skd.recipe.evaluation import Metric, Output
-from w2skd.recipe.schema import Recipe, ReportSection, Section, StudentSection, TeacherSection
+from w2skd.recipe.schema import Recipe, ReportSection, StudentSection, TeacherSection
+from w2skd.recipe.section import Section
 
 Network = Literal["mlp_4", "mlp_16"]
 

@@ -18,7 +18,7 @@ from w2skd.data.streaming import Request, StreamingFeed
 from w2skd.data.workers import Workers
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
-from w2skd.recipe.schema import TrainSection
+from w2skd.recipe.train import TrainSection
 from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
 from w2skd.weights.load import Weights, load_into, load_weights
 from w2skd_harmonics.recipe import HarmonicsRecipe

@@ -1,0 +1,50 @@
+"""Names of the runs of an experiment, which are also the paths of their directories."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from w2skd.recipe.arms import TEACHER, Arm
+
+
+class RunName(NamedTuple):
+    """Which run of an experiment.
+
+    Attributes:
+        arm: an arm of the recipe, or `TEACHER`.
+        seed: None for the only teacher of an experiment.
+        length: share of the recipe's training schedule.
+    """
+
+    arm: Arm
+    seed: int | None
+    length: float = 1.0
+
+    def __str__(self) -> str:
+        parts = [self.arm]
+        if self.length != 1.0:
+            parts.append(f"length{self.length:.12g}")
+        if self.seed is not None:
+            parts.append(f"seed{self.seed}")
+        return "/".join(parts)
+
+    def within(self, experiment: Path) -> Path:
+        """Return the run's directory."""
+        return experiment / str(self)
+
+    @classmethod
+    def parse(cls, path: Path) -> "RunName | None":
+        """Read the name of a run from its directory's path within the experiment; None if it is no run's."""
+        arm, *rest = path.parts
+        length, seed = 1.0, None
+        for part in rest:
+            word = "seed" if part.startswith("seed") else "length"
+            number = part.removeprefix(word)
+            try:
+                if word == "seed":
+                    seed = int(number) if number.isdecimal() else None
+                else:
+                    length = float(number)
+            except ValueError:
+                return None
+        name = cls(arm, seed, length)
+        return name if str(name) == path.as_posix() and (seed is not None or arm == TEACHER) else None
