@@ -8,7 +8,8 @@
     ├── UsageError            2    the command asks for something impossible
     │   ├── RecipeError       2    a recipe is missing, unreadable or wrong
     │   ├── RunDirError       2    a run directory contains another run, or is in use
-    │   └── DeviceError       2    the device does not exist
+    │   ├── DeviceError       2    the device does not exist
+    │   └── GrowthError       2    a teacher cannot grow into the student
     ├── TargetNotReached      3    a required target was not reached
     ├── Stopped              75    a signal asked to stop; a checkpoint was written (EX_TEMPFAIL)
     └── Interrupted         130    Ctrl-C
@@ -59,6 +60,10 @@ class RunDirError(UsageError):
 
 class DeviceError(UsageError):
     """The requested device does not exist."""
+
+
+class GrowthError(UsageError):
+    """A teacher cannot grow into the student. The message says what would go."""
 
 
 class TargetNotReached(UserError):
