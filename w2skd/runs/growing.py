@@ -1,8 +1,5 @@
 """Statistics of the normalisations that only the grown student has."""
 
-from functools import partial
-from itertools import islice
-
 from w2skd.data.counter import seed_from
 from w2skd.method.grow import fill_running_statistics
 from w2skd.method.teacher import autocast
@@ -16,8 +13,12 @@ STATISTICS_BATCHES = 20
 def fill_new_statistics(setup: Setup) -> None:
     """Average the statistics of new normalisations over the first training batches; the others keep theirs."""
     assert setup.growth is not None
-    batches = islice(setup.task.train_batches(0), STATISTICS_BATCHES)
-    passes = (partial(setup.task.losses, setup.model, None, batch) for batch in batches)
+    batches = setup.task.train_batches(0)
     seed_generators(setup.device, seed_from(setup.recipe.seed, 0, 0))
     with autocast(setup.device, setup.train.precision):
-        fill_running_statistics(setup.model, setup.growth.new_norms, passes)
+        fill_running_statistics(
+            setup.model,
+            setup.growth.new_norms,
+            lambda: setup.task.losses(setup.model, None, next(batches)),
+            STATISTICS_BATCHES,
+        )

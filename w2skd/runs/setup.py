@@ -1,7 +1,7 @@
 """Everything before the first step: data, models, the teacher, and what they cost."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
@@ -139,7 +139,7 @@ class Setup:
         if self.teacher:
             facts["teacher_account"] = list(self.teacher.notes)
         if self.growth:
-            facts["growth"] = self.growth.describe()
+            facts["growth"] = asdict(self.growth)
         if (plugin := plugin_fingerprint()) is not None:
             facts["plugin"] = plugin
         return facts
