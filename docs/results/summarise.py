@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from w2skd.recipe.arms import REFERENCE, STUDENT_ARMS
 from w2skd.report import units
 from w2skd.report.censored import median_crossing
 from w2skd.report.contract import Report, ThresholdReport
@@ -29,55 +28,62 @@ LEGEND = (
     "with so many, both arms reached it. *None shown*: the crossings lie within one validation of each other.\n"
 )
 RULE = (
-    f"\nOne target per experiment: of those defined as a share of the {REFERENCE}'s best, the one closest to the "
+    "\nOne target per experiment: of those defined as a share of the baseline's best, the one closest to the "
     "teacher's level, regardless of its speed-up.\n"
 )
 
 
 def experiments() -> Iterator[Path]:
     """Iterate over the folders with records."""
-    yield from (path for path in sorted(RESULTS.iterdir()) if (path / REFERENCE).is_dir())
+    yield from (path for path in sorted(RESULTS.iterdir()) if (path / "report").is_dir())
 
 
 def closest_to_teacher(report: Report) -> ThresholdReport:
     """Choose the target for the README, by the rule that `RULE` states; without such targets, the first one."""
-    shares = [one for one in report.thresholds if one.name.endswith(f"*{REFERENCE}") and one.teacher_gap is not None]
+    shares = [
+        one for one in report.thresholds if one.name.endswith(f"*{report.reference}") and one.teacher_gap is not None
+    ]
     return min(shares, key=lambda one: abs(one.teacher_gap or 0.0), default=report.thresholds[0])
 
 
-def row(name: str, threshold: ThresholdReport, report: Report, link: str) -> str:
-    """Format a table row: medians over all seeds, the range over seeds, and the bounds between validations.
+def rows(name: str, threshold: ThresholdReport, report: Report, link: str) -> str:
+    """Format a table row per arm: medians over all seeds, the range over seeds, and the bounds between validations.
 
     A speed-up whose bounds contain 1 is none. Runs that never crossed count as later than every other.
     """
-    show = units.epochs if report.unit == "epoch" else units.count
-    medians = [median_crossing(threshold, arm, report.unit) for arm in STUDENT_ARMS]
-    reached = " → ".join(f"{'> ' * (found.high > found.low)}{show(found.low)}" for found in medians if found)
-    spread = threshold.speedup_over_seeds[f"{report.unit}s"]
-    flops, charged = threshold.speedup_over_seeds["flops"], threshold.speedup_with_teacher_over_seeds.get("flops")
+    return "".join(_row(name, arm, threshold, report, link) for arm in threshold.arms)
+
+
+def _row(name: str, arm: str, threshold: ThresholdReport, report: Report, link: str) -> str:
+    show, found = units.epochs if report.unit == "epoch" else units.count, threshold.arms[arm]
+    medians = [median_crossing(threshold, one, report.unit, found.seeds) for one in (report.reference, arm)]
+    reached = " → ".join(f"{'> ' * (each.high > each.low)}{show(each.low)}" for each in medians if each)
+    spread = found.speedup_over_seeds[f"{report.unit}s"]
+    flops, charged = found.speedup_over_seeds["flops"], found.speedup_with_teacher_over_seeds.get("flops")
     ratio, grid = units.NONE, units.NONE
-    if spread is not None and threshold.pairs:
-        ratio = units.median(spread) if threshold.shown == "no difference" else f"**{units.median(spread)}**"
-        ratio = f"none shown: {ratio}" if threshold.shown == "no difference" else ratio
-        seeds = f"{spread.seeds} of {len(threshold.seeds)} seeds"
+    if spread is not None and found.pairs:
+        is_none = found.verdict == "no difference"
+        ratio = f"none shown: {units.median(spread)}" if is_none else f"**{units.median(spread)}**"
+        seeds = f"{spread.seeds} of {len(found.seeds)} seeds"
         ratio += f" ({units.ratio(spread.min)} to {units.ratio(spread.max)}, {seeds})"
-        grid = units.between(threshold.grid_interval or (0.0, None))
+        grid = units.between(found.grid_interval or (0.0, None))
+    title = units.threshold(threshold.name, threshold.value, report.metric)
     cells = [
         f"[{name}]({link}{name}/report/report.md)",
-        units.threshold(threshold.name, threshold.value, report.metric),
-        f"{report.unit} {reached}" if threshold.pairs else "not reached by both arms",
+        title if len(threshold.arms) == 1 else f"{arm}: {title}",
+        f"{report.unit} {reached}" if found.pairs else "not reached by both arms",
         ratio,
         grid,
-        units.median(flops) if threshold.pairs else units.NONE,
-        units.median(charged) if threshold.pairs else units.NONE,
+        units.median(flops) if found.pairs else units.NONE,
+        units.median(charged) if found.pairs else units.NONE,
     ]
     return f"| {' | '.join(cells)} |\n"
 
 
 def pages(reports: dict[str, Report]) -> Iterator[tuple[Path, str, str]]:
     """Yield each page that has a results table, with its present and its up-to-date text."""
-    every = [row(name, target, report, "") for name, report in reports.items() for target in report.thresholds]
-    chosen = [row(name, closest_to_teacher(report), report, "docs/results/") for name, report in reports.items()]
+    every = [rows(name, target, report, "") for name, report in reports.items() for target in report.thresholds]
+    chosen = [rows(name, closest_to_teacher(report), report, "docs/results/") for name, report in reports.items()]
     for page, content in ((ALL_TARGETS, "".join(every)), (ONE_TARGET, "".join(chosen) + LEGEND + RULE)):
         text = page.read_text(encoding="utf-8")
         before, rest = text.split(BEGIN)

@@ -49,19 +49,19 @@ def runs(name: str, arm: str) -> list[RunReport]:
 
 
 def ratio(name: str, threshold: str, quantity: str = "") -> str:
-    found = target(name, threshold).speedup_over_seeds[quantity or f"{report(name).unit}s"]
+    found = target(name, threshold).arms["w2s"].speedup_over_seeds[quantity or f"{report(name).unit}s"]
     return units.median(found)
 
 
 def spread(name: str, threshold: str) -> str:
-    found = target(name, threshold).speedup_over_seeds[f"{report(name).unit}s"]
+    found = target(name, threshold).arms["w2s"].speedup_over_seeds[f"{report(name).unit}s"]
     assert found is not None
     return f"{units.median(found)} ({units.ratio(found.min)} to {units.ratio(found.max)})"
 
 
 def medians(name: str, quantity: str) -> list[float]:
     """Return the median speed-up at every target, ascending."""
-    found = [one.speedup_over_seeds[quantity] for one in report(name).thresholds]
+    found = [one.arms["w2s"].speedup_over_seeds[quantity] for one in report(name).thresholds]
     return sorted(one.median for one in found if one and one.median is not None)
 
 
@@ -73,7 +73,8 @@ def reached(name: str, threshold: str, arm: str) -> list[str]:
 
 
 def median_reached(name: str, threshold: str, arm: str) -> str:
-    found = median_crossing(target(name, threshold), arm, report(name).unit)
+    one = target(name, threshold)
+    found = median_crossing(one, arm, report(name).unit, one.arms["w2s"].seeds)
     assert found is not None
     return f"{'> ' * (found.high > found.low)}{round(found.low, 1):g}"
 
@@ -185,8 +186,7 @@ def teachers_flops(name: str) -> float:
 
 
 def teachers_epochs(name: str) -> float:
-    teacher = records(name).teacher
-    assert teacher is not None
+    (teacher,) = records(name).teachers
     return max(row.epoch for row in teacher.rows if isinstance(row, EvalRow))
 
 

@@ -10,7 +10,6 @@ from known import build_report, crossing_summary, read_run
 from synthetic_runs import FAST, SLOW, MakeRun, mentions, threshold, two_arms
 from tiny import done, refused
 
-from w2skd.recipe.arms import HELPED, REFERENCE
 from w2skd.report import units
 from w2skd.report.censored import Bounds, median_bounds, median_crossing
 
@@ -34,42 +33,44 @@ def test_a_seed_whose_helped_run_never_crossed_stays_in_the_median(make_run: Mak
     make_run("baseline", 2, SLOW)
     make_run("w2s", 2, NEVER)
     found = threshold(build_report(experiment), "teacher")
-    spread = found.speedup_over_seeds["epochs"]
+    spread = found.arms["w2s"].speedup_over_seeds["epochs"]
     assert spread is not None
     assert (spread.median, spread.min, spread.max, spread.seeds) == (2.0, 2.0, 2.0, 2)
     make_run("baseline", 3, SLOW)
     make_run("w2s", 3, NEVER)
     found = threshold(build_report(experiment), "teacher")
-    spread = found.speedup_over_seeds["epochs"]
+    spread = found.arms["w2s"].speedup_over_seeds["epochs"]
     assert spread is not None
     assert spread.median is None
     assert (spread.low, spread.high) == (1.0, pytest.approx((2.0 + 0.6) / 2))
     assert units.median(spread) == "1.00x to 1.30x"
-    assert median_crossing(found, HELPED, "epoch") == Bounds(6.5, math.inf)
-    assert median_crossing(found, REFERENCE, "epoch") == Bounds(6.0, 6.0)
+    assert median_crossing(found, "w2s", "epoch", found.arms["w2s"].seeds) == Bounds(6.5, math.inf)
+    assert median_crossing(found, "baseline", "epoch", found.arms["w2s"].seeds) == Bounds(6.0, 6.0)
     make_run("baseline", 4, SLOW)
     make_run("w2s", 4, NEVER)
     found = threshold(build_report(experiment), "teacher")
-    assert units.median(found.speedup_over_seeds["epochs"]) == "< 0.60x"
-    assert found.shown == "slower"
-    assert found.verdict.startswith("< 0.60x in epochs")
+    assert units.median(found.arms["w2s"].speedup_over_seeds["epochs"]) == "< 0.60x"
+    assert found.arms["w2s"].verdict == "slower"
+    assert found.arms["w2s"].summary.startswith("< 0.60x in epochs")
 
 
 def test_a_seed_whose_reference_never_crossed_counts_as_faster(make_run: MakeRun, experiment: Path) -> None:
     make_run("baseline", 0, NEVER)
     make_run("w2s", 0, FAST)
     found = threshold(build_report(experiment), "teacher")
-    assert units.median(found.speedup_over_seeds["epochs"]) == "> 3.33x"
-    assert units.median(found.speedup_over_seeds["flops"]).startswith("> ")
-    assert found.shown == "faster"
+    assert units.median(found.arms["w2s"].speedup_over_seeds["epochs"]) == "> 3.33x"
+    assert units.median(found.arms["w2s"].speedup_over_seeds["flops"]).startswith("> ")
+    assert found.arms["w2s"].verdict == "faster"
 
 
 def test_seeds_of_which_neither_arm_crossed_are_unknown(make_run: MakeRun, experiment: Path) -> None:
     make_run("baseline", 0, NEVER)
     make_run("w2s", 0, NEVER)
     found = threshold(build_report(experiment), "teacher")
-    assert found.verdict.startswith("no speed-up; seed 0: baseline did not reach it by epoch 10, w2s did not reach it")
-    assert units.median(found.speedup_over_seeds["epochs"]) == "unknown"
+    assert found.arms["w2s"].summary.startswith(
+        "no speed-up; seed 0: baseline did not reach it by epoch 10, w2s did not reach it"
+    )
+    assert units.median(found.arms["w2s"].speedup_over_seeds["epochs"]) == "unknown"
 
 
 def test_crossings_within_one_validation_show_no_difference(make_run: MakeRun, experiment: Path) -> None:
@@ -78,9 +79,9 @@ def test_crossings_within_one_validation_show_no_difference(make_run: MakeRun, e
         make_run("w2s", seed, [0.1, 0.2, 0.9, 0.9], thresholds="[0.7]")
     report = build_report(experiment)
     found = threshold(report, "0.7")
-    assert found.grid_interval == (1.0, 2.0)
-    assert found.shown == "no difference"
-    assert found.verdict == (
+    assert found.arms["w2s"].grid_interval == (1.0, 2.0)
+    assert found.arms["w2s"].verdict == "no difference"
+    assert found.arms["w2s"].summary == (
         "no difference shown: 1.33x in epochs, 1.00x to 2.00x in epochs between validations; median of 3 seeds"
     )
     [line] = crossing_summary(read_run(experiment / "w2s" / "seed0"), experiment).lines
@@ -101,7 +102,7 @@ def test_a_teacher_of_weight_zero_is_never_asked_and_costs_nothing(make_run: Mak
     make_run("baseline", 0, SLOW)
     make_run("w2s", 0, SLOW, overrides=["distill.weight=0"])
     found = threshold(build_report(experiment), "teacher")
-    assert found.speedup["flops"] == {0: 1.0}
+    assert found.arms["w2s"].speedup["flops"] == {0: 1.0}
 
 
 BREAKING = {
@@ -138,17 +139,20 @@ def test_what_breaks_the_comparison_refuses_the_ratio(key: str, make_run: MakeRu
     found = threshold(report, "teacher")
     assert len(report.refused) == 1
     assert mentions(report, "no speed-up, since runs differ in", words, f"--allow-different {key}")
-    assert not any(found.speedup.values())
-    assert not any(found.speedup_over_seeds.values())
-    assert (found.shown, found.verdict) == (None, "no speed-up: settings differ that break the comparison")
+    assert not any(found.arms["w2s"].speedup.values())
+    assert not any(found.arms["w2s"].speedup_over_seeds.values())
+    assert (found.arms["w2s"].verdict, found.arms["w2s"].summary) == (
+        "unknown",
+        "no speed-up: settings differ that break the comparison",
+    )
     assert found.first["w2s"][0] is not None, "crossings are still reported"
     summary = crossing_summary(read_run(experiment / "w2s" / "seed0"), experiment)
-    assert summary.baseline_run is None
+    assert summary.reference_run is None
     assert all(line.speedup is None for line in summary.lines)
     assert any(words in line for line in summary.left_out)
     allowed = build_report(experiment, allow_different=[key])
     assert allowed.refused == ()
-    assert threshold(allowed, "teacher").speedup["epochs"] == {0: 2.0}
+    assert threshold(allowed, "teacher").arms["w2s"].speedup["epochs"] == {0: 2.0}
 
 
 @pytest.mark.parametrize("setting", ["train.log_every=7", "data.workers=3", "data.root=/elsewhere"])
@@ -168,7 +172,7 @@ def test_close_crossings_of_runs_that_are_not_comparable_are_no_ratio(make_run: 
     make_run("baseline", 0, [0.1, 0.2, 0.9], thresholds="[0.7]")
     make_run("w2s", 0, [0.1, 0.9, 0.9], thresholds="[0.7]", overrides=["train.batch_size=16"])
     report = build_report(experiment)
-    assert threshold(report, "0.7").verdict == "no speed-up: settings differ that break the comparison"
+    assert threshold(report, "0.7").arms["w2s"].summary == "no speed-up: settings differ that break the comparison"
     assert not mentions(report, "within one validation")
 
 

@@ -51,7 +51,7 @@ def test_shares_of_a_metric_where_lower_is_better_lie_on_the_worse_side(make_run
     assert not report.metric.higher_is_better
     levels = {found.name: found.value for found in report.thresholds}
     assert levels == pytest.approx({"teacher": 1.9, "0.95*teacher": 2.0, "0.8*baseline": 2.0})
-    assert threshold(report, "teacher").speedup["epochs"] == {0: 2.0}
+    assert threshold(report, "teacher").arms["w2s"].speedup["epochs"] == {0: 2.0}
 
 
 def test_levels_of_a_distance_lie_on_the_worse_side_and_are_crossed_from_above(
@@ -62,7 +62,7 @@ def test_levels_of_a_distance_lie_on_the_worse_side_and_are_crossed_from_above(
     assert (report.metric.higher_is_better, report.unit) == (False, "step")
     levels = {found.name: found.value for found in report.thresholds}
     assert levels == pytest.approx({"teacher": 65.0, "60": 60.0, "0.98*baseline": 53.5 / 0.98})
-    assert threshold(report, "60").speedup["steps"] == {0: 1.6}
+    assert threshold(report, "60").arms["w2s"].speedup["steps"] == {0: 1.6}
     assert threshold(report, "60").teacher_gap == pytest.approx(-5 / 60, abs=1e-6)
 
 
@@ -72,7 +72,7 @@ def test_a_threshold_without_a_level_has_a_reason(make_run: MakeRun, experiment:
     found = threshold(report, "teacher")
     assert found.value is None
     assert found.first == {"baseline": {0: None}, "w2s": {}}
-    assert found.verdict == "no result: no w2s run has evaluated its teacher yet"
+    assert found.arms["w2s"].summary == "no result: no w2s run has evaluated its teacher yet"
     assert threshold(report, "0.98*baseline").value == pytest.approx(0.98 * 0.72)
     shutil.rmtree(experiment / "baseline")
     make_run("w2s", 0, FAST)
@@ -102,9 +102,9 @@ def test_a_share_of_what_is_not_above_0_is_no_level(make_run: MakeRun, experimen
 
 
 def test_errors_name_what_was_expected(make_run: MakeRun, experiment: Path) -> None:
-    with pytest.raises(RunDirError, match="no such folder; expected an experiment with baseline/seed<n>/"):
+    with pytest.raises(RunDirError, match="no such folder; expected an experiment with <arm>/seed<n>/"):
         build_report(experiment / "nowhere")
-    with pytest.raises(RunDirError, match="holds no runs; expected baseline/seed<n>/"):
+    with pytest.raises(RunDirError, match="holds no runs; expected <arm>/seed<n>/"):
         build_report(experiment)
     run = make_run("baseline", 0, SLOW)
     with pytest.raises(RunDirError, match=f"a single run; pass its experiment: {experiment}$"):

@@ -14,7 +14,7 @@ def test_a_teacher_from_outside_has_an_unknown_cost(make_run: MakeRun, experimen
     report = build_report(experiment)
     assert report.teacher is not None
     assert not report.teacher.in_experiment
-    assert threshold(report, "teacher").speedup_with_teacher == {"seconds": {}, "flops": {}}
+    assert threshold(report, "teacher").arms["w2s"].speedup_with_teacher == {"seconds": {}, "flops": {}}
     assert mentions(report, "the teacher's training cost is not in this report")
 
 
@@ -37,7 +37,7 @@ def test_warnings_about_distillation(make_run: MakeRun, experiment: Path) -> Non
     make_run("w2s", 1, FAST, overrides=["distill.weight=2.0"], teacher=0.7)
     report = build_report(experiment)
     assert mentions(report, "distillation settings differ", "distill.weight is 1.0 in w2s/seed0, 2.0 in w2s/seed1")
-    assert mentions(report, "teacher levels differ", "60.0% (seed 0), 70.0% (seed 1)")
+    assert mentions(report, "teacher levels differ", "60.0% (w2s/seed0), 70.0% (w2s/seed1)")
     assert threshold(report, "teacher").value == pytest.approx(0.65)
 
 
@@ -63,8 +63,8 @@ def test_an_environment_that_lacks_keys_is_no_difference(make_run: MakeRun, expe
     make_run("w2s", 0, FAST)
     report = build_report(experiment)
     assert not mentions(report, "seconds are not comparable")
-    assert threshold(report, "teacher").speedup["flops"] == {}
-    assert threshold(report, "teacher").speedup["epochs"] == {0: 2.0}
+    assert threshold(report, "teacher").arms["w2s"].speedup["flops"] == {}
+    assert threshold(report, "teacher").arms["w2s"].speedup["epochs"] == {0: 2.0}
 
 
 def test_warnings_about_seeds_and_states(make_run: MakeRun, experiment: Path) -> None:
@@ -74,7 +74,7 @@ def test_warnings_about_seeds_and_states(make_run: MakeRun, experiment: Path) ->
     assert mentions(report, "a single seed: the spread between seeds is unknown")
     assert mentions(report, "seed 1 in the baseline arm only")
     assert mentions(report, "baseline/seed1 is not finished: stopped at step 100 of 140")
-    assert threshold(report, "teacher").seeds == (0,)
+    assert threshold(report, "teacher").arms["w2s"].seeds == (0,)
     make_run("w2s", 1, FAST)
     assert mentions(build_report(experiment), "2 seeds only")
 

@@ -207,7 +207,7 @@ CLAIMS: list[tuple[Path, str, Values]] = [
             percent(-(target(BCCD, "0.95*baseline").teacher_gap or 0)),
         ],
     ),
-    (PAGE, "so {} is one validation", lambda: [units.ratio(target(BCCD, "0.6").speedup["epochs"][2])]),
+    (PAGE, "so {} is one validation", lambda: [units.ratio(target(BCCD, "0.6").arms["w2s"].speedup["epochs"][2])]),
     (PAGE, "is not recovered within {:.0f} epochs", lambda: [records(BCCD).recipe.train.epochs]),
     (
         PAGE,
@@ -411,7 +411,10 @@ def test_no_number_about_reported_runs_is_left_unchecked() -> None:
 
 
 def test_sentences_without_numbers_hold() -> None:
-    assert all(target(DDPM, name).shown == "no difference" for name in ("teacher", "0.80*baseline", "0.90*baseline"))
+    assert all(
+        target(DDPM, name).arms["w2s"].verdict == "no difference"
+        for name in ("teacher", "0.80*baseline", "0.90*baseline")
+    )
     first = records(LONGER).arm("baseline")[1]
     last = last_position(first.rows)
     assert last is not None
@@ -420,4 +423,4 @@ def test_sentences_without_numbers_hold() -> None:
     assert teacher_flops_of_the_longer_training() / student == pytest.approx(0.75, abs=0.03)
     assert floor(BCCD) == pytest.approx(1 / 3, abs=1e-4)
     for name in (CIFAR, IMAGENETTE):  # no distilled run was later at any target
-        assert all(value >= 1 for one in report(name).thresholds for value in one.speedup["steps"].values())
+        assert all(value >= 1 for one in report(name).thresholds for value in one.arms["w2s"].speedup["steps"].values())

@@ -119,7 +119,7 @@ def test_json_is_json_and_compact_where_numbers_stand(compared: Path) -> None:
     report = build_report(compared)
     text = as_json(report)
     found = json.loads(text)
-    assert found["thresholds"][0]["speedup_interval"]["0"] == [pytest.approx(5 / 3, abs=1e-6), 3.0]
+    assert found["thresholds"][0]["arms"]["w2s"]["speedup_interval"]["0"] == [pytest.approx(5 / 3, abs=1e-6), 3.0]
     assert f'"value": {SLOW}' in text
     assert '"epochs": {"0": 2.0, "1": 2.0}' in text
     assert json.loads(json.dumps(found)) == found

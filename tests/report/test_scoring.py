@@ -118,7 +118,7 @@ def test_the_end_of_a_run_compares_it_with_runs_that_are_scored_alike_only(make_
         f"{name}, which is scored differently: samples is 10,000 in this run, 2,000 in that one"
         for name in ("baseline/seed0", "w2s/seed1")
     )
-    assert summary.baseline_run is None
+    assert summary.reference_run is None
     levels = {line.name: (line.value, line.reason) for line in summary.lines}
     assert levels == {
         "teacher": (65.0, None),

@@ -23,11 +23,16 @@ def test_speedups_by_hand(make_run: MakeRun, experiment: Path) -> None:
     assert w2s is not None
     assert (baseline.epoch, baseline.step, baseline.examples, baseline.seconds) == (6.0, 60, 480, 30.0)
     assert (w2s.epoch, w2s.step, w2s.examples, w2s.seconds) == (3.0, 30, 240, pytest.approx(18.0))
-    assert found.speedup["epochs"] == found.speedup["steps"] == found.speedup["examples"] == {0: 2.0}
-    assert found.speedup["seconds"] == {0: pytest.approx(30 / 18, abs=1e-6)}
+    assert (
+        found.arms["w2s"].speedup["epochs"]
+        == found.arms["w2s"].speedup["steps"]
+        == found.arms["w2s"].speedup["examples"]
+        == {0: 2.0}
+    )
+    assert found.arms["w2s"].speedup["seconds"] == {0: pytest.approx(30 / 18, abs=1e-6)}
     flops = 3 * STUDENT_FLOPS * 480 / ((3 * STUDENT_FLOPS + TEACHER_FLOPS) * 240)
-    assert found.speedup["flops"] == {0: pytest.approx(flops, abs=1e-6)}
-    assert (found.seeds, found.pairs) == ((0,), (0,))
+    assert found.arms["w2s"].speedup["flops"] == {0: pytest.approx(flops, abs=1e-6)}
+    assert (found.arms["w2s"].seeds, found.arms["w2s"].pairs) == ((0,), (0,))
 
 
 def test_after_the_switch_the_teacher_costs_nothing_more(make_run: MakeRun, experiment: Path) -> None:
@@ -46,7 +51,8 @@ def test_the_json_keeps_the_contract_of_the_design(make_run: MakeRun, experiment
     for arm in ("baseline", "w2s"):
         make_run(arm, 1, [0.1, 0.2], thresholds="[teacher]")
     found = json.loads(as_json(build_report(experiment)))
-    assert (found["schema"], found["metric"], found["higher_is_better"]) == (1, "top1", True)
+    assert (found["schema"], found["metric"], found["higher_is_better"]) == (2, "top1", True)
+    assert found["reference"] == "baseline"
     assert len(found["thresholds"]) == 1
     only = found["thresholds"][0]
     assert (only["name"], only["value"]) == ("teacher", 0.65)
@@ -57,16 +63,18 @@ def test_the_json_keeps_the_contract_of_the_design(make_run: MakeRun, experiment
         place = only["first"][arm]["0"]
         assert {"step", "epoch", "examples", "seconds"} <= set(place)
         assert (place["step"], place["epoch"], place["examples"]) == (step, step / 10, step * 8)
-    assert only["speedup"]["epochs"] == {"0": 2.0}
-    assert only["speedup"]["steps"] == {"0": 2.0}
-    assert only["speedup"]["seconds"] == {"0": pytest.approx(1.666667)}
+    assert only["arms"].keys() == {"w2s"}
+    assert only["arms"]["w2s"]["speedup"]["epochs"] == {"0": 2.0}
+    assert only["arms"]["w2s"]["speedup"]["steps"] == {"0": 2.0}
+    assert only["arms"]["w2s"]["verdict"] == "no difference", "with seed 1, neither arm crossed"
+    assert only["arms"]["w2s"]["speedup"]["seconds"] == {"0": pytest.approx(1.666667)}
 
 
 def test_median_and_range_over_different_seeds(make_run: MakeRun, experiment: Path) -> None:
     for seed, epochs in enumerate((2, 3, 6)):
         make_run("baseline", seed, [0.1] * 5 + [0.9])
         make_run("w2s", seed, [0.1] * (epochs - 1) + [0.9])
-    spread = threshold(build_report(experiment), "0.7").speedup_over_seeds["epochs"]
+    spread = threshold(build_report(experiment), "0.7").arms["w2s"].speedup_over_seeds["epochs"]
     assert spread is not None
     assert (spread.median, spread.min, spread.max, spread.seeds) == (2.0, 1.0, 3.0, 3)
 
@@ -78,17 +86,19 @@ def test_the_teachers_training_is_charged_to_every_w2s_run(make_run: MakeRun, ex
     found = threshold(report, "teacher")
     assert report.teacher is not None
     assert (report.teacher.seconds, report.teacher.flops) == (10.0, 3 * TEACHER_FLOPS * 160)
-    assert found.speedup_with_teacher["seconds"] == {0: pytest.approx(30 / (18 + 10), abs=1e-6)}
+    assert found.arms["w2s"].speedup_with_teacher["seconds"] == {0: pytest.approx(30 / (18 + 10), abs=1e-6)}
     w2s = (3 * STUDENT_FLOPS + TEACHER_FLOPS) * 240 + 3 * TEACHER_FLOPS * 160
-    assert found.speedup_with_teacher["flops"] == {0: pytest.approx(3 * STUDENT_FLOPS * 480 / w2s, abs=1e-6)}
-    assert "1.07x including teacher training" in found.verdict
+    assert found.arms["w2s"].speedup_with_teacher["flops"] == {
+        0: pytest.approx(3 * STUDENT_FLOPS * 480 / w2s, abs=1e-6)
+    }
+    assert "1.07x including teacher training" in found.arms["w2s"].summary
     assert not mentions(report, "training cost")
 
 
 def test_thresholds_can_be_asked_for(make_run: MakeRun, experiment: Path) -> None:
     two_arms(make_run)
     report = build_report(experiment, [Threshold.parse(0.5)])
-    assert [(found.name, found.speedup["epochs"]) for found in report.thresholds] == [("0.5", {0: 2.0})]
+    assert [(found.name, found.arms["w2s"].speedup["epochs"]) for found in report.thresholds] == [("0.5", {0: 2.0})]
 
 
 def test_contents_of_a_run_report(make_run: MakeRun, experiment: Path) -> None:
@@ -115,7 +125,7 @@ def test_a_run_that_has_only_begun_is_reported(make_run: MakeRun, experiment: Pa
     report = build_report(experiment)
     run = next(run for run in report.runs if run.run == "w2s/seed1")
     assert (run.best, run.final, run.reached) == (None, None, None)
-    assert "seed 1: w2s has no validation yet (baseline at epoch 8)" in threshold(report, "0.7").verdict
+    assert "seed 1: w2s has no validation yet (baseline at epoch 8)" in threshold(report, "0.7").arms["w2s"].summary
 
 
 def test_times_are_in_steps_if_the_length_is(make_run: MakeRun, experiment: Path) -> None:
@@ -123,7 +133,7 @@ def test_times_are_in_steps_if_the_length_is(make_run: MakeRun, experiment: Path
     make_run("w2s", 0, [0.1] * 10, overrides=["train.steps=100"])
     report = build_report(experiment)
     assert report.unit == "step"
-    assert "w2s did not reach it by step 100 (baseline at step 60)" in threshold(report, "teacher").verdict
+    assert "w2s did not reach it by step 100 (baseline at step 60)" in threshold(report, "teacher").arms["w2s"].summary
 
 
 def test_the_same_runs_give_the_same_bytes_wherever_they_lie(make_run: MakeRun, experiment: Path) -> None:

@@ -53,9 +53,9 @@ def test_summary_of_a_w2s_run_beside_its_baseline(make_run: MakeRun, experiment:
     assert list(lines) == ["teacher", "0.7", "0.98*baseline"]
     assert lines["teacher"].speedup == 2.0
     assert lines["0.7"].reached is not None
-    assert lines["0.7"].baseline is not None
-    assert (lines["0.7"].reached.epoch, lines["0.7"].baseline.epoch) == (5.0, 8.0)
-    assert summary.baseline_run == "baseline/seed0"
+    assert lines["0.7"].theirs is not None
+    assert (lines["0.7"].reached.epoch, lines["0.7"].theirs.epoch) == (5.0, 8.0)
+    assert summary.reference_run == "baseline/seed0"
     assert summary.distillation_off is not None
     assert summary.distillation_off.epoch == 4.0
 
@@ -64,7 +64,7 @@ def test_summary_of_a_run_alone(make_run: MakeRun, experiment: Path) -> None:
     run = read_run(make_run("w2s", 0, FAST))
     for place in (None, experiment):
         summary = crossing_summary(run, place)
-        assert summary.baseline_run is None
+        assert summary.reference_run is None
         assert [line.value for line in summary.lines] == [0.65, 0.7, None]
         assert [line.speedup for line in summary.lines] == [None, None, None]
 
@@ -72,7 +72,7 @@ def test_summary_of_a_run_alone(make_run: MakeRun, experiment: Path) -> None:
 def test_summary_of_a_baseline_and_of_a_teacher(make_run: MakeRun, experiment: Path) -> None:
     two_arms(make_run)
     summary = crossing_summary(read_run(experiment / "baseline" / "seed0"), experiment)
-    assert summary.baseline_run is None
+    assert summary.reference_run is None
     assert [line.reached is not None for line in summary.lines] == [True, True, True]
     summary = crossing_summary(read_run(make_run("teacher", 0, [0.5, 0.65])), experiment)
     assert summary.lines == ()
@@ -84,5 +84,5 @@ def test_summary_survives_a_damaged_sibling(make_run: MakeRun, experiment: Path)
     two_arms(make_run)
     (experiment / "baseline" / "seed0" / "metrics.jsonl").write_text("no row\n")
     summary = crossing_summary(read_run(experiment / "w2s" / "seed0"), experiment)
-    assert summary.baseline_run is None
+    assert summary.reference_run is None
     assert summary.lines[1].reached is not None

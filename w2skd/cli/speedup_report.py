@@ -24,6 +24,9 @@ def speedup_report(
             help="Exit with code 3 if the first threshold's median speed-up is below X.",
         ),
     ] = None,
+    arm: Annotated[
+        str | None, typer.Option("--arm", metavar="NAME", help="The arm of --require; default: the first with help.")
+    ] = None,
     records: Annotated[
         Path | None,
         typer.Option("--records", metavar="DIR", help="Copy the runs' records, without weights, and report there."),
@@ -62,8 +65,13 @@ def speedup_report(
         if not report.thresholds:
             raise UsageError("--require: the recipe has no thresholds")
         threshold = report.thresholds[0]
-        spread = threshold.speedup_over_seeds["epochs" if report.unit == "epoch" else "steps"]
+        chosen = next(iter(threshold.arms), "") if arm is None else arm
+        if chosen not in threshold.arms:
+            known = ", ".join(threshold.arms)
+            raise UsageError(f"--arm {chosen}: no arm beside {report.reference} with runs; known: {known}")
+        found = threshold.arms[chosen]
+        spread = found.speedup_over_seeds["epochs" if report.unit == "epoch" else "steps"]
         # A ratio that the spacing of the validations leaves open is no speed-up.
-        reached = None if spread is None else 1.0 if threshold.shown == "no difference" else spread.low
+        reached = None if spread is None else 1.0 if found.verdict == "no difference" else spread.low
         if reached is None or reached < require:
-            raise TargetNotReached(f"required was a speed-up of {require:g} at {threshold.name}: {threshold.verdict}")
+            raise TargetNotReached(f"required was a speed-up of {require:g} at {threshold.name}: {found.summary}")

@@ -99,21 +99,21 @@ DEFAULT_ARMS: Final[Mapping[str, ArmSection]] = {
 """The arms of a recipe without any: the student alone, and distilled from its teacher."""
 
 
+def is_arm_name(text: str) -> bool:
+    """Return whether a text can be the name of an arm of the student."""
+    return _NAME.fullmatch(text) is not None and text not in _RESERVED
+
+
 def arm_problems(arms: Mapping[str, ArmSection]) -> Iterator[str]:
     """Yield what is wrong with a recipe's arms as a whole, one line each."""
     if not arms:
         yield "arms: name at least one, or leave the section out"
     seen: dict[str, str] = {}
     for name, arm in arms.items():
-        if not _NAME.fullmatch(name) or name in _RESERVED:
+        if not is_arm_name(name):
             reserved = ", ".join(_RESERVED)
             yield f"arms.{name}: not a name: use letters, digits, '_', '+' and '-', and none of {reserved}"
         described = repr((sorted(arm.help), sorted(arm.overrides.items(), key=lambda item: item[0])))
         if described in seen:
             yield f"arms.{name}: the same as {seen[described]}: give it another help or set"
         seen.setdefault(described, name)
-
-
-REFERENCE: Final = "baseline"
-HELPED: Final = "w2s"
-STUDENT_ARMS: Final = (REFERENCE, HELPED)

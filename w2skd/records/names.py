@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from w2skd.recipe.arms import TEACHER, Arm
+from w2skd.recipe.arms import TEACHER, Arm, is_arm_name
 
 
 class RunName(NamedTuple):
@@ -47,4 +47,5 @@ class RunName(NamedTuple):
             except ValueError:
                 return None
         name = cls(arm, seed, length)
-        return name if str(name) == path.as_posix() and (seed is not None or arm == TEACHER) else None
+        known = arm == TEACHER or (is_arm_name(arm) and seed is not None)
+        return name if known and str(name) == path.as_posix() else None

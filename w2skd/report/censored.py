@@ -9,8 +9,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from w2skd.recipe.arms import HELPED, REFERENCE
-from w2skd.report.contract import Crossings, Spread, ThresholdReport
+from w2skd.recipe.arms import Arm
+from w2skd.report.contract import Spread, ThresholdReport
 from w2skd.report.crossing import Position
 
 
@@ -34,20 +34,15 @@ def crossing_bounds(crossed: Position | None, last: Position | None, attribute: 
     return None if value is None else Bounds(value, value if crossed else math.inf)
 
 
-def median_crossing(threshold: ThresholdReport, arm: str, attribute: str) -> Bounds | None:
-    """Return the median crossing of an arm over the seeds of both arms; None if the attribute is not recorded."""
+def median_crossing(threshold: ThresholdReport, arm: Arm, attribute: str, seeds: Iterable[int]) -> Bounds | None:
+    """Return the median crossing of an arm over some seeds; None if the attribute is not recorded."""
     first, late = threshold.first[arm], threshold.not_reached.get(arm, {})
-    found = [crossing_bounds(first[seed], late.get(seed), attribute) for seed in threshold.seeds]
+    found = [crossing_bounds(first[seed], late.get(seed), attribute) for seed in seeds]
     return None if not found or None in found else median_bounds(one for one in found if one is not None)
 
 
-def ratio_bounds(
-    seed: int, first: Crossings, not_reached: Crossings, attribute: str, extra: float = 0.0
-) -> Bounds | None:
-    """Return bounds of reference / (helped + extra) for a seed in both arms; None if the attribute is not recorded."""
-    theirs, ours = (
-        crossing_bounds(first[arm][seed], not_reached[arm].get(seed), attribute) for arm in (REFERENCE, HELPED)
-    )
+def ratio_bounds(theirs: Bounds | None, ours: Bounds | None, extra: float = 0.0) -> Bounds | None:
+    """Return bounds of theirs / (ours + extra); None if one of them is not recorded."""
     if theirs is None or ours is None:
         return None
     low = theirs.low / (ours.high + extra) if ours.high + extra > 0 else math.inf

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from w2skd.recipe.arms import HELPED, REFERENCE, Arm
+from w2skd.recipe.arms import Arm
 from w2skd.recipe.evaluation import Metric
 from w2skd.report.crossing import Position, Score, Spacing, SwitchOff
 
-SCHEMA = 1
+SCHEMA = 2
 
 QUANTITIES: dict[str, str] = {
     "epochs": "epoch",
@@ -22,6 +22,7 @@ QUANTITIES: dict[str, str] = {
 }
 """Unit of a speed-up -> the attribute of `Position` that it compares."""
 
+Verdict = Literal["faster", "no difference", "slower", "unknown"]
 BySeed = Mapping[int, float]
 Crossings = Mapping[str, Mapping[int, Position | None]]
 
@@ -48,6 +49,38 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """An arm against the reference at one threshold.
+
+    Attributes:
+        speedup: quantity -> seed -> reference / arm, for the seeds in `pairs`.
+        interval: confidence intervals over seeds by quantity; None as long as none is computed.
+        verdict: what the bounds show beyond the spacing of the validations; ``unknown`` without seeds, or if refused.
+        summary: the result in one line.
+        speedup_over_seeds: quantity -> median and range of `speedup`.
+        speedup_with_teacher: `speedup` with the whole training of a run's teacher added to the run.
+        speedup_with_teacher_over_seeds: their median and range.
+        speedup_interval: seed -> bounds of the speed-up in epochs, since a crossing lies anywhere between two
+            validations: [low, high]; high is None if unbounded.
+        grid_interval: median over the seeds of these bounds, also of seeds of which an arm never crossed.
+        seeds: seeds present in both arms.
+        pairs: those of `seeds` for which both arms reached the level.
+    """
+
+    speedup: Mapping[str, BySeed]
+    interval: Mapping[str, Any] | None
+    verdict: Verdict
+    summary: str
+    speedup_over_seeds: Mapping[str, Spread | None]
+    speedup_with_teacher: Mapping[str, BySeed]
+    speedup_with_teacher_over_seeds: Mapping[str, Spread | None]
+    speedup_interval: Mapping[int, tuple[float, float | None]]
+    grid_interval: tuple[float, float | None] | None
+    seeds: tuple[int, ...]
+    pairs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ThresholdReport:
     """One threshold.
 
@@ -55,40 +88,22 @@ class ThresholdReport:
         name: as written in the recipe.
         value: the level; None if it could not be resolved, as `reason` explains.
         first: arm -> seed -> the first validation that reaches the level; None if none does.
-        speedup: quantity -> seed -> baseline / w2s, for the seeds in `pairs`.
-        speedup_over_seeds: quantity -> median and range of `speedup`.
-        speedup_with_teacher: the same with the teacher's whole training added to every w2s run.
-        speedup_interval: seed -> bounds of the speed-up in epochs, since a crossing lies anywhere between two
-            validations: [low, high]; high is None if unbounded.
-        grid_interval: median over the seeds of these bounds, also of seeds of which an arm never crossed.
-        shown: what the bounds show beyond the spacing of the validations; None without seeds, or if refused.
+        arms: arm -> its comparison with the reference, for all arms but the reference.
         grid: arm -> seed -> the spacing of the validations at the crossing.
         not_reached: arm -> seed -> the last validation of a run that did not reach the level; None without one.
-        seeds: seeds present in both arms.
-        pairs: those of `seeds` for which both arms reached the level.
         teacher_gap: signed gap between teacher and level, relative to the level; above 0 if the teacher is better.
         note: expected effect of a teacher outside the working band.
-        verdict: the result in one line.
     """
 
     name: str
     value: float | None
     first: Crossings
-    speedup: Mapping[str, BySeed]
-    speedup_over_seeds: Mapping[str, Spread | None]
-    speedup_with_teacher: Mapping[str, BySeed]
-    speedup_with_teacher_over_seeds: Mapping[str, Spread | None]
-    speedup_interval: Mapping[int, tuple[float, float | None]]
-    grid_interval: tuple[float, float | None] | None
-    shown: Literal["faster", "no difference", "slower"] | None
+    arms: Mapping[str, Comparison]
     grid: Mapping[str, Mapping[int, Spacing]]
     not_reached: Crossings
-    seeds: tuple[int, ...]
-    pairs: tuple[int, ...]
     teacher_gap: float | None
     note: str | None
     reason: str | None
-    verdict: str
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,7 @@ class RunReport:
 
     Attributes:
         run: its path in the experiment, such as ``w2s/seed0``.
+        distills: whether a teacher takes part in its training.
         state: running, finished, stopped or failed, from ``status.json``; `reason` explains it.
         reached: the last logged position.
         clock: cumulative seconds of each segment.
@@ -118,6 +134,7 @@ class RunReport:
     run: str
     arm: Arm
     seed: int
+    distills: bool
     state: str
     reason: str | None
     best: Score | None
@@ -137,19 +154,35 @@ class RunReport:
 
 @dataclass(frozen=True)
 class TeacherReport:
-    """The teacher.
+    """The teacher, or several of them.
 
     Attributes:
-        level: its metric, the median over the w2s runs that measured it.
+        level: its metric, the median over the runs that measured it.
         in_experiment: whether this experiment trained it, which makes its cost known.
-        seconds: its training time.
-        flops: floating-point operations of its training.
+        seconds: its training time; the median over several.
+        flops: floating-point operations of its training; the median over several.
+        count: number of teachers that this experiment trained.
     """
 
     level: float | None
     in_experiment: bool
     seconds: float | None
     flops: float | None
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class ArmReport:
+    """An arm of the recipe.
+
+    Attributes:
+        note: the recipe's sentence about it.
+        runs: number of its runs of the full length.
+    """
+
+    help: tuple[str, ...]
+    note: str | None
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -157,6 +190,8 @@ class Report:
     """The results of an experiment.
 
     Attributes:
+        reference: the arm that the others are compared with.
+        arms: the reference and then all other arms with runs.
         scoring: settings shared by all scores that depend on the recipe or on installed files, such as
             the network of an FID; empty for tasks without such settings.
         refused: why no speed-up is computed, one line for every setting that breaks the comparison; usually empty.
@@ -167,6 +202,8 @@ class Report:
     task: str
     metric: Metric
     unit: Literal["epoch", "step"]
+    reference: Arm
+    arms: Mapping[str, ArmReport]
     thresholds: tuple[ThresholdReport, ...]
     teacher: TeacherReport | None
     runs: tuple[RunReport, ...]
@@ -175,9 +212,9 @@ class Report:
     refused: tuple[str, ...] = ()
 
 
-def pair(seed: int, first: Crossings) -> tuple[Position, Position]:
-    """Return the crossings of baseline and w2s for a seed in `ThresholdReport.pairs`."""
-    baseline, w2s = first[REFERENCE][seed], first[HELPED][seed]
-    assert baseline, f"baseline did not cross with seed {seed}"
-    assert w2s, f"w2s did not cross with seed {seed}"
-    return baseline, w2s
+def pair(seed: int, first: Crossings, reference: Arm, arm: Arm) -> tuple[Position, Position]:
+    """Return the crossings of the reference and of an arm for a seed in `Comparison.pairs`."""
+    theirs, ours = first[reference][seed], first[arm][seed]
+    assert theirs, f"{reference} did not cross with seed {seed}"
+    assert ours, f"{arm} did not cross with seed {seed}"
+    return theirs, ours

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from w2skd.recipe.arms import HELPED
 from w2skd.recipe.evaluation import Metric
 from w2skd.records.rows import EvalRow, EventRow, Row, StepRow, training_seconds
 from w2skd.records.rundir import RunRecord
@@ -203,7 +202,7 @@ def with_flops(place: Position, run: RunRecord) -> Position:
 
 def _distilled_examples(place: Position, run: RunRecord) -> float:
     """Return how many examples up to a position passed through the teacher."""
-    if run.arm != HELPED or place.step == 0 or run.recipe.distill.weight == 0:
+    if not run.helped("distill") or place.step == 0 or run.recipe.distill.weight == 0:
         return 0.0
     off = distillation_off(run.rows)
     # Every step takes the same number of examples, so steps between two rows can be interpolated.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2skd.platform.files import write_atomically
-from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS, TEACHER
+from w2skd.recipe.arms import TEACHER, Arm
 from w2skd.recipe.evaluation import Metric
 from w2skd.report import units
 from w2skd.report.censored import median_crossing
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {REFERENCE: "#D55E00", HELPED: "#0072B2"}
-"""Vermillion and blue of the colour-blind-safe palette of Okabe and Ito (2008)."""
+_PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""The colour-blind-safe palette of Okabe and Ito (2008) without black and yellow; the reference has the first."""
 
 _INK, _MUTED, _FAINT = "#222222", "#666666", "#DDDDDD"
 _TEACHER: Any = {"color": "#999999", "linewidth": 1.6, "linestyle": (0, (1, 1.2))}
@@ -33,6 +33,7 @@ _WORST_LEFT_OUT = 0.1  # share of the values cut off, since the first validation
 _WIDE = 5.0  # ratio of largest to smallest value from which metrics that are not shares get a log axis
 _MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9))
 _LEAST_TICKS = 4
+_MOST_IN_A_ROW = 6  # entries of the legend
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class _Heights:
 
     @classmethod
     def of_report(cls, report: Report) -> "_Heights":
-        values = [value for run in report.runs if run.arm in COLOURS for value in run.curve.value if value is not None]
+        runs = [run for run in report.runs if run.arm in report.arms]
+        values = [value for run in runs for value in run.curve.value if value is not None]
         is_share = report.metric.is_share
         wide = bool(values) and min(values) > 0 and max(values) >= _WIDE * min(values)
         return cls(report.metric, not is_share and wide)
@@ -106,7 +108,7 @@ class _Label:
     level: float
     text: str
     ratio: str
-    ends: tuple[float, float] | None
+    ends: tuple[tuple[str, float], ...] = ()
 
 
 def draw_curves(report: Report, path: Path) -> None:
@@ -145,14 +147,14 @@ def _panel(axes: "Axes", report: Report, against: str, heights: _Heights) -> Non
     scale, unit = _time_unit(report) if against == "seconds" else (1.0, against)
     axes.set_xlabel(f"training time ({unit})" if against == "seconds" else unit)
     drawn: list[_Line] = []
-    for arm, colour in COLOURS.items():
+    for arm, look in _looks(report).items():
         runs = [run for run in report.runs if run.arm == arm]
         lines = {run.run: _line(run, against, scale, heights) for run in runs}
         for line in lines.values() if len(lines) > 1 else ():
-            axes.plot(line.x, line.y, color=colour, linewidth=0.9, alpha=0.4, zorder=2)
+            axes.plot(line.x, line.y, color=look["color"], linewidth=0.9, alpha=0.4, zorder=2)
         middle = _median(list(lines.values()))
-        axes.plot(middle.x, middle.y, color=colour, linewidth=2.6, zorder=3, solid_capstyle="round")
-        _mark_switches(axes, runs, lines)
+        axes.plot(middle.x, middle.y, linewidth=2.6, zorder=3, **look)
+        _mark_switches(axes, runs, lines, look["color"])
         drawn += lines.values()
     for run in _teachers(report):
         line = _line(run, against, scale, heights)
@@ -196,11 +198,19 @@ def _median(lines: Sequence[_Line]) -> _Line:
     return _Line(common, x, y)
 
 
-def _mark_switches(axes: "Axes", runs: Sequence[RunReport], lines: Mapping[str, _Line]) -> None:
+def _looks(report: Report) -> dict[Arm, dict[str, Any]]:
+    """Return colour and dashes of every arm's line."""
+    return {
+        arm: {"color": _PALETTE[number % len(_PALETTE)], "linestyle": "-" if number < len(_PALETTE) else "--"}
+        for number, arm in enumerate(report.arms)
+    }
+
+
+def _mark_switches(axes: "Axes", runs: Sequence[RunReport], lines: Mapping[str, _Line], colour: str) -> None:
     for run in runs:
         point = lines[run.run].at(run.distillation_off.step) if run.distillation_off else None
         if point:
-            axes.plot(*point, marker="o", markersize=7, markerfacecolor="white", color=COLOURS[HELPED], zorder=5)
+            axes.plot(*point, marker="o", markersize=7, markerfacecolor="white", color=colour, zorder=5)
 
 
 def _labels(report: Report, against: str, scale: float, heights: _Heights) -> list[_Label]:
@@ -210,7 +220,7 @@ def _labels(report: Report, against: str, scale: float, heights: _Heights) -> li
             heights.of(threshold.value),
             units.threshold(threshold.name, threshold.value, report.metric),
             _ratio(threshold, against),
-            _ends(threshold, against, scale),
+            _ends(threshold, report, against, scale),
         )
         for threshold in report.thresholds
         if threshold.value is not None
@@ -218,23 +228,32 @@ def _labels(report: Report, against: str, scale: float, heights: _Heights) -> li
     level = report.teacher.level if report.teacher else None
     if level is not None and all(threshold.value != level for threshold in report.thresholds):
         text = f"teacher ({units.level(level, report.metric)})"
-        labels.append(_Label(heights.of(level), text, "", None))
+        labels.append(_Label(heights.of(level), text, ""))
     return sorted(labels, key=lambda label: label.level)
 
 
 def _ratio(threshold: ThresholdReport, against: str) -> str:
-    spread = threshold.speedup_over_seeds[{"epoch": "epochs", "step": "steps"}.get(against, against)]
+    """Return the speed-up of the only arm beside the reference; nothing with several, whose table is in the report."""
+    if len(threshold.arms) != 1:
+        return ""
+    (found,) = threshold.arms.values()
+    spread = found.speedup_over_seeds[{"epoch": "epochs", "step": "steps"}.get(against, against)]
     if spread:
-        return "no difference" if threshold.shown == "no difference" else units.median(spread)
+        return "no difference" if found.verdict == "no difference" else units.median(spread)
     arrived = [arm for arm, places in threshold.first.items() if any(places.values())]
     return f"{arrived[0]} only" if len(arrived) == 1 else "" if arrived else "not reached"
 
 
-def _ends(threshold: ThresholdReport, against: str, scale: float) -> tuple[float, float] | None:
-    """Return the median crossings of baseline and w2s over all seeds; None unless both are known."""
-    ends = [median_crossing(threshold, arm, against) for arm in STUDENT_ARMS]
-    known = [bounds.low / scale for bounds in ends if bounds is not None and bounds.high == bounds.low]
-    return (known[0], known[1]) if len(known) == len(ends) else None
+def _ends(threshold: ThresholdReport, report: Report, against: str, scale: float) -> tuple[tuple[str, float], ...]:
+    """Return the colour and the median crossing of every arm; nothing unless all arms are known to cross."""
+    seeds = set.intersection(*(set(crossings) for crossings in threshold.first.values()))
+    looks, ends = _looks(report), []
+    for arm in threshold.first:
+        bounds = median_crossing(threshold, arm, against, sorted(seeds))
+        if bounds is None or bounds.high > bounds.low:
+            return ()
+        ends.append((looks[arm]["color"], bounds.low / scale))
+    return tuple(ends) if len(ends) > 1 else ()
 
 
 def _limit(axes: "Axes", report: Report, lines: Sequence[_Line], labels: Sequence[_Label], *, all_values: bool) -> None:
@@ -260,8 +279,9 @@ def _mark_levels(axes: "Axes", labels: Sequence[_Label], named: bool) -> None:
     for label, height in zip(inside, heights, strict=True):
         axes.axhline(label.level, color=_MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         if label.ends:
-            axes.plot(label.ends, [label.level] * 2, color=_INK, linewidth=1.4, zorder=4)
-            for x, colour in zip(label.ends, COLOURS.values(), strict=True):
+            places = [x for _, x in label.ends]
+            axes.plot([min(places), max(places)], [label.level] * 2, color=_INK, linewidth=1.4, zorder=4)
+            for colour, x in label.ends:
                 axes.plot(x, label.level, marker="o", markersize=5.5, color=colour, markeredgecolor="white", zorder=6)
         beside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "center"}
         axes.annotate(label.ratio, (1, height), (5, 0), weight="bold" if label.ends else "normal", size=11, **beside)
@@ -288,18 +308,22 @@ def _head(figure: "Figure", report: Report) -> None:
     from matplotlib.lines import Line2D
 
     handles = []
-    for arm, colour in COLOURS.items():
+    for arm, look in _looks(report).items():
         seeds = sum(run.arm == arm for run in report.runs)
         text = f"{arm}, median of {seeds}" if seeds > 1 else f"{arm}, {seeds} seed{'s' if seeds != 1 else ''}"
-        handles.append(Line2D([], [], color=colour, linewidth=2.6, label=text))
+        handles.append(Line2D([], [], linewidth=2.6, label=text, **look))
     if _teachers(report):
         handles.append(Line2D([], [], label="teacher", **_TEACHER))
     if any(run.distillation_off for run in report.runs):
-        look: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 7, "markerfacecolor": "white"}
-        handles.append(Line2D([], [], color=COLOURS[HELPED], label="distillation off", **look))
-    look = {"marker": "o", "markersize": 5, "linewidth": 1.4, "markeredgecolor": "white"}
-    handles.append(Line2D([], [], color=_INK, label="between crossings", **look))
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=10.5)
+        ended = {run.arm for run in report.runs if run.distillation_off}
+        colour = _looks(report)[ended.pop()]["color"] if len(ended) == 1 else _INK
+        mark: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 7, "markerfacecolor": "white"}
+        handles.append(Line2D([], [], color=colour, label="distillation off", **mark))
+    mark = {"marker": "o", "markersize": 5, "linewidth": 1.4, "markeredgecolor": "white"}
+    handles.append(Line2D([], [], color=_INK, label="between crossings", **mark))
+    rows = 1 + (len(handles) > _MOST_IN_A_ROW)
+    columns = math.ceil(len(handles) / rows)
+    figure.legend(handles=handles, loc="outside upper right", ncols=columns, frameon=False, fontsize=10.5)
     figure.suptitle(report.name, x=0.012, ha="left", size=13, weight="bold")
 
 

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from w2skd.errors import RunDirError
-from w2skd.recipe.arms import HELPED, REFERENCE, TEACHER
+from w2skd.recipe.arms import TEACHER, Arm
 from w2skd.recipe.evaluation import Metric
 from w2skd.recipe.load import RecipeTypes
 from w2skd.recipe.schema import Recipe
 from w2skd.recipe.threshold import Threshold
+from w2skd.records.names import RunName
 from w2skd.records.rundir import RunRecord, find_runs, read_run
 from w2skd.report import units
 from w2skd.report.crossing import best, events, teacher_level, validations
 from w2skd.report.scoring import difference, scoring_of
 
-_EXPECTED = f"{REFERENCE}/seed<n>/ and {HELPED}/seed<n>/ with a status.json each"
+_EXPECTED = "<arm>/seed<n>/ with a status.json for every run"
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,30 @@ class Experiment:
         assert self.runs, "an experiment needs a run"
 
     @property
-    def teacher(self) -> RunRecord | None:
-        """The run that trained the teacher, or None if it is not part of the experiment."""
-        return next((run for run in self.runs if run.arm == TEACHER), None)
+    def teachers(self) -> tuple[RunRecord, ...]:
+        """The runs that trained a teacher; empty if the teacher is not part of the experiment."""
+        return tuple(run for run in self.runs if run.arm == TEACHER)
+
+    @property
+    def reference(self) -> Arm:
+        """The arm that the others are compared with, the first of the recipe's."""
+        return self.recipe.reference
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """All arms in the recipe's order, those without runs included; then arms that other runs' recipes name."""
+        return tuple(dict.fromkeys([*self.recipe.arms, *(run.arm for run in self.students)]))
+
+    @property
+    def others(self) -> tuple[Arm, ...]:
+        """All arms but the reference that have runs; all arms of the recipe if none has."""
+        others = [arm for arm in self.arms if arm != self.reference]
+        return tuple(arm for arm in others if self.arm(arm)) or tuple(others)
+
+    @property
+    def helped(self) -> dict[str, RunRecord]:
+        """The runs of the full length that a teacher helps, by label."""
+        return {label(run): run for run in self.students if run.helped()}
 
     @property
     def recipe(self) -> Recipe:
@@ -43,8 +65,8 @@ class Experiment:
 
     @property
     def students(self) -> tuple[RunRecord, ...]:
-        """All runs except the teacher's."""
-        return tuple(run for run in self.runs if run.arm != TEACHER)
+        """All runs of the full length except the teachers'."""
+        return tuple(run for run in self.runs if run.arm != TEACHER and run.length == 1.0)
 
     @property
     def metric(self) -> Metric:
@@ -61,9 +83,16 @@ class Experiment:
         """Scoring settings that all student runs share; empty for tasks without such settings."""
         return scoring_of((*self.students, *self.runs)[0])
 
+    def reference_of(self, run: RunRecord) -> RunRecord | None:
+        """Return the reference run with a run's seed and length; None if there is none, or if the run is one."""
+        if run.arm in (TEACHER, self.reference):
+            return None
+        same = (self.reference, run.seed, run.length)
+        return next((one for one in self.runs if (one.arm, one.seed, one.length) == same), None)
+
     def arm(self, name: str) -> dict[int, RunRecord]:
-        """Return the runs of an arm by seed."""
-        return {run.seed: run for run in self.runs if run.arm == name}
+        """Return an arm's runs of the full length by seed."""
+        return {run.seed: run for run in self.students if run.arm == name}
 
 
 @dataclass(frozen=True)
@@ -77,32 +106,41 @@ class Level:
 
 def label(run: RunRecord) -> str:
     """Return a run's path within its experiment."""
-    return TEACHER if run.arm == TEACHER else f"{run.arm}/seed{run.seed}"
+    numbered = run.arm != TEACHER or run.path.name != TEACHER
+    return str(RunName(run.arm, run.seed if numbered else None, run.length))
 
 
 def read_experiment(path: Path, types: RecipeTypes) -> Experiment:
     """Read all runs of an experiment, finished or not.
 
     Raises:
-        RunDirError: `path` is missing, is a single run, or holds no baseline or w2s run; a run is damaged; or two runs
-            were scored differently. The teacher's own run is exempt: its curve enters no number, since every w2s
-            run evaluates its teacher as it evaluates its student.
+        RunDirError: `path` is missing, is a single run, or holds no run of a student; a run is damaged; or two runs
+            were scored differently or name different reference arms. A teacher's own run is exempt: its curve enters no
+            number, since every helped run evaluates its teacher as it evaluates its student.
     """
     if not path.is_dir():
         raise RunDirError(f"{path}: no such folder; expected an experiment with {_EXPECTED}")
     if (path / "status.json").exists():
-        above = path.resolve().parent if path.resolve().name == TEACHER else path.resolve().parent.parent
+        above = next((one for one in path.resolve().parents if RunName.parse(path.resolve().relative_to(one))), path)
         raise RunDirError(f"{path}: a single run; pass its experiment: {above}")
-    runs = tuple(read_run(run.within(path), types) for run in find_runs(path))
+    runs = _in_order([read_run(run.within(path), types) for run in find_runs(path)])
     if any(run.arm != TEACHER for run in runs):
         found = Experiment(runs)
-        _check_scored_alike(path, found.students)
+        _check_scored_alike(path, [run for run in runs if run.arm != TEACHER])
+        _check_one_reference(path, [run for run in runs if run.arm != TEACHER])
         return found
     if runs:
         raise RunDirError(f"{path}: holds only a teacher; expected {_EXPECTED}")
     if any(path.glob("seed*/status.json")):
         raise RunDirError(f"{path}: one arm of an experiment; pass the experiment: {path.resolve().parent}")
     raise RunDirError(f"{path}: holds no runs; expected {_EXPECTED}")
+
+
+def _in_order(runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
+    """Sort runs by the order of the arms in the recipe, teachers first."""
+    students = [run for run in runs if run.arm != TEACHER]
+    arms = [TEACHER, *(students[0].recipe.arms if students else ())]
+    return tuple(sorted(runs, key=lambda run: arms.index(run.arm) if run.arm in arms else len(arms)))
 
 
 def _check_scored_alike(path: Path, runs: Sequence[RunRecord]) -> None:
@@ -112,6 +150,16 @@ def _check_scored_alike(path: Path, runs: Sequence[RunRecord]) -> None:
         if found is not None:
             what = found.between(label(first), label(run))
             raise RunDirError(f"{path}: runs are scored differently and cannot be compared: {what}")
+
+
+def _check_one_reference(path: Path, runs: Sequence[RunRecord]) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        if run.recipe.reference != first.recipe.reference:
+            raise RunDirError(
+                f"{path}: runs name different reference arms, the first of their recipes: {first.recipe.reference} in "
+                f"{label(first)}, {run.recipe.reference} in {label(run)}"
+            )
 
 
 def resolve(threshold: Threshold, experiment: Experiment) -> Level:
@@ -127,9 +175,10 @@ def resolve(threshold: Threshold, experiment: Experiment) -> Level:
     of_teacher = threshold.of == "teacher"
     if of_teacher and (doubt := teacher_doubt(experiment)) is not None:
         return Level(threshold, None, f"the teacher's {doubt}")
-    levels = teacher_levels(experiment) if of_teacher else baseline_bests(experiment)
+    levels = teacher_levels(experiment) if of_teacher else best_scores(experiment, threshold.of)
     if not levels:
-        return Level(threshold, None, (_no_teacher_level if of_teacher else _no_baseline_best)(experiment))
+        why = _no_teacher_level(experiment) if of_teacher else _no_best(experiment, threshold.of)
+        return Level(threshold, None, why)
     reference = statistics.median(levels.values())
     share = threshold.share
     if reference <= 0 and share != 1:  # a KID, an unbiased estimate, may be a little below 0
@@ -144,15 +193,15 @@ def resolve_all(thresholds: Iterable[Threshold], experiment: Experiment) -> list
     return [resolve(threshold, experiment) for threshold in dict.fromkeys(thresholds)]
 
 
-def teacher_levels(experiment: Experiment) -> dict[int, float]:
-    """Return the teacher's level by seed, as each w2s run measured it."""
-    levels = {seed: teacher_level(run.rows, experiment.metric) for seed, run in experiment.arm(HELPED).items()}
-    return {seed: level for seed, level in levels.items() if level is not None}
+def teacher_levels(experiment: Experiment) -> dict[str, float]:
+    """Return the teacher's level as each helped run measured it, by the run's label."""
+    levels = {name: teacher_level(run.rows, experiment.metric) for name, run in experiment.helped.items()}
+    return {name: level for name, level in levels.items() if level is not None}
 
 
-def baseline_bests(experiment: Experiment) -> dict[int, float]:
-    """Return the best score of each baseline by seed."""
-    scores = {seed: best(run.rows, experiment.metric) for seed, run in experiment.arm(REFERENCE).items()}
+def best_scores(experiment: Experiment, arm: Arm) -> dict[int, float]:
+    """Return the best score of each run of an arm by seed."""
+    scores = {seed: best(run.rows, experiment.metric) for seed, run in experiment.arm(arm).items()}
     return {seed: score.value for seed, score in scores.items() if score is not None}
 
 
@@ -163,26 +212,40 @@ def teacher_doubt(experiment: Experiment) -> str | None:
 
 
 def _no_teacher_level(experiment: Experiment) -> str:
-    if any(events(run.rows, "teacher") for run in experiment.arm(HELPED).values()):
+    if any(events(run.rows, "teacher") for run in experiment.helped.values()):
         return f"the teacher was measured, but its {experiment.metric.name} is not finite"
-    return f"no {HELPED} run has evaluated its teacher yet"
+    helped = [arm for arm in experiment.arms if experiment.recipe.helps(arm)]
+    return f"no {' or '.join(helped) or 'helped'} run has evaluated its teacher yet"
 
 
-def _no_baseline_best(experiment: Experiment) -> str:
-    if any(validations(run.rows) for run in experiment.arm(REFERENCE).values()):
-        return f"the baseline was validated, but its {experiment.metric.name} was never finite"
-    return f"no {REFERENCE} run has a validation yet"
+def _no_best(experiment: Experiment, arm: Arm) -> str:
+    if any(validations(run.rows) for run in experiment.arm(arm).values()):
+        return f"the {arm} was validated, but its {experiment.metric.name} was never finite"
+    return f"no {arm} run has a validation yet"
 
 
 def teacher_is_ours(experiment: Experiment) -> bool:
-    """Return whether the w2s runs used the teacher that this experiment trained, according to the records."""
-    if experiment.teacher is None:
+    """Return whether the helped runs used teachers that this experiment trained, according to the records."""
+    if not experiment.teachers:
         return False
-    made = {event.details.get("fingerprint") for event in events(experiment.teacher.rows, "finished")}
-    runs = experiment.arm(HELPED).values()
-    used = {event.details.get("fingerprint") for run in runs for event in events(run.rows, "teacher")}
-    others_used = made and None not in made and used - made - {None}
+    made = {_fingerprint(teacher, "finished") for teacher in experiment.teachers}
+    runs = experiment.helped.values()
+    used = {_fingerprint(run, "teacher") for run in runs}
+    others_used = None not in made and used - made - {None}
     return all(_inside(run) for run in runs) and not others_used
+
+
+def teacher_of(run: RunRecord, experiment: Experiment) -> RunRecord | None:
+    """Return the run that trained a run's teacher; the only one of the experiment if the records do not tell."""
+    used = _fingerprint(run, "teacher")
+    made = [one for one in experiment.teachers if used is not None and _fingerprint(one, "finished") == used]
+    candidates = made or (experiment.teachers if len(experiment.teachers) == 1 else ())
+    return next(iter(candidates), None)
+
+
+def _fingerprint(run: RunRecord, event: str) -> Any:
+    found = (one.details.get("fingerprint") for one in events(run.rows, event))
+    return next((fingerprint for fingerprint in found if fingerprint is not None), None)
 
 
 def gap(teacher: float, level: float, metric: Metric) -> float | None:
@@ -205,7 +268,7 @@ def _inside(run: RunRecord) -> bool:
     checkpoint = run.recipe.teacher.checkpoint
     if checkpoint is None:
         return True
-    experiment = run.path.resolve().parent.parent
+    experiment = run.path.resolve().parents[label(run).count("/")]
     parts = checkpoint.parts
     return (experiment / TEACHER) in (checkpoint.resolve(), *checkpoint.resolve().parents) or (
         (experiment.name, TEACHER) in pairwise(parts)

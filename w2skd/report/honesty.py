@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS
 from w2skd.recipe.flat import flatten, select
 from w2skd.records.rundir import RunRecord
 from w2skd.report import units
@@ -12,7 +11,7 @@ from w2skd.report.crossing import events
 from w2skd.report.experiment import Experiment, label, teacher_is_ours, teacher_levels
 from w2skd.report.scoring import difference, scoring_of
 
-_NOT_COMPARED = frozenset({"name", "seed", "teacher", "distill", "report"})
+_NOT_COMPARED = frozenset({"name", "seed", "teacher", "distill", "arms", "lengths", "report"})
 """Sections that may differ between the arms. Scoring sections are not compared either, because runs that are scored
 differently are refused when the experiment is read."""
 _LOCATIONS = ("data.root", "data.download")
@@ -27,6 +26,7 @@ _DATA_WORDS = {
 }
 """Keys of `_comparable` that are no recipe's -> words."""
 
+_OWN_SCORES = "the teacher's own run was scored differently, so its best and final values are not comparable"
 _HARDWARE = ("device", "device_name", "threads", "ranks")
 _SOFTWARE = ("w2skd", "commit", "torch")
 _ENOUGH_SEEDS = 3
@@ -41,10 +41,11 @@ def warnings(experiment: Experiment) -> Iterator[str]:
 def breaking_differences(runs: Sequence[RunRecord], allowed: Collection[str] = ()) -> Iterator[str]:
     """Yield one line for every setting that differs between runs and breaks their comparison.
 
-    These are the training settings, the data and the initial weights.
+    These are the training settings, the data and the initial weights. What an arm of the recipe sets is part of that
+    arm: such a setting is only compared between its own runs, and between the runs of all arms that do not set it.
 
     Args:
-        runs: of both arms.
+        runs: of all arms.
         allowed: keys that may differ.
     """
     for key, line in _differences_by_key(runs, _comparable):
@@ -57,6 +58,12 @@ def _comparable(run: RunRecord) -> dict[str, Any]:
     """Return everything that runs must share to be compared."""
     values = select(_trained(run), [*_trained(run)], run.recipe.speed_only)
     return values | _data_hashes(run) | {"init_from": run.environment.get("init_from")}
+
+
+def _own(run: RunRecord, key: str) -> str:
+    """Return the arm if its section of the recipe sets this key, else an empty string."""
+    section = run.recipe.arms.get(run.arm)
+    return run.arm if section is not None and select({key: None}, [*section.overrides]) else ""
 
 
 def _data_hashes(run: RunRecord) -> dict[str, str]:
@@ -73,18 +80,19 @@ def _recipes(experiment: Experiment) -> Iterator[str]:
     """Yield differences in training, distillation and report settings."""
     for line in _differences(experiment.students, _trained):
         yield f"training settings differ between runs: {line}"
-    w2s = list(experiment.arm(HELPED).values())
-    for line in _differences(w2s, lambda run: _sections(run, ("distill", "teacher"))):
-        yield f"distillation settings differ between w2s runs: {line}"
+    for arm in experiment.others:
+        helped = [run for run in experiment.arm(arm).values() if run.helped()]
+        sections = ("distill", "teacher") if helped and helped[0].helped("distill") else ("teacher",)
+        for line in _differences(helped, lambda run, names=sections: _sections(run, names)):  # type: ignore[misc]
+            yield f"distillation settings differ between {arm} runs: {line}"
     first = experiment.students[0]
     for line in _differences(experiment.students, lambda run: _sections(run, ("report",))):
         yield f"report settings differ, those of {label(first)} are used: {line}"
 
 
 def _data(experiment: Experiment) -> Iterator[str]:
-    if experiment.teacher is not None:
-        for line in _differences((experiment.teacher, experiment.students[0]), _training_data):
-            yield f"training data differ between runs: {line}"
+    for line in _differences((*experiment.teachers, experiment.students[0]), _training_data):
+        yield f"training data differ between runs: {line}"
     for line in _differences(experiment.students, lambda run: {"init_from": run.environment.get("init_from")}):
         yield f"initial weights differ between runs: {line}"
 
@@ -108,24 +116,31 @@ def _unfinished(experiment: Experiment) -> Iterator[str]:
 
 
 def _seeds(experiment: Experiment) -> Iterator[str]:
-    baseline, w2s = (set(experiment.arm(name)) for name in STUDENT_ARMS)
-    for name, lonely in ((REFERENCE, baseline - w2s), (HELPED, w2s - baseline)):
-        if lonely:
-            seeds = "seed" if len(lonely) == 1 else "seeds"
-            yield f"{seeds} {_list(sorted(lonely))} in the {name} arm only: excluded from every speed-up"
-    pairs = len(baseline & w2s)
-    if pairs == 1:
-        yield "a single seed: the spread between seeds is unknown"
-    elif 1 < pairs < _ENOUGH_SEEDS:
-        yield f"{pairs} seeds only: at least {_ENOUGH_SEEDS} are needed to judge the spread"
+    theirs = set(experiment.arm(experiment.reference))
+    counts: dict[int, list[str]] = {}
+    reference = experiment.reference
+    for arm in experiment.others:
+        ours = set(experiment.arm(arm))
+        for name, other, lonely in ((reference, arm, theirs - ours), (arm, reference, ours - theirs)):
+            if lonely:
+                seeds = "seed" if len(lonely) == 1 else "seeds"
+                where = f"in the {name} arm only" if len(experiment.others) == 1 else f"in {name}, but not in {other}"
+                yield f"{seeds} {_list(sorted(lonely))} {where}: excluded from every speed-up"
+        counts.setdefault(len(theirs & ours), []).append(arm)
+    for pairs, arms in counts.items():
+        prefix = "" if len(counts) == 1 else f"{', '.join(arms)}: "
+        if pairs == 1:
+            yield f"{prefix}a single seed: the spread between seeds is unknown"
+        elif 1 < pairs < _ENOUGH_SEEDS:
+            yield f"{prefix}{pairs} seeds only: at least {_ENOUGH_SEEDS} are needed to judge the spread"
 
 
 def _teachers(experiment: Experiment) -> Iterator[str]:
     levels = teacher_levels(experiment)
-    if len(set(levels.values())) > 1:
-        shown = ", ".join(f"{units.level(level, experiment.metric)} (seed {seed})" for seed, level in levels.items())
-        yield f"teacher levels differ between w2s runs: {shown}; the median is used"
-    for run in experiment.arm(HELPED).values():
+    if len(set(levels.values())) > max(1, len(experiment.teachers)):
+        shown = ", ".join(f"{units.level(level, experiment.metric)} ({name})" for name, level in levels.items())
+        yield f"teacher levels differ between runs: {shown}; the median is used"
+    for run in experiment.helped.values():
         for event in events(run.rows, "teacher"):
             if "data_fingerprint" not in event.details:  # records of older versions
                 continue
@@ -135,18 +150,17 @@ def _teachers(experiment: Experiment) -> Iterator[str]:
                 yield f"the training data of {label(run)}'s teacher are not recorded: {outside}"
             elif learned_from.partition("/")[0] != _training_data(run).get("training_data"):
                 yield f"the teacher of {label(run)} was trained on other data, which explain part of its accuracy"
-    if experiment.arm(HELPED) and not teacher_is_ours(experiment):
-        why = "it was not trained in this experiment" if experiment.teacher else "its run is not in this experiment"
+    if experiment.helped and not teacher_is_ours(experiment):
+        why = "it was not trained in this experiment" if experiment.teachers else "its run is not in this experiment"
         yield f"the teacher's training cost is not in this report: {why}"
 
 
 def _own_scores_of_teacher(experiment: Experiment) -> Iterator[str]:
-    if experiment.teacher is None:
-        return
-    found = difference(scoring_of(experiment.teacher), experiment.scoring)
-    if found is not None:
-        what = found.between(label(experiment.teacher), label(experiment.students[0]))
-        yield f"the teacher's own run was scored differently, so its best and final values are not comparable: {what}"
+    for teacher in experiment.teachers:
+        found = difference(scoring_of(teacher), experiment.scoring)
+        if found is not None:
+            what = found.between(label(teacher), label(experiment.students[0]))
+            yield f"{_OWN_SCORES}: {what}"
 
 
 def _incidents(experiment: Experiment) -> Iterator[str]:
@@ -193,15 +207,17 @@ def _differences_by_key(
     runs: Sequence[RunRecord], values: Callable[[RunRecord], dict[str, Any]]
 ) -> Iterator[tuple[str, str]]:
     """Yield key and line for every key whose value differs between runs; runs without the key are skipped."""
-    described = [(label(run), values(run)) for run in runs]
+    described = [(run, values(run)) for run in runs]
     for key in dict.fromkeys(key for _, found in described for key in found):
-        holders: dict[str, list[str]] = {}
-        for name, found in described:
+        holders: dict[str, dict[str, list[str]]] = {}
+        for run, found in described:
             if key in found:
-                holders.setdefault(json.dumps(found[key], sort_keys=True), []).append(name)
-        if len(holders) > 1:
-            places = ", ".join(f"{_plain(value)} in {_names(names)}" for value, names in holders.items())
-            yield key, f"{key} is {places}"
+                by_value = holders.setdefault(_own(run, key), {})
+                by_value.setdefault(json.dumps(found[key], sort_keys=True), []).append(label(run))
+        for by_value in holders.values():
+            if len(by_value) > 1:
+                places = ", ".join(f"{_plain(value)} in {_names(names)}" for value, names in by_value.items())
+                yield key, f"{key} is {places}"
 
 
 def _trained(run: RunRecord) -> dict[str, Any]:

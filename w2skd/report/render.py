@@ -12,13 +12,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from w2skd.platform.files import write_atomically, writing
-from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS
+from w2skd.recipe.arms import Arm
 from w2skd.recipe.load import RecipeTypes
 from w2skd.recipe.threshold import Threshold
 from w2skd.records.rows import SEGMENTS
 from w2skd.report import units
 from w2skd.report.censored import Bounds, median_crossing
-from w2skd.report.contract import QUANTITIES, Report, RunReport, Spread, ThresholdReport
+from w2skd.report.contract import QUANTITIES, Comparison, Report, RunReport, Spread, ThresholdReport
 from w2skd.report.curves import draw_curves as draw_curves
 from w2skd.report.render_summary import when
 from w2skd.report.scoring import in_one_line
@@ -36,7 +36,7 @@ _SHOW = {
 _TITLES = {"epochs": "epochs", "steps": "steps", "examples": "examples", "seconds": "training time", "flops": "FLOPs"}
 _WITH_TEACHER = "  including teacher training"
 
-_MEDIAN_HEAD = ("median", *STUDENT_ARMS, "speed-up", "over seeds")
+_ARMS_HEAD = ("arm", "reached", "speed-up", "over seeds", "between validations", "time", "FLOPs")
 _RUN_HEAD = ("run", "best", "final", "state", "time", "teacher", "distilled until")
 _NUMBERS_ONLY = re.compile(r'[\[{]\n(?:\s*(?:"\w+": )?(?:null|-?[\d.eE+-]+),?\n)+\s*[\]}]')
 """An object or array of plain numbers, as `json.dumps` indents it; JSON strings contain no line breaks."""
@@ -49,7 +49,7 @@ _RATIOS = (
 _MEASURED = (
     "A threshold counts as reached at the first validation at the level. Training time excludes validations and "
     "checkpoints; FLOPs are 3 forward passes of the student per example, and 1 of the teacher while distilling. "
-    "*Including teacher training* adds the whole training of the teacher to every w2s run. "
+    "*Including teacher training* adds the whole training of its teacher to every run that a teacher helps. "
     f"{_RATIOS}"
 )
 
@@ -70,25 +70,49 @@ def as_terminal(report: Report) -> RenderableType:
     parts: list[RenderableType] = [Text(report.name, "bold"), Text(_about(report), "dim")]
     if report.scoring:
         parts.append(Text(_scored(report), "dim"))
-    if any(len(threshold.pairs) > 1 for threshold in report.thresholds):
+    if any(len(found.pairs) > 1 for threshold in report.thresholds for found in threshold.arms.values()):
         parts.append(Text(_RATIOS, "dim"))
     for threshold in report.thresholds:
         parts += ["", Text(_title(threshold, report), "bold")]
-        if threshold.pairs:
-            coloured = threshold.shown != "no difference"
-            parts.append(table(_MEDIAN_HEAD, _median_rows(threshold, report), coloured=coloured))
-            parts += [Text(f" {line}", "dim") for line in [_grid_line(threshold)] if line is not None]
-        if threshold.value is not None and (len(threshold.seeds) > 1 or not threshold.pairs):
-            parts += [""] if threshold.pairs else []
-            rows = _seed_rows(threshold, report.unit)
-            parts.append(table(_seed_head(report.unit), rows, coloured=threshold.shown != "no difference"))
+        parts += _threshold_parts(threshold, report)
     parts += ["", Text("Runs", "bold"), table(_RUN_HEAD, _run_rows(report))]
     if report.warnings:
         parts += ["", Text("Caveats", "bold yellow")]
         parts += [bullet(warning, "yellow") for warning in report.warnings]
     parts += ["", Text("Result", "bold")]
-    parts += [bullet(f"{_title(threshold, report)}: {threshold.verdict}") for threshold in report.thresholds]
+    parts += [bullet(f"{title}: {summary}") for title, summary in _results(report)]
     return Group(*parts)
+
+
+def _results(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield the title and the result of every comparison."""
+    for threshold in report.thresholds:
+        for arm, found in threshold.arms.items():
+            title = _title(threshold, report)
+            yield title if len(threshold.arms) == 1 else f"{arm}, {title}", found.summary
+
+
+def _threshold_parts(threshold: ThresholdReport, report: Report) -> Iterator[RenderableType]:
+    """Yield the tables of one threshold for the terminal."""
+    coloured = any(found.verdict != "no difference" for found in threshold.arms.values())
+    only = _only(threshold)
+    if only is not None and threshold.arms[only].pairs:
+        yield table(_median_head(report, only), _median_rows(threshold, report, only), coloured=coloured)
+        if (line := _grid_line(threshold.arms[only])) is not None:
+            yield Text(f" {line}", "dim")
+    elif only is None and threshold.value is not None:
+        yield table(_ARMS_HEAD, _arm_rows(threshold, report), coloured=coloured)
+    crossed = any(found.pairs for found in threshold.arms.values())
+    seeds = {seed for found in threshold.arms.values() for seed in found.seeds}
+    if threshold.value is not None and (len(seeds) > 1 or not crossed):
+        if crossed:
+            yield ""
+        yield table(_seed_head(threshold, report), _seed_rows(threshold, report), coloured=coloured)
+
+
+def _only(threshold: ThresholdReport) -> Arm | None:
+    """Return the arm that is compared with the reference if there is only one."""
+    return next(iter(threshold.arms)) if len(threshold.arms) == 1 else None
 
 
 def as_markdown(report: Report) -> str:
@@ -105,7 +129,7 @@ def write_report(
     """Build the report and write ``report.json``, ``report.md`` and ``curves.png`` under ``<experiment>/report/``.
 
     Args:
-        experiment: the folder that holds ``baseline/`` and ``w2s/``.
+        experiment: the folder that holds one folder per arm.
         types: value of ``task`` -> type of the recipe.
         thresholds: used instead of the recipe's.
         allow_different: see `build_report`.
@@ -125,12 +149,14 @@ def write_report(
 
 
 def _markdown_lines(report: Report) -> Iterator[str]:
-    yield from (f"# {_escape(report.name)}: {REFERENCE} against {HELPED}", "", f"{_escape(_about(report))}.", "")
+    arms = " against ".join(report.arms) if len(report.arms) == 2 else f"{len(report.arms)} arms"
+    yield from (f"# {_escape(report.name)}: {arms}", "", f"{_escape(_about(report))}.", "")
+    if any(arm.note for arm in report.arms.values()):
+        yield from (*(f"- {_escape(_arm_line(name, report))}" for name in report.arms), "")
     if report.scoring:
         yield from (f"{_escape(_scored(report))}.", "")
     yield from (f"![{report.metric.name} of every run](curves.png)", "")
-    for threshold in report.thresholds:
-        yield from (f"- **{_escape(_title(threshold, report))}**: {_escape(threshold.verdict)}",)
+    yield from (f"- **{_escape(title)}**: {_escape(summary)}" for title, summary in _results(report))
     if report.warnings:
         yield from ("", "## Caveats", "", *(f"- {_escape(warning)}" for warning in report.warnings))
     for threshold in report.thresholds:
@@ -145,26 +171,37 @@ def _threshold_markdown(threshold: ThresholdReport, report: Report) -> Iterator[
     if threshold.value is None:
         yield f"Unknown: {_escape(threshold.reason or '')}."
         return
-    if threshold.pairs:
-        yield from (*_markdown_table(_MEDIAN_HEAD, _median_rows(threshold, report)), "")
-        if (line := _grid_line(threshold)) is not None:
+    only = _only(threshold)
+    if only is not None and threshold.arms[only].pairs:
+        found = threshold.arms[only]
+        yield from (*_markdown_table(_median_head(report, only), _median_rows(threshold, report, only)), "")
+        if (line := _grid_line(found)) is not None:
             yield from (f"{line[0].upper()}{line[1:]}.", "")
-    head = (*_seed_head(report.unit), "between validations")
-    yield from _markdown_table(head, _seed_rows(threshold, report.unit, interval=True))
+    elif only is None:
+        yield from (*_markdown_table(_ARMS_HEAD, _arm_rows(threshold, report)), "")
+    head = (*_seed_head(threshold, report), *(["between validations"] if only else []))
+    yield from _markdown_table(head, _seed_rows(threshold, report, interval=True))
     if threshold.note:
         yield from ("", f"Note: {_escape(threshold.note)}.")
 
 
 def _pictures(report: Report) -> Iterator[str]:
-    """Yield the last pictures of both arms side by side, for the first seed that has both."""
+    """Yield the last pictures of all arms side by side, for the first seed of which every arm has one."""
     pictures = {(run.arm, run.seed): run for run in report.runs if run.picture is not None}
-    for (arm, seed), baseline in pictures.items():
-        w2s = pictures.get((HELPED, seed))
-        if arm == REFERENCE and w2s is not None:
-            head = [run.run for run in (baseline, w2s)]
-            shown = [f"![{run.run}](../{run.picture})" for run in (baseline, w2s)]
-            yield from ("", "## Model outputs", "", *_markdown_table(head, iter([shown])))
+    for seed in sorted({seed for _, seed in pictures}):
+        found = [pictures.get((arm, seed)) for arm in report.arms]
+        runs = [run for run in found if run is not None]
+        if len(runs) == len(found):
+            shown = [f"![{run.run}](../{run.picture})" for run in runs]
+            yield from ("", "## Model outputs", "", *_markdown_table([run.run for run in runs], iter([shown])))
             return
+
+
+def _arm_line(name: Arm, report: Report) -> str:
+    """Return what an arm is, in one line."""
+    arm = report.arms[name]
+    how = {(): "no help", ("distill",): "distilled", ("grow",): "grown"}.get(arm.help, " and ".join(arm.help))
+    return f"{name}: {arm.note or how}" + (" (the reference)" if name == report.reference else "")
 
 
 def _about(report: Report) -> str:
@@ -172,7 +209,8 @@ def _about(report: Report) -> str:
     parts = [f"{report.metric.name}, {'higher' if report.metric.higher_is_better else 'lower'} is better"]
     teacher = report.teacher
     if teacher is not None:
-        text = f"teacher {units.level(teacher.level, report.metric)}" if teacher.level is not None else "teacher"
+        noun = "teacher" if teacher.count == 1 else f"{teacher.count} teachers, median"
+        text = f"{noun} {units.level(teacher.level, report.metric)}" if teacher.level is not None else noun
         cost = ", ".join(
             shown(value)
             for shown, value in ((units.duration, teacher.seconds), (units.flops, teacher.flops))
@@ -201,22 +239,43 @@ def _title(threshold: ThresholdReport, report: Report) -> str:
     return units.threshold(threshold.name, threshold.value, report.metric)
 
 
-def _median_rows(threshold: ThresholdReport, report: Report) -> Iterator[Cells]:
+def _median_head(report: Report, arm: Arm) -> Cells:
+    return ("median", report.reference, arm, "speed-up", "over seeds")
+
+
+def _median_rows(threshold: ThresholdReport, report: Report, arm: Arm) -> Iterator[Cells]:
     """Yield medians over the seeds of both arms, the experiment's unit first; late runs count as never crossing."""
-    teacher = report.teacher
+    teacher, found = report.teacher, threshold.arms[arm]
     for quantity in sorted(QUANTITIES, key=lambda name: name != f"{report.unit}s"):
         attribute = QUANTITIES[quantity]
-        baseline, w2s = (median_crossing(threshold, arm, attribute) for arm in STUDENT_ARMS)
-        if baseline is None and w2s is None:
+        theirs, ours = (median_crossing(threshold, one, attribute, found.seeds) for one in (report.reference, arm))
+        if theirs is None and ours is None:
             continue
         show = _SHOW[quantity]
-        spread = threshold.speedup_over_seeds[quantity]
-        yield (_TITLES[quantity], _median_cell(baseline, show), _median_cell(w2s, show), *_spread_cells(spread))
-        charged = threshold.speedup_with_teacher_over_seeds.get(quantity)
-        if charged and teacher and w2s is not None:
+        spread = found.speedup_over_seeds[quantity]
+        yield (_TITLES[quantity], _median_cell(theirs, show), _median_cell(ours, show), *_spread_cells(spread))
+        charged = found.speedup_with_teacher_over_seeds.get(quantity)
+        if charged and teacher and ours is not None:
             cost = getattr(teacher, attribute)
-            total = Bounds(w2s.low + cost, w2s.high + cost)
-            yield (_WITH_TEACHER, _median_cell(baseline, show), _median_cell(total, show), *_spread_cells(charged))
+            total = Bounds(ours.low + cost, ours.high + cost)
+            yield (_WITH_TEACHER, _median_cell(theirs, show), _median_cell(total, show), *_spread_cells(charged))
+
+
+def _arm_rows(threshold: ThresholdReport, report: Report) -> Iterator[Cells]:
+    """Yield one row per arm: where it reaches the level, and how much sooner than the reference."""
+    attribute, show = report.unit, _SHOW[f"{report.unit}s"]
+    reference = report.reference
+    place = median_crossing(threshold, reference, attribute, sorted(threshold.first[reference]))
+    yield (reference, _median_cell(place, show), *[""] * (len(_ARMS_HEAD) - 2))
+    for arm, found in threshold.arms.items():
+        place = median_crossing(threshold, arm, attribute, sorted(threshold.first[arm]))
+        over = found.speedup_over_seeds
+        grid = units.NONE if found.grid_interval is None else units.between(found.grid_interval)
+        ratios = [units.median(over[name]) for name in ("seconds", "flops")]
+        yield (arm, _median_cell(place, show), *_spread_cells(over[f"{report.unit}s"]), grid, *ratios)
+        if charged := found.speedup_with_teacher_over_seeds.get("flops"):
+            seconds = found.speedup_with_teacher_over_seeds.get("seconds")
+            yield (_WITH_TEACHER, *[""] * 4, units.median(seconds), units.median(charged))
 
 
 def _median_cell(bounds: Bounds | None, show: Callable[[float | None], str]) -> str:
@@ -232,25 +291,29 @@ def _spread_cells(spread: Spread | None) -> Cells:
     return (units.median(spread), over)
 
 
-def _grid_line(threshold: ThresholdReport) -> str | None:
+def _grid_line(found: Comparison) -> str | None:
     """Return what the spacing of the validations leaves open, in one line."""
-    if threshold.grid_interval is None:
+    if found.grid_interval is None:
         return None
-    open_ = f"between validations, the speed-up in epochs is {units.between(threshold.grid_interval)}"
-    return f"{open_}: no difference is shown" if threshold.shown == "no difference" else open_
+    open_ = f"between validations, the speed-up in epochs is {units.between(found.grid_interval)}"
+    return f"{open_}: no difference is shown" if found.verdict == "no difference" else open_
 
 
-def _seed_head(unit: str) -> Cells:
-    return ("seed", *STUDENT_ARMS, f"{unit}s", "time", "FLOPs")
+def _seed_head(threshold: ThresholdReport, report: Report) -> Cells:
+    ratios = (f"{report.unit}s", "time", "FLOPs") if _only(threshold) else ()
+    return ("seed", *threshold.first, *ratios)
 
 
-def _seed_rows(threshold: ThresholdReport, unit: str, interval: bool = False) -> Iterator[Cells]:
+def _seed_rows(threshold: ThresholdReport, report: Report, interval: bool = False) -> Iterator[Cells]:
     """Yield one row per seed: where each arm crossed the level, or its last validation."""
-    for seed in sorted(set(threshold.first[REFERENCE]) | set(threshold.first[HELPED])):
-        crossings = [_crossing_cell(threshold, arm, seed, unit) for arm in STUDENT_ARMS]
-        ratios = [units.ratio(threshold.speedup[name].get(seed)) for name in (f"{unit}s", "seconds", "flops")]
-        cells = (str(seed), *crossings, *ratios)
-        yield (*cells, _interval_cell(threshold.speedup_interval.get(seed))) if interval else cells
+    only, unit = _only(threshold), report.unit
+    for seed in sorted({seed for crossings in threshold.first.values() for seed in crossings}):
+        cells = [str(seed), *(_crossing_cell(threshold, arm, seed, unit) for arm in threshold.first)]
+        if only is not None:
+            found = threshold.arms[only]
+            cells += [units.ratio(found.speedup[name].get(seed)) for name in (f"{unit}s", "seconds", "flops")]
+            cells += [_interval_cell(found.speedup_interval.get(seed))] if interval else []
+        yield cells
 
 
 def _crossing_cell(threshold: ThresholdReport, arm: str, seed: int, unit: str) -> str:
@@ -270,7 +333,7 @@ def _interval_cell(interval: tuple[float, float | None] | None) -> str:
 def _run_rows(report: Report) -> Iterator[Cells]:
     for run in report.runs:
         off = ""
-        if run.arm == HELPED:
+        if run.distills:
             off = "the end" if run.state == "finished" else "now" if run.reached else units.NONE
         if run.distillation_off:
             off = f"{when(run.distillation_off, report.unit)}, {run.distillation_off.reason}"
@@ -280,7 +343,7 @@ def _run_rows(report: Report) -> Iterator[Cells]:
             units.level(run.final.value if run.final else None, report.metric),
             run.state,
             units.duration(run.reached.seconds if run.reached else None),
-            units.share(run.teacher_share) if run.arm == HELPED else "",
+            units.share(run.teacher_share) if run.distills else "",
             off,
         )
 

@@ -3,7 +3,6 @@
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from w2skd.recipe.arms import HELPED, REFERENCE
 from w2skd.recipe.evaluation import Metric
 from w2skd.report import units
 from w2skd.report.crossing import SwitchOff, shown
@@ -15,7 +14,7 @@ from w2skd.report.verdict import not_reached_text
 def summary_as_terminal(summary: CrossingSummary) -> RenderableType:
     """Return where a run crossed its thresholds, for the end of ``w2skd distill``."""
     parts: list[RenderableType] = [Text(f"{summary.run}: {_scores(summary)}", "bold")]
-    if summary.arm == HELPED:
+    if summary.distills:
         teacher = units.level(summary.teacher_level, summary.metric)
         off = (
             _switched_off(summary.distillation_off, summary.metric, summary.unit) or f"on to the end, teacher {teacher}"
@@ -24,10 +23,10 @@ def summary_as_terminal(summary: CrossingSummary) -> RenderableType:
     parts += [Text(f"not compared with {line}", "yellow") for line in summary.left_out]
     if summary.lines:
         other = "step" if summary.unit == "epoch" else "epoch"
-        head = ("threshold", "reached", "time", REFERENCE, "speed-up")
+        head = ("threshold", "reached", "time", summary.reference, "speed-up")
         alone = ("threshold", "reached", other, "time")
         cells = [_summary_cells(line, summary) for line in summary.lines]
-        parts.append(table(head if summary.baseline_run else alone, cells))
+        parts.append(table(head if summary.reference_run else alone, cells))
     return Group(*parts)
 
 
@@ -67,12 +66,12 @@ def _summary_cells(line: SummaryLine, summary: CrossingSummary) -> Cells:
         other = f"{place.step:,}" if unit == "epoch" else units.epochs(place.epoch)
         time = units.duration(place.seconds)
     reached = units.place(place, unit) if place else not_reached_text(summary.last, unit)
-    if summary.baseline_run is None:
+    if summary.reference_run is None:
         return (title, reached, other, time)
-    theirs = not_reached_text(summary.baseline_last, unit)
-    if line.baseline:
-        seconds = line.baseline.seconds
-        theirs = units.place(line.baseline, unit) + (f" ({units.duration(seconds)})" if seconds is not None else "")
+    theirs = not_reached_text(summary.reference_last, unit)
+    if line.theirs:
+        seconds = line.theirs.seconds
+        theirs = units.place(line.theirs, unit) + (f" ({units.duration(seconds)})" if seconds is not None else "")
     return (title, reached, time, theirs, _summary_ratio(line))
 
 

@@ -1,4 +1,4 @@
-"""Compute the report: when each run crossed each threshold, and the speed-up of the w2s runs.
+"""Compute the report: when each run crossed each threshold, and the speed-up of every arm over the reference.
 
 `build_report` reads only an experiment's run directories, so the same directories give the same report.
 """
@@ -8,16 +8,18 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS
+from w2skd.recipe.arms import Arm
 from w2skd.recipe.evaluation import Metric
 from w2skd.recipe.load import RecipeTypes
 from w2skd.recipe.threshold import Threshold
 from w2skd.records.rows import SEGMENTS, TRAINING_SEGMENTS
 from w2skd.records.rundir import RunRecord
-from w2skd.report.censored import Bounds, median_bounds, ratio_bounds, spread
+from w2skd.report.censored import Bounds, crossing_bounds, median_bounds, ratio_bounds, spread
 from w2skd.report.contract import (
     QUANTITIES,
     SCHEMA,
+    ArmReport,
+    Comparison,
     Crossings,
     Curve,
     Report,
@@ -58,9 +60,10 @@ from w2skd.report.experiment import (
     resolve_all,
     teacher_is_ours,
     teacher_levels,
+    teacher_of,
 )
 from w2skd.report.honesty import breaking_differences, warnings
-from w2skd.report.verdict import missing_text, note, threshold_warnings, verdict
+from w2skd.report.verdict import missing_text, note, summary_line, threshold_warnings
 
 
 def build_report(
@@ -72,7 +75,7 @@ def build_report(
     """Read an experiment and compute its report.
 
     Args:
-        experiment: the folder that holds ``baseline/`` and ``w2s/``.
+        experiment: the folder that holds one folder per arm.
         types: value of ``task`` -> type of the recipe.
         thresholds: used instead of the recipe's.
         allow_different: settings in which runs may differ although that breaks the comparison, see
@@ -89,7 +92,7 @@ def build_report(
     lines = [
         *refused,
         *warnings(found),
-        *(line for report in reports for line in threshold_warnings(report, found.metric)),
+        *(line for report in reports for line in threshold_warnings(report, found.reference, found.metric)),
     ]
     return Report(
         schema=SCHEMA,
@@ -97,13 +100,21 @@ def build_report(
         task=found.recipe.task,
         metric=found.metric,
         unit=found.unit,
+        reference=found.reference,
+        arms={name: _arm(name, found) for name in (found.reference, *found.others)},
         thresholds=reports,
         teacher=teacher,
-        runs=tuple(_run(run, found) for run in found.runs),
+        runs=tuple(_run(run, found) for run in (*found.teachers, *found.students)),
         warnings=tuple(dict.fromkeys(lines)),
         scoring=found.scoring,
         refused=refused,
     )
+
+
+def _arm(name: Arm, experiment: Experiment) -> ArmReport:
+    runs = list(experiment.arm(name).values())
+    section = (runs[0] if runs else experiment.students[0]).recipe.arms[name]
+    return ArmReport(section.help, section.note, len(runs))
 
 
 def _run(run: RunRecord, experiment: Experiment) -> RunReport:
@@ -116,6 +127,7 @@ def _run(run: RunRecord, experiment: Experiment) -> RunReport:
         run=label(run),
         arm=run.arm,
         seed=run.seed,
+        distills=run.helped("distill"),
         state=str(run.status.get("state", "unknown")),
         reason=run.status.get("reason"),
         best=_costed(best(run.rows, experiment.metric), run),
@@ -151,93 +163,149 @@ def _curve(run: RunRecord, metric: Metric) -> Curve:
 
 
 def _teacher(experiment: Experiment) -> TeacherReport | None:
-    """Return level and cost of the teacher; None if there is neither a teacher run nor a w2s run."""
-    levels, w2s = teacher_levels(experiment), experiment.arm(HELPED)
+    """Return level and cost of the teacher; None if there is neither a teacher's run nor a helped run."""
+    levels = teacher_levels(experiment)
     level = median_range(list(levels.values()))[0] if levels else None
-    run, ours = experiment.teacher, teacher_is_ours(experiment)
-    if run is None or not ours:
-        return TeacherReport(level, False, None, None) if w2s else None
+    if not teacher_is_ours(experiment):
+        return TeacherReport(level, False, None, None) if experiment.helped else None
+    costs = [_teacher_costs(run) for run in experiment.teachers]
+    seconds, flops = (_median([cost[name] for cost in costs]) for name in ("seconds", "flops"))
+    return TeacherReport(level, True, seconds, flops, len(costs))
+
+
+def _teacher_costs(run: RunRecord) -> dict[str, float | None]:
+    """Return ``seconds`` and ``flops`` of a teacher's training; None where they are not recorded."""
     reached = last_position(run.rows)
-    # Its own record: the w2s runs may have shown it smaller images.
+    # Its own record: the helped runs may have shown it smaller images.
     forward = forward_flops(run.environment, "student")
     flops = 3 * forward * reached.examples if forward and reached else None
-    return TeacherReport(level, True, reached.seconds if reached else None, flops)
+    return {"seconds": reached.seconds if reached else None, "flops": flops}
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median_range(known)[0] if len(known) == len(values) and known else None
 
 
 def _threshold(
     level: Level, experiment: Experiment, teacher: TeacherReport | None, is_refused: bool
 ) -> ThresholdReport:
-    first: Crossings = {name: _first(level, experiment, name) for name in STUDENT_ARMS}
-    baseline, w2s = first[REFERENCE], first[HELPED]
-    seeds = tuple(sorted(set(baseline) & set(w2s)))
-    pairs = tuple(seed for seed in seeds if baseline[seed] and w2s[seed])
-    compared = () if is_refused or level.value is None else seeds
-    not_reached = {name: _not_reached(level, first[name], experiment.arm(name)) for name in STUDENT_ARMS}
-    costs = {"seconds": teacher.seconds, "flops": teacher.flops} if teacher else {"seconds": None, "flops": None}
-    ratios = _Ratios(first, not_reached, compared, pairs)
-    speedup = {name: ratios.of(attribute) for name, attribute in QUANTITIES.items()}
-    with_teacher = {name: {} if cost is None else ratios.of(name, cost) for name, cost in costs.items()}
-    grid = {name: _grid(first[name], experiment.arm(name)) for name in STUDENT_ARMS}
-    intervals = {} if is_refused else {seed: _interval(seed, first, grid) for seed in pairs}
-    over_seeds = {name: ratios.over_seeds(attribute) for name, attribute in QUANTITIES.items()}
-    charged = {name: None if cost is None else ratios.over_seeds(name, cost) for name, cost in costs.items()}
-    grid_interval = _grid_interval(ratios, intervals)
-    missing = [text for seed in seeds if (text := missing_text(seed, first, not_reached, experiment.unit))]
+    arms = (experiment.reference, *experiment.others)
+    first: Crossings = {name: _first(level, experiment, name) for name in arms}
+    crossings = _Crossings(
+        experiment,
+        first,
+        not_reached={name: _not_reached(level, first[name], experiment.arm(name)) for name in arms},
+        grid={name: _grid(first[name], experiment.arm(name)) for name in arms},
+    )
     distance = _teacher_gap(level, experiment, teacher)
-    figures = over_seeds | {"charged": charged["seconds"]}
-    line = verdict(level, figures, grid_interval, seeds, missing, experiment.unit)
-    if is_refused and level.value is not None:
-        line = "no speed-up: settings differ that break the comparison"
     return ThresholdReport(
         name=level.threshold.name,
         value=level.value,
         first=first,
-        speedup=speedup,
-        speedup_over_seeds=over_seeds,
-        speedup_with_teacher=with_teacher,
-        speedup_with_teacher_over_seeds=charged,
-        speedup_interval=intervals,
-        grid_interval=grid_interval,
-        shown=grid_interval and shown(grid_interval),
-        grid=grid,
-        not_reached=not_reached,
-        seeds=seeds,
-        pairs=pairs,
+        arms={arm: _compare(level, crossings, arm, is_refused) for arm in experiment.others},
+        grid=crossings.grid,
+        not_reached=crossings.not_reached,
         teacher_gap=distance,
         note=note(distance),
         reason=level.reason,
-        verdict=line,
     )
 
 
+class _Crossings(NamedTuple):
+    """Where the runs of an experiment reach one level, by arm and seed; see `ThresholdReport`."""
+
+    experiment: Experiment
+    first: Crossings
+    not_reached: Crossings
+    grid: Mapping[str, Mapping[int, Spacing]]
+
+
+def _compare(level: Level, crossings: _Crossings, arm: Arm, is_refused: bool) -> Comparison:
+    experiment, first, not_reached = crossings.experiment, crossings.first, crossings.not_reached
+    reference = experiment.reference
+    seeds = tuple(sorted(set(first[reference]) & set(first[arm])))
+    pairs = tuple(seed for seed in seeds if first[reference][seed] and first[arm][seed])
+    ratios = _Ratios(crossings, arm, () if is_refused or level.value is None else seeds, pairs)
+    costs = {name: _costs(experiment, arm, name) for name in ("seconds", "flops")}
+    intervals = {} if is_refused else {seed: _interval(seed, crossings, arm) for seed in pairs}
+    over_seeds = {name: ratios.over_seeds(attribute) for name, attribute in QUANTITIES.items()}
+    charged = {name: None if cost is None else ratios.over_seeds(name, cost) for name, cost in costs.items()}
+    grid_interval = _grid_interval(ratios, intervals)
+    missing = [
+        text
+        for seed in seeds
+        if (text := missing_text(seed, (reference, arm), first, not_reached, experiment.unit)) is not None
+    ]
+    figures = over_seeds | {"charged": charged["seconds"]}
+    line = summary_line(level, figures, grid_interval, seeds, missing, (experiment.unit, reference))
+    if is_refused and level.value is not None:
+        line = "no speed-up: settings differ that break the comparison"
+    return Comparison(
+        speedup={name: ratios.of(attribute) for name, attribute in QUANTITIES.items()},
+        interval=None,
+        verdict="unknown" if grid_interval is None else shown(grid_interval),
+        summary=line,
+        speedup_over_seeds=over_seeds,
+        speedup_with_teacher={name: {} if cost is None else ratios.of(name, cost) for name, cost in costs.items()},
+        speedup_with_teacher_over_seeds=charged,
+        speedup_interval=intervals,
+        grid_interval=grid_interval,
+        seeds=seeds,
+        pairs=pairs,
+    )
+
+
+def _costs(experiment: Experiment, arm: Arm, quantity: str) -> dict[int, float] | None:
+    """Return what the training of each run's teacher cost, by seed; None if the arm has none, or if it is unknown."""
+    runs = experiment.arm(arm)
+    if not teacher_is_ours(experiment) or not any(run.helped() for run in runs.values()):
+        return None
+    costs = {}
+    for seed, run in runs.items():
+        teacher = teacher_of(run, experiment)
+        cost = None if teacher is None else _teacher_costs(teacher)[quantity]
+        if cost is None:
+            return None
+        costs[seed] = cost
+    return costs
+
+
 class _Ratios(NamedTuple):
-    """Speed-ups at one level.
+    """Speed-ups of an arm at one level.
 
     Attributes:
-        first: the crossings.
-        not_reached: the last validations of the other runs.
+        crossings: of all arms.
+        arm: which arm.
         seeds: seeds to compare, present in both arms.
         pairs: those of the seeds for which both arms crossed.
     """
 
-    first: Crossings
-    not_reached: Crossings
+    crossings: _Crossings
+    arm: Arm
     seeds: Sequence[int]
     pairs: Sequence[int]
 
-    def bounds(self, attribute: str, extra: float = 0.0) -> dict[int, Bounds]:
-        """Return the bounds of baseline / (w2s + extra) by seed, where they are recorded."""
-        found = {seed: ratio_bounds(seed, self.first, self.not_reached, attribute, extra) for seed in self.seeds}
+    def bounds(self, attribute: str, extra: Mapping[int, float] | None = None) -> dict[int, Bounds]:
+        """Return the bounds of reference / (arm + extra) by seed, where they are recorded."""
+        found = {seed: self._ratio(seed, attribute, (extra or {}).get(seed, 0.0)) for seed in self.seeds}
         return {seed: bounds for seed, bounds in found.items() if bounds is not None}
 
-    def of(self, attribute: str, extra: float = 0.0) -> dict[int, float]:
-        """Return baseline / (w2s + extra) by seed, for the pairs."""
+    def of(self, attribute: str, extra: Mapping[int, float] | None = None) -> dict[int, float]:
+        """Return reference / (arm + extra) by seed, for the pairs."""
         found = self.bounds(attribute, extra)
         return {seed: round(found[seed].low, 6) for seed in self.pairs if seed in found and found[seed].high < math.inf}
 
-    def over_seeds(self, attribute: str, extra: float = 0.0) -> Spread | None:
+    def over_seeds(self, attribute: str, extra: Mapping[int, float] | None = None) -> Spread | None:
         """Return the median over all seeds, and the range of the pairs."""
         return spread(list(self.bounds(attribute, extra).values()), self.of(attribute, extra))
+
+    def _ratio(self, seed: int, attribute: str, extra: float) -> Bounds | None:
+        theirs, ours = (
+            crossing_bounds(self.crossings.first[arm][seed], self.crossings.not_reached[arm].get(seed), attribute)
+            for arm in (self.crossings.experiment.reference, self.arm)
+        )
+        return ratio_bounds(theirs, ours, extra)
 
 
 def _grid_interval(
@@ -268,8 +336,9 @@ def _grid(first: Mapping[int, Position | None], runs: Mapping[int, RunRecord]) -
     return {seed: spacing(runs[seed].rows, place.step) for seed, place in first.items() if place}
 
 
-def _interval(seed: int, first: Crossings, grid: Mapping[str, Mapping[int, Spacing]]) -> tuple[float, float | None]:
-    return grid_bounds(*pair(seed, first), grid[REFERENCE][seed], grid[HELPED][seed])
+def _interval(seed: int, crossings: _Crossings, arm: Arm) -> tuple[float, float | None]:
+    reference, grid = crossings.experiment.reference, crossings.grid
+    return grid_bounds(*pair(seed, crossings.first, reference, arm), grid[reference][seed], grid[arm][seed])
 
 
 def _not_reached(

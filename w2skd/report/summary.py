@@ -1,11 +1,11 @@
-"""Summarise a run after training: where it crossed its thresholds, next to the baseline of the same seed."""
+"""Summarise a run after training: where it crossed its thresholds, next to the reference run of the same seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from w2skd.recipe.arms import HELPED, REFERENCE, TEACHER, Arm
+from w2skd.recipe.arms import TEACHER, Arm
 from w2skd.recipe.evaluation import Metric
 from w2skd.recipe.load import RecipeTypes
 from w2skd.recipe.threshold import Threshold
@@ -39,8 +39,8 @@ class SummaryLine:
         name: as written in the recipe.
         value: the level; None if it could not be resolved, as `reason` explains.
         reached: the run's first crossing; None if not reached.
-        baseline: the crossing of the baseline with the same seed; None if not reached or without such a run.
-        speedup: baseline / run in the experiment's unit; None unless both crossed.
+        theirs: the crossing of the reference run with the same seed; None if not reached or without such a run.
+        speedup: reference / run in the experiment's unit; None unless both crossed.
         interval: bounds of the speed-up in epochs, since a crossing lies anywhere between two validations.
     """
 
@@ -48,7 +48,7 @@ class SummaryLine:
     value: float | None
     reason: str | None
     reached: Position | None
-    baseline: Position | None
+    theirs: Position | None
     speedup: float | None
     interval: tuple[float, float | None] | None = None
 
@@ -59,9 +59,12 @@ class CrossingSummary:
 
     Attributes:
         run: its path in the experiment, such as ``w2s/seed0``.
+        distills: whether a teacher takes part in its training.
         last: position of its last validation.
-        baseline_run: path of the baseline with the same seed; None if there is none or the run is not a w2s run.
-        baseline_last: the last validation of that baseline.
+        reference: name of the reference arm.
+        reference_run: path of the reference run with the same seed and length; None if there is none, or if the run
+            itself is one.
+        reference_last: the last validation of that run.
         lines: one per threshold; empty for a teacher.
         left_out: other runs of the experiment that are not comparable, and why.
     """
@@ -69,6 +72,7 @@ class CrossingSummary:
     run: str
     arm: Arm
     seed: int
+    distills: bool
     metric: Metric
     unit: Literal["epoch", "step"]
     best: Score | None
@@ -76,8 +80,9 @@ class CrossingSummary:
     last: Position | None
     teacher_level: float | None
     distillation_off: SwitchOff | None
-    baseline_run: str | None
-    baseline_last: Position | None
+    reference: Arm
+    reference_run: str | None
+    reference_last: Position | None
     lines: tuple[SummaryLine, ...]
     left_out: tuple[str, ...]
 
@@ -93,14 +98,15 @@ def crossing_summary(run: RunRecord, experiment: Path | None, types: RecipeTypes
     """
     siblings, others = scored_alike(run, [] if experiment is None else readable_runs(experiment, types))
     family = Experiment((run, *(other for other in siblings if label(other) != label(run))))
-    baseline = family.arm(REFERENCE).get(run.seed) if run.arm == HELPED else None
-    broken = list(breaking_differences((baseline, run))) if baseline else []
+    theirs = family.reference_of(run)
+    broken = list(breaking_differences((theirs, run))) if theirs else []
     levels = [] if run.arm == TEACHER else resolve_all(run.recipe.report.thresholds, family)
-    last, baseline_last = last_validation(run.rows), last_validation(baseline.rows) if baseline else None
+    last, reference_last = last_validation(run.rows), last_validation(theirs.rows) if theirs else None
     return CrossingSummary(
         run=label(run),
         arm=run.arm,
         seed=run.seed,
+        distills=run.helped("distill"),
         metric=family.metric,
         unit=family.unit,
         best=best(run.rows, family.metric),
@@ -108,12 +114,13 @@ def crossing_summary(run: RunRecord, experiment: Path | None, types: RecipeTypes
         last=position(last) if last else None,
         teacher_level=teacher_level(run.rows, family.metric),
         distillation_off=distillation_off(run.rows),
-        baseline_run=label(baseline) if baseline and not broken else None,
-        baseline_last=position(baseline_last) if baseline_last else None,
-        lines=tuple(_line(level, run, None if broken else baseline, family) for level in levels),
+        reference=family.reference,
+        reference_run=label(theirs) if theirs and not broken else None,
+        reference_last=position(reference_last) if reference_last else None,
+        lines=tuple(_line(level, run, None if broken else theirs, family) for level in levels),
         left_out=(
             *(f"{label(other)}, which is scored differently: {what}" for other, what in others),
-            *(f"{label(baseline)}: {line}" for line in broken if baseline),
+            *(f"{label(theirs)}: {line}" for line in broken if theirs),
         ),
     )
 
@@ -137,13 +144,13 @@ def teacher_gaps(run: RunRecord, experiment: Path, thresholds: Sequence[Threshol
     return lines
 
 
-def _line(level: Level, run: RunRecord, baseline: RunRecord | None, family: Experiment) -> SummaryLine:
-    reached, theirs = (_crossing(level, record, family) for record in (run, baseline))
+def _line(level: Level, run: RunRecord, reference: RunRecord | None, family: Experiment) -> SummaryLine:
+    reached, theirs = (_crossing(level, record, family) for record in (run, reference))
     speedup, interval = None, None
-    if reached and theirs and baseline:
-        baselines, ours = (getattr(place, family.unit) for place in (theirs, reached))
-        speedup = round(baselines / ours, 6) if ours > 0 else None
-        grids = [spacing(record.rows, place.step) for record, place in ((baseline, theirs), (run, reached))]
+    if reached and theirs and reference:
+        their_length, our_length = (getattr(place, family.unit) for place in (theirs, reached))
+        speedup = round(their_length / our_length, 6) if our_length > 0 else None
+        grids = [spacing(record.rows, place.step) for record, place in ((reference, theirs), (run, reached))]
         interval = grid_bounds(theirs, reached, *grids)
     return SummaryLine(level.threshold.name, level.value, level.reason, reached, theirs, speedup, interval)
 

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-_WORDS = frozenset({"median", "seed", "run", "threshold", "reached", "state", "over seeds", "distilled until"})
+_WORDS = frozenset({"median", "seed", "run", "arm", "threshold", "reached", "state", "over seeds", "distilled until"})
 """Left-aligned columns."""
 
 Cells = Sequence[str]

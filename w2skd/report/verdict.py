@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from w2skd.recipe.arms import HELPED, REFERENCE, STUDENT_ARMS
+from w2skd.recipe.arms import Arm
 from w2skd.recipe.evaluation import Metric
 from w2skd.report import units
-from w2skd.report.contract import Crossings, Spread, ThresholdReport, pair
+from w2skd.report.contract import Comparison, Crossings, Spread, ThresholdReport, pair
 from w2skd.report.crossing import Position, shown
 from w2skd.report.experiment import Level
 
@@ -33,13 +33,13 @@ def note(distance: float | None) -> str | None:
     return None
 
 
-def verdict(
+def summary_line(
     level: Level,
     over_seeds: Mapping[str, Spread | None],
     interval: tuple[float, float | None] | None,
     seeds: Sequence[int],
     missing: Sequence[str],
-    unit: Literal["epoch", "step"],
+    about: tuple[Literal["epoch", "step"], Arm],
 ) -> str:
     """Return the result in one line, including runs that missed the level and the cost of the teacher.
 
@@ -51,8 +51,9 @@ def verdict(
         interval: bounds of the speed-up between validations.
         seeds: seeds in both arms.
         missing: the seeds of which an arm did not reach the level, one text each.
-        unit: of the experiment.
+        about: unit and reference of the experiment.
     """
+    unit, reference = about
     if level.value is None:
         return f"no result: {level.reason}"
     if not seeds:
@@ -74,13 +75,13 @@ def verdict(
     if charged := over_seeds["charged"]:
         parts.append(f"{units.median(charged)} including teacher training")
     if result == "slower":
-        parts.append("slower than the baseline")
+        parts.append(f"slower than the {reference}")
     return f"{', '.join(parts)}; {count}{left_out}"
 
 
-def missing_text(seed: int, first: Crossings, not_reached: Crossings, unit: str) -> str | None:
-    """Return which arms did not reach the level with this seed; None if both did."""
-    late = [arm for arm in STUDENT_ARMS if seed in not_reached[arm]]
+def missing_text(seed: int, arms: tuple[Arm, Arm], first: Crossings, not_reached: Crossings, unit: str) -> str | None:
+    """Return which of two arms did not reach the level with this seed; None if both did."""
+    late = [arm for arm in arms if seed in not_reached[arm]]
     if not late:
         return None
     lasts = {arm: not_reached[arm][seed] for arm in late}
@@ -88,7 +89,7 @@ def missing_text(seed: int, first: Crossings, not_reached: Crossings, unit: str)
         f"{arm} did not reach it by {units.place(last, unit)}" if last else f"{arm} has no validation yet"
         for arm, last in lasts.items()
     ]
-    other = next((arm for arm in STUDENT_ARMS if arm not in late), None)
+    other = next((arm for arm in arms if arm not in late), None)
     there = first[other][seed] if other else None
     return f"seed {seed}: {', '.join(texts)}" + (f" ({other} at {units.place(there, unit)})" if there else "")
 
@@ -98,37 +99,41 @@ def not_reached_text(last: Position | None, unit: str) -> str:
     return f"not reached by {units.place(last, unit)}" if last else "not validated yet"
 
 
-def threshold_warnings(report: ThresholdReport, metric: Metric) -> list[str]:
+def threshold_warnings(report: ThresholdReport, reference: Arm, metric: Metric) -> list[str]:
     """Return caveats of a threshold: the spacing of validations, runs that missed it, the teacher's strength."""
     title = units.threshold(report.name, report.value, metric)
     lines = []
     if report.value is None:
         lines.append(f"{title}: {report.reason}")
-    failed = [seed for seed in report.seeds if seed in report.not_reached[HELPED] and report.first[REFERENCE][seed]]
-    if failed:
-        seeds = ", ".join(str(seed) for seed in failed)
-        missed = f"{HELPED} did not reach the target with seed {seeds}, but {REFERENCE} did"
-        lines.append(f"{title}: {missed}; in medians they count as later than every crossing")
-    near = [seed for seed in report.speedup_interval if _within_one_validation(seed, report)]
-    if near:
-        low = min(report.speedup_interval[seed][0] for seed in near)
-        highs = [report.speedup_interval[seed][1] for seed in near]
-        bounds = [high for high in highs if high is not None]
-        bounded = len(bounds) == len(highs)
-        between = (
-            f"{units.ratio(low)} to {units.ratio(max(bounds))}" if bounded else f"anything above {units.ratio(low)}"
-        )
-        seeds = ", ".join(str(seed) for seed in near)
-        lines.append(
-            f"{title}: both arms crossed within one validation of each other with seed {seeds}; "
-            f"between validations the true speed-up may be {between}"
-        )
+    for arm, found in report.arms.items():
+        failed = [seed for seed in found.seeds if seed in report.not_reached[arm] and report.first[reference][seed]]
+        if failed:
+            seeds = ", ".join(str(seed) for seed in failed)
+            missed = f"{arm} did not reach the target with seed {seeds}, but {reference} did"
+            lines.append(f"{title}: {missed}; in medians they count as later than every crossing")
+        near = [seed for seed in found.speedup_interval if _within_one_validation(seed, report, reference, arm)]
+        if near:
+            both = "both arms" if len(report.arms) == 1 else f"{reference} and {arm}"
+            lines.append(f"{title}: {both} {_near_text(near, found)}")
     if report.note and report.teacher_gap:
         lines.append(f"{title}: {report.note}")
     return lines
 
 
-def _within_one_validation(seed: int, report: ThresholdReport) -> bool:
-    baseline, w2s = pair(seed, report.first)
-    widest = max(report.grid[arm][seed].steps for arm in STUDENT_ARMS)
-    return abs(baseline.step - w2s.step) <= widest
+def _near_text(near: Sequence[int], found: Comparison) -> str:
+    low = min(found.speedup_interval[seed][0] for seed in near)
+    highs = [found.speedup_interval[seed][1] for seed in near]
+    bounds = [high for high in highs if high is not None]
+    bounded = len(bounds) == len(highs)
+    between = f"{units.ratio(low)} to {units.ratio(max(bounds))}" if bounded else f"anything above {units.ratio(low)}"
+    seeds = ", ".join(str(seed) for seed in near)
+    return (
+        f"crossed within one validation of each other with seed {seeds}; "
+        f"between validations the true speed-up may be {between}"
+    )
+
+
+def _within_one_validation(seed: int, report: ThresholdReport, reference: Arm, arm: Arm) -> bool:
+    theirs, ours = pair(seed, report.first, reference, arm)
+    widest = max(report.grid[one][seed].steps for one in (reference, arm))
+    return abs(theirs.step - ours.step) <= widest
