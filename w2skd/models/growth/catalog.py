@@ -1,0 +1,58 @@
+"""Grow a trained network into a larger one of its family."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from w2skd.errors import GrowthError
+from w2skd.method.grow import Growth, Plan, Repeated, apply_plan
+from w2skd.models.growth.matching import is_same_architecture
+from w2skd.models.growth.residual import is_residual, plan_residual
+
+
+class Family(NamedTuple):
+    """Networks that can grow into each other.
+
+    Attributes:
+        name: for messages, in the plural.
+        includes: whether a network belongs to the family.
+        plan: plans the start of a student, given student and teacher of one type; raises `GrowthError`.
+    """
+
+    name: str
+    includes: Callable[[nn.Module], bool]
+    plan: Callable[[nn.Module, nn.Module], Plan]
+
+
+FAMILIES = (Family("residual networks", is_residual, plan_residual),)
+
+
+def grow(student: nn.Module, teacher: nn.Module, generator: torch.Generator) -> Growth:
+    """Write the weights of a trained teacher into a student, such that the student computes the same.
+
+    Outputs agree up to rounding, in eval mode and, without dropout and stochastic depth, in train mode.
+
+    Args:
+        student: freshly initialised, of the teacher's family and at least as large.
+        teacher: has the student's number of classes. It is not changed.
+        generator: for the shares of repeated channels, on the CPU.
+
+    Raises:
+        GrowthError: the teacher cannot grow into the student. The student is then unchanged.
+    """
+    return apply_plan(_plan(student, teacher), student, teacher, generator)
+
+
+def _plan(student: nn.Module, teacher: nn.Module) -> Plan:
+    if is_same_architecture(student, teacher):
+        return Plan({"": Repeated("")}, ("copied the teacher, which has the student's architecture",))
+    for family in FAMILIES:
+        if family.includes(student) and type(student) is type(teacher):
+            return family.plan(student, teacher)
+    kinds = [f"{type(each).__module__.partition('.')[0]}'s {type(each).__name__}" for each in (teacher, student)]
+    if kinds[0] != kinds[1]:
+        raise GrowthError(f"student: {kinds[0]} cannot grow into {kinds[1]}: use a teacher of the student's type")
+    known = ", ".join(family.name for family in FAMILIES)
+    raise GrowthError(f"student: {kinds[1]} cannot grow from a smaller one; these can: {known}")

@@ -1,0 +1,80 @@
+"""Check that the layers of a teacher and of the student that it grows into compute the same, whatever their sizes."""
+
+from typing import Any
+
+from torch import nn
+
+from w2skd.errors import GrowthError
+
+_FREE = {
+    *("in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels"),
+    *("normalized_shape", "training", "inplace", "momentum", "p", "drop_prob"),
+}
+"""Attributes that may differ: sizes, which the tensors show, and what has no effect in eval mode."""
+
+_PASS_IN_EVAL_MODE = ("Identity", "Dropout", "Dropout2d", "DropPath", "DropBlock2d", "StochasticDepth")
+
+
+def check_same_layers(student: nn.Module, teacher: nn.Module) -> None:
+    """Check that the student has every module of the teacher, of the same type and settings, such as strides.
+
+    Sizes, dropout and momenta may differ. Batch normalisation may be frozen in one of them.
+
+    Raises:
+        GrowthError: it has not; the message names the first difference.
+    """
+    ours = dict(student.named_modules())
+    for name, theirs in teacher.named_modules():
+        if type(theirs).__name__ in _PASS_IN_EVAL_MODE:
+            continue
+        if name not in ours:
+            raise GrowthError(
+                f"teacher: its {name} has no place in the student: the student must be at least as large, of one family"
+            )
+        here, there = _traits(ours[name]), _traits(theirs)
+        for trait in here:
+            if here[trait] != there.get(trait):
+                raise GrowthError(
+                    f"student: {name or 'it'} has {trait} {here[trait]}, the teacher's {there.get(trait)}: "
+                    "use one family"
+                )
+
+
+def is_same_architecture(student: nn.Module, teacher: nn.Module) -> bool:
+    """Return whether all modules and the shapes of all tensors agree."""
+    if [name for name, _ in student.named_modules()] != [name for name, _ in teacher.named_modules()]:
+        return False
+    shapes = [{name: value.shape for name, value in each.state_dict().items()} for each in (student, teacher)]
+    if shapes[0] != shapes[1]:
+        return False
+    try:
+        check_same_layers(student, teacher)
+    except GrowthError:
+        return False
+    return True
+
+
+def check_classes(student: nn.Module, teacher: nn.Module, head: str) -> None:
+    """Check that the last layers, of this name, have equally many outputs.
+
+    Raises:
+        GrowthError: they have not.
+    """
+    ours, theirs = (getattr(each.get_submodule(head), "out_features", None) for each in (student, teacher))
+    if ours != theirs:
+        raise GrowthError(
+            f"student: it has {ours} classes, the teacher {theirs}: use a teacher with the student's classes"
+        )
+
+
+def _traits(module: nn.Module) -> dict[str, Any]:
+    """Return the type of a module and, without submodules, its simple public attributes."""
+    is_batch_norm = isinstance(module, nn.BatchNorm2d)
+    traits: dict[str, Any] = {"type": "BatchNorm2d" if is_batch_norm else type(module).__name__}
+    if next(module.children(), None) is None:
+        traits |= {
+            name: value
+            for name, value in vars(module).items()
+            if not name.startswith("_") and name not in _FREE and isinstance(value, bool | int | float | str | tuple)
+        }
+    return traits
