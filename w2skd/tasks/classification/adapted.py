@@ -51,6 +51,15 @@ class AdaptedClassifier(nn.Module):
         picked = None if columns is None else torch.tensor(columns, dtype=torch.int64)
         self.register_buffer("columns", picked, persistent=False)
 
+    @property
+    def adapted(self) -> str:
+        """How the wrapped classifier differs from the recipe, and what would remove the difference."""
+        if self.columns is not None:
+            return "it has other classes than the data, or has them in another order"
+        if self.image_size_px is not None:
+            return f"it sees images of {self.image_size_px} px (teacher.image_size)"
+        return "it was trained with another normalisation; set data.normalization to the teacher's"
+
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W], normalised as `ours`, to logits [N, C]; images to be resized must be square."""
         if self.image_size_px is not None and images.shape[-1] != self.image_size_px:

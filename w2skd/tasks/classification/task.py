@@ -14,11 +14,13 @@ from w2skd.data.feeds import ImageFeeds
 from w2skd.data.identity import DataIdentity
 from w2skd.data.normalize import to_bytes
 from w2skd.data.parts import filled
-from w2skd.errors import CheckpointError, RecipeError, UsageError
+from w2skd.errors import CheckpointError, GrowthError, RecipeError, UsageError
+from w2skd.method.grow import Growth
 from w2skd.method.losses import distillation_kl
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.models.catalog import build_classifier
 from w2skd.models.data_dependent import DataDependent
+from w2skd.models.growth.catalog import grow
 from w2skd.models.image_size import require_logits
 from w2skd.models.plugin import describe_plugin_error
 from w2skd.platform.ranks import Ranks
@@ -169,6 +171,16 @@ class ClassificationTask:
                 columns=match.columns,
             )
         return FittedModel(model, tuple(notes))
+
+    def grow(self, student: nn.Module, teacher: nn.Module, generator: torch.Generator) -> Growth:
+        """Grow a classifier. The teacher must have been trained on the same classes and inputs as the student.
+
+        Raises:
+            GrowthError: it was not, or the architectures do not fit.
+        """
+        if isinstance(teacher, AdaptedClassifier):
+            raise GrowthError(f"teacher: {teacher.adapted}, so it cannot be the start of the student")
+        return grow(student, teacher, generator)
 
     def example_batch(self) -> LabelledImages:
         """Return a batch of one training image."""

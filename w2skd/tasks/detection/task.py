@@ -15,6 +15,7 @@ from w2skd.data.parts import filled
 from w2skd.data.streaming import StreamingFeed, stream_once
 from w2skd.data.workers import Workers
 from w2skd.errors import CheckpointError
+from w2skd.method.grow import Growth
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
 from w2skd.recipe.train import TrainSection
@@ -24,6 +25,7 @@ from w2skd.tasks.detection.box_fit import describe_boxes
 from w2skd.tasks.detection.box_pictures import BoxedImage, draw_boxes
 from w2skd.tasks.detection.coco_scores import CocoScorer, choose_backend
 from w2skd.tasks.detection.feed import DeliverBoxes, PaddedImages, ReadBoxes, parts_of_one_shape
+from w2skd.tasks.detection.growth import grow_detector
 from w2skd.tasks.detection.listing import CocoListing
 from w2skd.tasks.detection.losses import dense_distillation, proposal_distillation
 from w2skd.tasks.detection.models.anchors import AnchorGrid
@@ -35,6 +37,7 @@ from w2skd.tasks.detection.models.catalog import (
     grid_of,
     load_backbone,
 )
+from w2skd.tasks.detection.models.faster_rcnn import FasterRCNN
 from w2skd.tasks.detection.models.output import Detections, DetectorOutput
 from w2skd.tasks.detection.models.retinanet import RetinaNet
 from w2skd.tasks.detection.recipe import DetectionRecipe, DetectorStudent, DetectorTeacher
@@ -184,6 +187,12 @@ class DetectionTask:
                 student = self._build(self._recipe.student.model, self._recipe.detector.anchor_scale)
             check_same_grid(student, detector)
         return FittedModel(detector, tuple(notes))
+
+    def grow(self, student: nn.Module, teacher: nn.Module, generator: torch.Generator) -> Growth:
+        """Grow a detector with a deeper body; see `grow_detector`."""
+        assert isinstance(student, RetinaNet | FasterRCNN), type(student)
+        assert isinstance(teacher, RetinaNet | FasterRCNN), type(teacher)
+        return grow_detector(student, teacher, generator)
 
     def example_batch(self) -> ImagesWithBoxes:
         """Return one training image."""
