@@ -58,6 +58,14 @@ class RunDirError(UsageError):
     """A run directory contains another run, or is in use by another process."""
 
 
+class RunHeld(RunDirError):
+    """Another process trains in the run directory."""
+
+
+class LeaseLost(RunDirError):
+    """Another process has taken the directory over, because this one did not respond."""
+
+
 class DeviceError(UsageError):
     """The requested device does not exist."""
 

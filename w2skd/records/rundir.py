@@ -9,19 +9,16 @@ pictures/          outputs at validations, for tasks that draw them; the teacher
 model.safetensors  the final model, with its recipe inside
 """
 
-import fcntl
-import os
 import shutil
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
-from w2skd.errors import CheckpointError, RecipeError, RunDirError, UsageError
+from w2skd.errors import CheckpointError, RecipeError, RunDirError, RunHeld, UsageError
 from w2skd.platform.files import remove_unfinished, write_atomically, write_json, writing
+from w2skd.platform.lease import Lease, Watch, take_lease
 from w2skd.recipe.arms import TEACHER, Arm, Help
 from w2skd.recipe.load import RecipeTypes, dump_recipe, validate_recipe
 from w2skd.recipe.schema import Recipe, published_weights
@@ -68,50 +65,56 @@ class RunDir:
         self.pictures = path / "pictures"
         self.model_path = path / "model.safetensors"
         self._metrics: IO[bytes] | None = None
-        self._lock: IO[str] | None = None
+        self._lease: Lease | None = None
         self._made: list[Path] = []
 
     def holds_a_run(self) -> bool:
         """Return whether the directory has files other than hidden ones, such as the lock or unfinished writes."""
         return self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir())
 
-    def lock(self) -> None:
-        """Lock the directory for this process, until `close` or the end of the process.
+    def lock(self, watch: Watch | None = None) -> None:
+        """Take the directory for this process, until `close` or the end of the process.
+
+        Args:
+            watch: of a process that waits for runs, which also takes those of suspended processes and other hosts.
 
         Raises:
-            RunDirError: another process holds it.
+            RunHeld: another process holds it.
             OutputError: the directory cannot be made.
         """
         self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a")
-        # Forked data workers must not keep the lock if this process is killed.
-        os.register_at_fork(after_in_child=partial(_close, weakref.ref(self._lock)))
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            self._lock = None
-            raise RunDirError(f"{self.path}: another process is training here") from None
+        self._lease = take_lease(self.path, watch)
+        if self._lease is None:
+            raise RunHeld(f"{self.path}: another process is training here")
+
+    def guard(self) -> AbstractContextManager[None]:
+        """Return the context of every write into the directory.
+
+        Raises:
+            LeaseLost: another process has taken the run over.
+        """
+        return nullcontext() if self._lease is None else self._lease.guard()
 
     def clear(self) -> None:
-        """Remove all files of an earlier run except the lock."""
-        with writing(self.path):
+        """Remove all files of an earlier run except those of the lease."""
+        with self.guard(), writing(self.path):
             for entry in self.path.iterdir():
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
-                elif entry.name != ".lock":
+                elif entry.name not in (".lock", ".lease"):
                     entry.unlink()
 
     def start(self, recipe: Recipe, environment: dict[str, Any]) -> None:
         """Write recipe and environment. The recipe comes first, because it marks the directory as a run's."""
-        write_atomically(self.path / "recipe.yaml", dump_recipe(recipe).encode())
-        with writing(self.checkpoints):
-            self.checkpoints.mkdir(exist_ok=True)
-        for folder in (self.path, self.checkpoints, self.pictures):
-            remove_unfinished(folder)
-        write_json(self.path / "environment.json", environment)
+        with self.guard():
+            write_atomically(self.path / "recipe.yaml", dump_recipe(recipe).encode())
+            with writing(self.checkpoints):
+                self.checkpoints.mkdir(exist_ok=True)
+            for folder in (self.path, self.checkpoints, self.pictures):
+                remove_unfinished(folder)
+            write_json(self.path / "environment.json", environment)
 
     def environment(self) -> dict[str, Any]:
         """Return what `start` wrote; empty if missing.
@@ -124,7 +127,8 @@ class RunDir:
     def set_status(self, arm: Arm, seed: int, state: State, *, length: float = 1.0, **details: Any) -> None:
         """Write the state of the run to ``status.json``."""
         own = {"arm": arm, "seed": seed} | ({} if length == 1.0 else {"length": length})
-        write_json(self.path / "status.json", {**own, "state": state, **details})
+        with self.guard():
+            write_json(self.path / "status.json", {**own, "state": state, **details})
 
     def status(self) -> dict[str, Any]:
         """Return what `set_status` last wrote; empty if missing.
@@ -141,13 +145,13 @@ class RunDir:
         lost: list[Row] = []
         with suppress(SchemaError):  # unreadable rows are removed as well
             lost.extend(decode(line) for line in self.metrics_path.read_bytes()[offset:].split(b"\n")[:-1])
-        with writing(self.metrics_path), self.metrics_path.open("r+b") as file:
+        with self.guard(), writing(self.metrics_path), self.metrics_path.open("r+b") as file:
             file.truncate(offset)
         return lost
 
     def append(self, row: Row) -> None:
         """Append a row to ``metrics.jsonl``."""
-        with writing(self.metrics_path):
+        with self.guard(), writing(self.metrics_path):
             if self._metrics is None:
                 self._metrics = self.metrics_path.open("ab")
             self._metrics.write(encode(row).encode() + b"\n")
@@ -174,17 +178,18 @@ class RunDir:
             ) from None
 
     def close(self) -> None:
-        """Close files and release the lock; remove folders created for a run that never started."""
-        if self._lock is not None and self._made and not self.holds_a_run():
-            with suppress(OSError):
-                (self.path / ".lock").unlink()
-                for folder in self._made:
-                    folder.rmdir()
-        for file in (self._metrics, self._lock):
-            if file is not None:
-                with suppress(OSError):  # every row was flushed, and a failed flush has already raised
-                    file.close()
-        self._metrics = self._lock = None
+        """Close files and release the lease; remove folders created for a run that never started."""
+        if self._metrics is not None:
+            with suppress(OSError):  # every row was flushed, and a failed flush has already raised
+                self._metrics.close()
+        if self._lease is not None:
+            self._lease.release()
+            if self._made and not self.holds_a_run():
+                with suppress(OSError):
+                    (self.path / ".lock").unlink()
+                    for folder in self._made:
+                        folder.rmdir()
+        self._metrics = self._lease = None
 
 
 @dataclass(frozen=True)
@@ -299,12 +304,6 @@ def find_teacher(recipe: Recipe, experiment: Path, seed: int | None = None) -> P
         f"no teacher: give --teacher CHECKPOINT, set teacher.checkpoint in the recipe, "
         f"or train one with `w2skd train-teacher --recipe ... --out {experiment}`"
     )
-
-
-def _close(lock: "weakref.ref[IO[str]]") -> None:
-    file = lock()
-    if file is not None:
-        file.close()
 
 
 def _content(run: Path, name: str) -> bytes:

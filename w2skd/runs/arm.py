@@ -233,8 +233,6 @@ class _Training:
                 match item:
                     case SaveDue(best=best, stopping=stopping):
                         self.ranks.on_main(partial(self._save, best))
-                        if engine.step in engine.save_at:
-                            self.ranks.on_main(partial(keep_for_branch, self.run.checkpoints, engine.step))
                         if stopping:
                             self.stop.agree(self.ranks.gather(self.stop.signal))
                             raise self.stop.error(f"at step {engine.step} of {engine.total_steps}")
@@ -257,6 +255,10 @@ class _Training:
         self.ranks.on_main(self._write_end)
 
     def _write_start(self) -> None:
+        with self.run.guard():
+            self._start_records()
+
+    def _start_records(self) -> None:
         run, setup, start = self.run, self.setup, self.start
         if start.discard:
             run.clear()
@@ -322,16 +324,20 @@ class _Training:
                 "threads": torch.get_num_threads(),
                 "clock": self.clock.read(),
             }
-            save_checkpoint(self.run.checkpoints, state, best=best)
+            with self.run.guard():
+                save_checkpoint(self.run.checkpoints, state, best=best)
+                if self.engine.step in self.engine.save_at:
+                    keep_for_branch(self.run.checkpoints, self.engine.step)
         self._set_status("running", step=self.engine.step)
 
     def _draw(self, draw: Callable[[Path], None], path: Path) -> None:
         """Write a picture. A failure is only noted: a picture is not worth a run, and a full disk ends it anyway."""
         with self.clock.segment("evaluate"):
             try:
-                with writing(path.parent):
-                    path.parent.mkdir(exist_ok=True)
-                draw(path)
+                with self.run.guard():
+                    with writing(path.parent):
+                        path.parent.mkdir(exist_ok=True)
+                    draw(path)
             except OutputError as error:
                 self.view.note(f"no picture: {error}")
 
@@ -351,11 +357,12 @@ class _Training:
             "fingerprint": state_fingerprint(state),
         }
         about = {**details, **task.describe_model(), **task.describe_data()}
-        save_model(self.run.model_path, state, self.setup.recipe, str(self.setup.role), about)
         row = EventRow(engine.step, "finished", details)
-        self.run.append(row)
+        with self.run.guard():
+            save_model(self.run.model_path, state, self.setup.recipe, str(self.setup.role), about)
+            self.run.append(row)
+            self._set_status("finished", step=engine.step, best=engine.best)
         self.view.show(row)
-        self._set_status("finished", step=engine.step, best=engine.best)
 
     def _set_status(self, state: State, **details: Any) -> None:
         step = details.pop("step")

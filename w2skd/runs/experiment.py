@@ -1,18 +1,26 @@
 """A whole experiment: the teachers, then every arm with every seed and length."""
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
-from w2skd.errors import UsageError, suggest
+from w2skd.errors import LeaseLost, RunDirError, RunHeld, UsageError, suggest
 from w2skd.platform.device import open_device
+from w2skd.platform.lease import Watch, is_held
 from w2skd.platform.ranks import Ranks, process_group
-from w2skd.platform.signals import stop_on_signals
+from w2skd.platform.signals import StopRequest, stop_on_signals
 from w2skd.recipe.arms import TEACHER, Arm
 from w2skd.recipe.schema import Recipe
 from w2skd.records.names import RunName
-from w2skd.records.rundir import find_teacher
+from w2skd.records.rundir import RunDir, find_teacher
 from w2skd.runs.arm import train_arm
 from w2skd.runs.options import RunOptions
+
+POLL_S = 1.0
+"""Pause between two looks for a free run."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +101,20 @@ def run_experiment(
 ) -> None:
     """Train every run that the experiment still lacks: finished runs are skipped, interrupted ones resume.
 
+    Several processes may do so at the same time. Each takes the next run that nobody holds and whose needs are
+    finished, and takes over the runs of processes that ended or no longer respond. All return when all is done.
+
     Args:
         recipe: of the experiment; its own seed is that of a single teacher.
         plan: which runs.
         options: of every run.
         ranks: this process among its peers.
-        announce: called with a line before each run.
+        announce: called with a line before each run, and when the process waits for others.
 
     Raises:
         UserError: the first failure of a run. The same call continues from there.
     """
+    options = replace(options, watch=options.watch or Watch())
     jobs = plan_jobs(recipe, plan, options)
     own_teacher = recipe.teacher.checkpoint is None
     if not own_teacher:
@@ -113,8 +125,84 @@ def run_experiment(
             # A teacher that cannot be loaded must fail now, not after hours of reference runs.
             teacher, open_weights = recipe.teacher, recipe.task_type().open_weights
             ranks.on_all(lambda: open_weights(find_teacher(recipe, options.out), teacher.model, teacher.weights))
-        for number, job in enumerate(jobs, start=1):
-            if ranks.any(stop()):
-                raise stop.error(f"before run {number} of {len(jobs)}")
-            announce(f"[{number}/{len(jobs)}] {job.name.within(options.out)}")
-            train_arm(job.recipe, job.name.arm, job.options, ranks)
+        _Worker(jobs, options.out, ranks, stop, announce).work()
+
+
+class _Worker:
+    """One of possibly several processes that train the runs of an experiment.
+
+    Args:
+        jobs: all runs, in the order of preference.
+        out: directory of the experiment.
+        ranks: this process among its peers, which work on one run at a time.
+        stop: the signals received so far.
+        announce: called with a line before each run, and when the process waits for others.
+    """
+
+    def __init__(
+        self, jobs: Sequence[Job], out: Path, ranks: Ranks, stop: StopRequest, announce: Callable[[str], None]
+    ):
+        self._left = list(enumerate(jobs, start=1))
+        self._count = len(jobs)
+        self._out = out
+        self._ranks = ranks
+        self._stop = stop
+        self._announce = announce
+        self._failed_before = {job.name for job in jobs if self._state(job.name) == "failed"}
+
+    def work(self) -> None:
+        """Train runs until all are finished."""
+        waiting = False
+        while self._left:
+            if self._train_free_ones():
+                waiting = False
+            elif self._left:
+                if not waiting:
+                    held = ", ".join(str(job.name) for _, job in self._left)
+                    self._announce(f"waiting for other processes: {held}")
+                waiting = True
+                self._check_signals()
+                time.sleep(POLL_S)
+
+    def _train_free_ones(self) -> bool:
+        """Train every run that is free when its turn comes; return whether there was one."""
+        any_free = False
+        for number, job in list(self._left):
+            self._check_signals()
+            if not self._ranks.on_main(partial(self._is_ready, job)):
+                continue
+            self._announce(f"[{number}/{self._count}] {job.name.within(self._out)}")
+            try:
+                train_arm(job.recipe, job.name.arm, job.options, self._ranks)
+            except RunHeld:
+                continue
+            except LeaseLost as error:
+                self._announce(str(error))
+                continue
+            any_free = True
+            self._left.remove((number, job))
+        return any_free
+
+    def _is_ready(self, job: Job) -> bool:
+        """Return whether a run can be tried: its needs are finished, and no other process holds it.
+
+        Raises:
+            RunDirError: it failed in another process, which reported why.
+        """
+        assert job.options.watch is not None
+        if any(self._state(name) != "finished" for name in job.needs):
+            return False
+        if is_held(job.name.within(self._out), job.options.watch):
+            return False
+        if self._state(job.name) == "failed" and job.name not in self._failed_before:
+            raise RunDirError(f"{job.name.within(self._out)}: failed in another process; the same command tries again")
+        return True
+
+    def _check_signals(self) -> None:
+        if self._ranks.any(self._stop()):
+            raise self._stop.error(f"before run {self._left[0][0]} of {self._count}")
+
+    def _state(self, name: RunName) -> str | None:
+        with suppress(RunDirError):
+            return RunDir(name.within(self._out)).status().get("state")
+        return None

@@ -4,6 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from w2skd.platform.lease import Watch
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -22,6 +24,7 @@ class RunOptions:
         allow_changed_data: continue a run, or an experiment, on other data than before.
         length: share of the recipe's training schedule, one of its `lengths`.
         teacher_seed: which of the experiment's teachers; None if it has only one.
+        watch: of a process that takes over the runs of others; None leaves these alone.
     """
 
     out: Path
@@ -35,6 +38,7 @@ class RunOptions:
     allow_changed_data: bool = False
     length: float = 1.0
     teacher_seed: int | None = None
+    watch: Watch | None = None
 
     @property
     def named_checkpoint(self) -> Path | None:

@@ -64,7 +64,7 @@ def open_run(run: RunDir, recipe: Recipe, arm: Arm, options: RunOptions) -> Star
     named = options.named_checkpoint
     if named is not None and options.overwrite:
         raise UsageError(f"--overwrite discards the run that --resume {named} resumes: use one of the two")
-    run.lock()
+    run.lock(options.watch)
     if options.overwrite:
         return replace(_first_start(recipe, arm, options), discard=True)
     if not run.holds_a_run():
