@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from w2skd.errors import GrowthError
 from w2skd.method.channels import (
+    NEW,
     check_whole_multiple,
     concatenated,
     fan_in_shares,
@@ -77,6 +78,13 @@ def test_shares_differ_between_outputs_and_repeat_by_seed():
     assert len(shares[:, 0].unique()) == 8
     assert torch.equal(shares, fan_in_shares(8, interleaved(4, 8), generator()))
     assert not torch.equal(shares, fan_in_shares(8, interleaved(4, 8), generator(1)))
+
+
+def test_new_inputs_have_no_share():
+    shares = fan_in_shares(5, torch.tensor([NEW, 0, NEW, 1, 1]), generator())
+    assert (shares[:, [0, 2]] == 0).all()
+    assert (shares[:, 1] == 1).all()
+    torch.testing.assert_close(shares[:, 3] + shares[:, 4], torch.ones(5, dtype=torch.float64), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(

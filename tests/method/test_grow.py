@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from w2skd.errors import GrowthError, UsageError
-from w2skd.method.channels import concatenated, in_blocks, interleaved, tiled
+from w2skd.method.channels import NEW, concatenated, in_blocks, interleaved, tiled
 from w2skd.method.grow import Added, Plan, Repeated, apply_plan, fill_running_statistics, silent_branch
 
 
@@ -108,6 +108,14 @@ def test_concatenated_layers(generator):
     first, second = torch.randn(6, 2, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
     wide = torch.cat([first[:, parts[0]], second[:, parts[1]]], 1)
     torch.testing.assert_close(student(wide), teacher(torch.cat([first, second], 1)), rtol=0, atol=1e-12)
+
+
+def test_new_inputs_have_no_effect_at_first(generator):
+    teacher, student = nn.Linear(2, 3).double(), nn.Linear(4, 3).double()
+    growth = apply_plan(Plan({"": Repeated("", ins=torch.tensor([0, NEW, 1, NEW]))}), student, teacher, generator)
+    inputs = torch.randn(5, 4, dtype=torch.float64)
+    assert torch.equal(student(inputs), teacher(inputs[:, [0, 2]]))
+    assert (growth.copied, growth.widened) == (1, 1)
 
 
 def test_axes_and_factors(generator):

@@ -10,6 +10,9 @@ from w2skd.errors import GrowthError
 ChannelMap = Tensor
 """int64 [large]: for every channel of the larger layer, the channel of the smaller one that it repeats."""
 
+NEW = -1
+"""In a map of inputs: an input that repeats none of the smaller layer's. The weights that read it start at zero."""
+
 _LEAST_SHARE, _MOST_SHARE = 0.5, 1.5
 
 
@@ -106,13 +109,15 @@ def fan_in_shares(outs: int, ins: ChannelMap, generator: torch.Generator) -> Ten
         generator: on the CPU.
 
     Returns:
-        float64 [O, I], positive. For every output, the shares of the copies of a channel sum to 1; the share of a
-        channel that is not repeated is exactly 1.
+        float64 [O, I], positive, and zero for `NEW` inputs. For every output, the shares of the copies of a channel sum
+        to 1; the share of a channel that is not repeated is exactly 1.
     """
     raw = torch.rand(outs, len(ins), dtype=torch.float64, generator=generator)
     raw = _LEAST_SHARE + (_MOST_SHARE - _LEAST_SHARE) * raw
-    sums = torch.zeros(outs, small_size(ins), dtype=torch.float64).index_add_(1, ins, raw)
-    return raw / sums[:, ins]
+    raw[:, ins == NEW] = 0.0
+    sources = ins.clamp(min=0)
+    sums = torch.zeros(outs, small_size(ins), dtype=torch.float64).index_add_(1, sources, raw)
+    return raw / sums[:, sources]
 
 
 def _check_not_smaller(small: int, large: int) -> None:

@@ -36,7 +36,7 @@ class Repeated:
     Attributes:
         source: name of the teacher's tensor or module; tensors in a module match by name.
         outs: map [O] of the outputs; None keeps them.
-        ins: map [I] of the inputs of tensors of at least two dimensions; None keeps them.
+        ins: map [I] of the inputs of tensors of at least two dimensions, which may have `NEW` ones; None keeps them.
         outs_axis: axis of the outputs, 0 for tensors of one dimension.
         ins_axis: axis of the inputs.
         factor: multiplies the tensors.
@@ -256,7 +256,7 @@ def _repeated(tensor: Tensor, rule: Repeated, generator: torch.Generator) -> tup
     if rule.outs is not None and tensor.dim() > 0 and not _is_identity(rule.outs, tensor.shape[outs_axis]):
         value, is_copy = _select(value, outs_axis, rule.outs, rule.source), False
     if rule.ins is not None and tensor.dim() > 1 and not _is_identity(rule.ins, tensor.shape[rule.ins_axis]):
-        value, is_copy = _select(value, rule.ins_axis, rule.ins, rule.source), False
+        value, is_copy = _select(value, rule.ins_axis, rule.ins.clamp(min=0), rule.source), False
         shares = fan_in_shares(value.shape[outs_axis], rule.ins, generator)
         value = value.double() * _along(shares, value.dim(), rule)
     return value if rule.factor == 1.0 else value.double() * rule.factor, is_copy
