@@ -20,7 +20,7 @@ import math
 from typing import NamedTuple
 
 from diffusers.models.unets.unet_2d import UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from w2skd.errors import RecipeError
 from w2skd.tasks.diffusion.recipe import unknown_denoiser
@@ -42,6 +42,32 @@ class DenoisingUNet(UNet2DModel):  # type: ignore[misc]  # without types
         """
         prediction: Tensor = super().forward(noisy, timesteps, labels, return_dict=False)[0]
         return prediction
+
+    def settings_beside_weights(self) -> dict[str, float]:
+        """Return the settings that change the output and that no tensor shows: a checkpoint must record them.
+
+        Growing changes them, see `w2skd.tasks.diffusion.growth`.
+
+        Returns:
+            Keyword arguments of `set_beside_weights`.
+        """
+        return {name: self.config[name] for name in ("norm_num_groups", "freq_shift")}
+
+    def set_beside_weights(self, *, norm_num_groups: int, freq_shift: float) -> None:
+        """Change settings of diffusers' configuration that have no effect on the state dict.
+
+        Args:
+            norm_num_groups: groups of every GroupNorm; divides all numbers of channels.
+            freq_shift: shift s of the frequencies of the time embedding, ``10000 ** (-i / (half - s))`` for i from 0 to
+                half - 1, where half is half the channels of the first level.
+        """
+        own = self.mid_block.attentions if self.config.attn_norm_num_groups is not None else ()
+        kept = [each.group_norm for each in own]
+        for module in self.modules():
+            if isinstance(module, nn.GroupNorm) and not any(module is each for each in kept):
+                module.num_groups = norm_num_groups
+        self.time_proj.downscale_freq_shift = freq_shift
+        self.register_to_config(norm_num_groups=norm_num_groups, freq_shift=freq_shift)
 
 
 class UNetSize(NamedTuple):

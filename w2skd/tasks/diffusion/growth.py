@@ -1,0 +1,254 @@
+"""Grow a trained U-Net into one with more channels, more residual blocks per level, or both.
+
+Channels: all are repeated next to each other, by the same whole number at every level. Then the concatenation of a
+hidden state and a skip is repeated in the same way as its parts. Two settings without tensors must follow the teacher:
+
+- The student's norms get as many groups as the teacher's. Twice as many would split the groups of the concatenations of
+  2 C and C channels, which hold channels of both parts, in another way, and no weights make up for that.
+- The time embedding of a student with r times as many channels gets r times the teacher's ``freq_shift``. Then every
+  r-th of its frequencies, ``10000 ** (-i / (half - freq_shift))``, is one of the teacher's. (With the same shift, they
+  differ: the best linear fit at 1000 timesteps leaves an rms error of 0.3 in sines and cosines.)
+
+Both are settings of diffusers' own configuration. `DenoisingUNet.settings_beside_weights` returns them for checkpoints.
+
+Blocks: the teacher's become the first ones of each level on the way down. Added ones pass their input on, so their
+skips equal that of the teacher's last block. On the way up, the first block reads the last skip and changes the number
+of channels, so it is the teacher's first one; added ones follow and ignore their skip; the teacher's others come last.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from w2skd.errors import GrowthError
+from w2skd.method.channels import NEW, ChannelMap, check_whole_multiple, interleaved
+from w2skd.method.grow import Added, Growth, Plan, Repeated, apply_plan, silent_branch
+from w2skd.tasks.diffusion.unet import DenoisingUNet
+
+_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D", "UNetMidBlock2D")
+
+_FREE = (
+    *("sample_size", "dropout", "block_out_channels", "layers_per_block", "time_embedding_dim"),
+    *("norm_num_groups", "freq_shift", "attention_head_dim"),
+)
+"""Settings that may differ: those without effect, and those that growing deals with."""
+
+_ADDED = 1
+"""Position in a level on the way up where added blocks start."""
+
+Rules = dict[str, Repeated | Added]
+
+
+def grow_unet(student: DenoisingUNet, teacher: nn.Module, generator: torch.Generator) -> Growth:
+    """Write the weights of a trained teacher into a student, such that the student computes the same.
+
+    Outputs agree up to rounding in eval mode and, without dropout, in train mode. If the student has r times as many
+    channels and r is no power of 2, the frequencies of the time embedding agree up to rounding in float32, and with
+    them the outputs.
+
+    Args:
+        student: freshly initialised. Its ``norm_num_groups`` and ``freq_shift`` change, see above.
+        teacher: a U-Net with the student's prediction and classes. It is not changed.
+        generator: for the shares of repeated channels, on the CPU.
+
+    Raises:
+        GrowthError: the teacher cannot grow into the student. The student is then unchanged.
+    """
+    if not isinstance(teacher, DenoisingUNet):
+        raise GrowthError(
+            f"teacher: a {type(teacher).__name__} cannot grow into a U-Net: use a U-Net with the recipe's "
+            "diffusion.prediction"
+        )
+    _check_settings(student, teacher)
+    ratio = _ratio(student, teacher)
+    plan = _plan(student, teacher, ratio)
+    growth = apply_plan(plan, student, teacher, generator)
+    groups, shift = teacher.config.norm_num_groups, teacher.config.freq_shift * ratio
+    if student.settings_beside_weights() != {"norm_num_groups": groups, "freq_shift": shift}:
+        student.set_beside_weights(norm_num_groups=groups, freq_shift=shift)
+    return growth
+
+
+def _check_settings(student: DenoisingUNet, teacher: DenoisingUNet) -> None:
+    ours, theirs = _settings(student), _settings(teacher)
+    for key, value in ours.items():
+        if value != theirs[key]:
+            raise GrowthError(f"student: its {key} is {value}, the teacher's {theirs[key]}: use the same for both")
+    for kind in (ours["mid_block_type"], *ours["down_block_types"], *ours["up_block_types"]):
+        if kind is not None and kind not in _BLOCKS:
+            raise GrowthError(f"student: blocks of type {kind} cannot grow; these can: {', '.join(_BLOCKS)}")
+    if (kind := ours["time_embedding_type"]) != "positional":
+        raise GrowthError(f"student: its time_embedding_type is {kind}, and only positional can grow")
+
+
+def _settings(model: DenoisingUNet) -> dict[str, Any]:
+    return {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in model.config.items()
+        if not key.startswith("_") and key not in _FREE
+    }
+
+
+def _ratio(student: DenoisingUNet, teacher: DenoisingUNet) -> int:
+    """Return how many channels of the student repeat one of the teacher's.
+
+    Raises:
+        GrowthError: it is no whole number, or not the same at every level.
+    """
+    ours, theirs = (tuple(each.config.block_out_channels) for each in (student, teacher))
+    check_whole_multiple("student: its number of channels", theirs[0], ours[0])
+    ratio = int(ours[0] // theirs[0])
+    wanted = tuple(ratio * channels for channels in theirs)
+    if ours != wanted:
+        raise GrowthError(
+            f"student: its levels have {_listed(ours)} channels, the teacher's {_listed(theirs)}: "
+            f"the ratio must be the same at every level, as with {_listed(wanted)}"
+        )
+    if theirs[0] % 2 and ratio > 1:
+        raise GrowthError(f"teacher: its number of channels, {theirs[0]}, is odd: its time embedding cannot be widened")
+    return ratio
+
+
+def _plan(student: DenoisingUNet, teacher: DenoisingUNet, ratio: int) -> Plan:
+    ours, theirs = student.config, teacher.config
+    more = ours.layers_per_block - theirs.layers_per_block
+    if more < 0:
+        raise GrowthError(
+            f"student: it has {ours.layers_per_block} residual blocks per level, the teacher "
+            f"{theirs.layers_per_block}: the student must be at least as deep"
+        )
+    rules: Rules = {}
+    sources = dict(teacher.named_modules())
+    for name, module in student.named_modules():
+        source = _source(name, more, theirs.layers_per_block)
+        if source is None:
+            rules |= _added_block(student, name) if re.fullmatch(r".+\.(resnets|attentions)\.\d+", name) else {}
+        elif isinstance(module, nn.Conv2d | nn.Linear | nn.GroupNorm | nn.Embedding):
+            rules[name] = _repeated(module, source, sources[source])
+    rules |= _attention_rules(student, sources, more, theirs.layers_per_block)
+    if ratio > 1:
+        name = "time_embedding.linear_1"
+        outs = interleaved(*(each.get_submodule(name).out_features for each in (teacher, student)))
+        rules[name] = Repeated(name, outs, _frequencies(theirs.block_out_channels[0], ratio))
+    return Plan(rules, _notes(ours, theirs, ratio))
+
+
+def _source(name: str, more: int, blocks: int) -> str | None:
+    """Return the teacher's name for a module, or None if it belongs to an added block.
+
+    Args:
+        name: of the student's module.
+        more: added blocks per level.
+        blocks: the teacher's blocks per level.
+    """
+    found = re.match(r"(?P<way>down|up)_blocks\.\d+\.(resnets|attentions)\.(?P<index>\d+)", name)
+    if found is None:
+        return name
+    index = int(found["index"])
+    if found["way"] == "down":
+        return name if index < blocks else None
+    if _ADDED <= index < _ADDED + more:
+        return None
+    moved = index if index < _ADDED else index - more
+    return f"{name[: found.start('index')]}{moved}{name[found.end('index') :]}"
+
+
+def _added_block(student: DenoisingUNet, name: str) -> Rules:
+    """Plan a residual block or an attention that outputs its input, and on the way up ignores its skip."""
+    if ".attentions." in name:
+        return {name: Added(), **silent_branch(student, f"{name}.to_out.0", None)}
+    rules: Rules = {name: Added(), **silent_branch(student, f"{name}.conv2", None)}
+    shortcut = student.get_submodule(name).conv_shortcut
+    if isinstance(shortcut, nn.Conv2d):
+        identity = torch.eye(shortcut.out_channels, shortcut.in_channels)[:, :, None, None]
+        rules[f"{name}.conv_shortcut"] = Added({"weight": identity, "bias": 0.0})
+    return rules
+
+
+def _repeated(module: nn.Module, source: str, its: nn.Module) -> Repeated:
+    (outs, ins), (its_outs, its_ins) = _sizes(module), _sizes(its)
+    return Repeated(
+        source,
+        None if outs == its_outs else interleaved(its_outs, outs),
+        None if ins == its_ins else interleaved(its_ins, ins),
+        outs_axis=1 if isinstance(module, nn.Embedding) else 0,
+    )
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """Return the numbers of outputs and of inputs; 0 for the inputs that are not repeated."""
+    match module:
+        case nn.Conv2d():
+            return module.out_channels, module.in_channels
+        case nn.Linear():
+            return module.out_features, module.in_features
+        case nn.GroupNorm():
+            return module.num_channels, 0
+        case nn.Embedding():
+            return module.embedding_dim, 0
+    raise AssertionError(module)
+
+
+def _attention_rules(student: DenoisingUNet, sources: Mapping[str, nn.Module], more: int, blocks: int) -> Rules:
+    """Plan the projections of attention, head by head.
+
+    With s times as many channels per head, scores become s / sqrt(s) times as large, as each product of a query's and a
+    key's channel counts s times and the sum is divided by the square root of the number of channels. So queries and
+    keys shrink by the fourth root of s each.
+    """
+    rules: Rules = {}
+    for name, module in student.named_modules():
+        source = _source(name, more, blocks)
+        if not hasattr(module, "to_q") or source is None:
+            continue
+        its: Any = sources[source]
+        size, its_size = (each.to_q.out_features // each.heads for each in (module, its))
+        check_whole_multiple(f"student: {name}: its number of heads", its.heads, module.heads)
+        check_whole_multiple(f"student: {name}: its channels per head", its_size, size)
+        inner = _heads(its.heads, module.heads, its_size, size)
+        channels = _repeated(module.to_q, source, its.to_q).ins
+        factor = (its_size / size) ** 0.25
+        for part in ("to_q", "to_k", "to_v"):
+            rules[f"{name}.{part}"] = Repeated(
+                f"{source}.{part}", inner, channels, factor=1.0 if part == "to_v" else factor
+            )
+        rules[f"{name}.to_out.0"] = Repeated(f"{source}.to_out.0", channels, inner)
+    return rules
+
+
+def _heads(small: int, large: int, small_size: int, large_size: int) -> ChannelMap:
+    """Return the map of the channels of attention for its numbers of heads and of channels per head."""
+    within = interleaved(small_size, large_size)
+    return (interleaved(small, large)[:, None] * small_size + within).flatten()
+
+
+def _frequencies(channels: int, ratio: int) -> ChannelMap:
+    """Return the map of the sines and cosines that the time embedding reads."""
+    positions = torch.arange(channels // 2 * ratio)
+    is_old = positions % ratio == 0
+    sines, cosines = (positions // ratio + offset for offset in (0, channels // 2))
+    return torch.cat([sines.where(is_old, NEW), cosines.where(is_old, NEW)])
+
+
+def _notes(ours: Mapping[str, Any], theirs: Mapping[str, Any], ratio: int) -> tuple[str, ...]:
+    notes = []
+    if ours["layers_per_block"] != theirs["layers_per_block"]:
+        notes.append(f"residual blocks per level: {theirs['layers_per_block']} became {ours['layers_per_block']}")
+    if ratio > 1:
+        before, after = _listed(theirs["block_out_channels"]), _listed(ours["block_out_channels"])
+        notes.append(f"channels per level: {before} became {after}")
+    if not notes:
+        notes.append("copied the teacher, which has the student's architecture")
+    if ours["norm_num_groups"] != theirs["norm_num_groups"]:
+        notes.append(f"norms have the teacher's {theirs['norm_num_groups']} groups, not {ours['norm_num_groups']}")
+    if ours["freq_shift"] != theirs["freq_shift"] * ratio:
+        shift = theirs["freq_shift"] * ratio
+        notes.append(f"the time embedding has freq_shift {shift}, not {ours['freq_shift']}, as in the teacher")
+    return tuple(notes)
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers))
