@@ -1,6 +1,6 @@
 """What a test needs to compare a grown network with the teacher that it grew from, and to train it for some steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -70,3 +70,24 @@ def cross_entropy(model: nn.Module) -> Tensor:
     """The loss of a classifier on random pictures."""
     dtype = next(model.parameters()).dtype
     return nn.functional.cross_entropy(model(pictures(1, 4, dtype=dtype)), torch.tensor([0, 1, 2, 1]))
+
+
+def gaps_between_copies(model: nn.Module, call: Callable[[nn.Module], Any], names: Collection[str]) -> dict[str, float]:
+    """Run a model that is twice as wide as its teacher and compare what its layers of these names output.
+
+    Returns:
+        For every layer, the median over pairs of copies, which are next to each other, of their relative difference.
+    """
+    gaps = {}
+
+    def compare(name: str, layer: nn.Module, _: Any, output: Tensor) -> None:
+        channels = output.movedim(-1 if isinstance(layer, nn.Linear | nn.LayerNorm) else 1, 0).flatten(1)
+        apart = (channels[::2] - channels[1::2]).norm(dim=1)
+        gaps[name] = (apart / channels[::2].norm(dim=1)).median().item()
+
+    probes = [model.get_submodule(name).register_forward_hook(partial(compare, name)) for name in names]
+    with torch.no_grad():
+        call(model)
+    for probe in probes:
+        probe.remove()
+    return gaps

@@ -10,6 +10,7 @@ from w2skd.errors import GrowthError
 from w2skd.method.grow import Growth, Plan, Repeated, apply_plan
 from w2skd.models.growth.matching import is_same_architecture
 from w2skd.models.growth.residual import is_residual, plan_residual
+from w2skd.models.growth.transformer import is_transformer, plan_transformer
 
 
 class Family(NamedTuple):
@@ -26,7 +27,10 @@ class Family(NamedTuple):
     plan: Callable[[nn.Module, nn.Module], Plan]
 
 
-FAMILIES = (Family("residual networks", is_residual, plan_residual),)
+FAMILIES = (
+    Family("residual networks", is_residual, plan_residual),
+    Family("vision transformers", is_transformer, plan_transformer),
+)
 
 
 def grow(student: nn.Module, teacher: nn.Module, generator: torch.Generator) -> Growth:

@@ -1,5 +1,6 @@
 """Check that the layers of a teacher and of the student that it grows into compute the same, whatever their sizes."""
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -9,16 +10,23 @@ from w2skd.errors import GrowthError
 _FREE = {
     *("in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels"),
     *("normalized_shape", "training", "inplace", "momentum", "p", "drop_prob"),
+    *("dropout", "attention_dropout", "drop_rate", "grad_checkpointing", "init_values", "weight_init_mode", "fix_init"),
 }
-"""Attributes that may differ: sizes, which the tensors show, and what has no effect in eval mode."""
+"""Attributes that may differ: sizes, which the tensors show, and what has no effect in eval mode or after building."""
 
 _PASS_IN_EVAL_MODE = ("Identity", "Dropout", "Dropout2d", "DropPath", "DropBlock2d", "StochasticDepth")
 
 
-def check_same_layers(student: nn.Module, teacher: nn.Module) -> None:
+def check_same_layers(student: nn.Module, teacher: nn.Module, *, may_differ: Collection[str] | None = None) -> None:
     """Check that the student has every module of the teacher, of the same type and settings, such as strides.
 
     Sizes, dropout and momenta may differ. Batch normalisation may be frozen in one of them.
+
+    Args:
+        student: the larger network.
+        teacher: the smaller one.
+        may_differ: other attributes of modules with submodules that may differ, such as sizes. None compares only the
+            types of these.
 
     Raises:
         GrowthError: it has not; the message names the first difference.
@@ -31,7 +39,7 @@ def check_same_layers(student: nn.Module, teacher: nn.Module) -> None:
             raise GrowthError(
                 f"teacher: its {name} has no place in the student: the student must be at least as large, of one family"
             )
-        here, there = _traits(ours[name]), _traits(theirs)
+        here, there = (_traits(each, may_differ) for each in (ours[name], theirs))
         for trait in here:
             if here[trait] != there.get(trait):
                 raise GrowthError(
@@ -48,7 +56,7 @@ def is_same_architecture(student: nn.Module, teacher: nn.Module) -> bool:
     if shapes[0] != shapes[1]:
         return False
     try:
-        check_same_layers(student, teacher)
+        check_same_layers(student, teacher, may_differ=())  # such as the number of heads, which no shape shows
     except GrowthError:
         return False
     return True
@@ -67,14 +75,16 @@ def check_classes(student: nn.Module, teacher: nn.Module, head: str) -> None:
         )
 
 
-def _traits(module: nn.Module) -> dict[str, Any]:
-    """Return the type of a module and, without submodules, its simple public attributes."""
+def _traits(module: nn.Module, may_differ: Collection[str] | None) -> dict[str, Any]:
+    """Return the type of a module and its simple public attributes; with None, not those of modules with submodules."""
     is_batch_norm = isinstance(module, nn.BatchNorm2d)
     traits: dict[str, Any] = {"type": "BatchNorm2d" if is_batch_norm else type(module).__name__}
-    if next(module.children(), None) is None:
+    is_leaf = next(module.children(), None) is None
+    if is_leaf or may_differ is not None:
+        free = _FREE if is_leaf or may_differ is None else _FREE.union(may_differ)
         traits |= {
             name: value
             for name, value in vars(module).items()
-            if not name.startswith("_") and name not in _FREE and isinstance(value, bool | int | float | str | tuple)
+            if not name.startswith("_") and name not in free and isinstance(value, bool | int | float | str | tuple)
         }
     return traits
