@@ -23,6 +23,10 @@ from w2skd.recipe.train import TrainSection, WsdSection
 LARGEST_SEED = 2**31 - 1
 
 
+Length = Annotated[float, Field(gt=0, le=1)]
+"""A share of the training schedule."""
+
+
 class StudentSection(Section):
     """The model to train."""
 
@@ -107,11 +111,16 @@ class ReportSection(Section):
         metrics: metrics of the task's evaluation; each task declares its own.
         metric: name of the metric of the switch, the thresholds and the curves.
         thresholds: metric values whose first crossing is timed.
+        primary_length: the entry of `lengths` at which the speed-up at equal final quality is the main result. Null
+            takes the longest for which the reference was trained long enough.
+        sharers: numbers of students over which the cost of the teacher's training is also shared in that result.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
     metric: str
     thresholds: Annotated[tuple[Threshold, ...], Field(strict=False)] = (Threshold.parse(TEACHER),)
+    primary_length: Length | None = None
+    sharers: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
 
     @field_validator("metric")
     @classmethod
@@ -132,9 +141,6 @@ class ReportSection(Section):
     def chosen(self) -> Metric:
         """The metric with the name `metric`."""
         return next(metric for metric in self.metrics if metric.name == self.metric)
-
-
-Length = Annotated[float, Field(gt=0, le=1)]
 
 
 class Place(NamedTuple):
@@ -201,6 +207,8 @@ class Recipe(Section):
                 raise ValueError(f"report.thresholds: {threshold.name}: unknown arm {threshold.of}{hint}")
         if 1.0 not in self.lengths or len(set(self.lengths)) < len(self.lengths):
             raise ValueError("lengths: each once, among them 1.0, which is the length in the train section")
+        if self.report.primary_length not in (None, *self.lengths):
+            raise ValueError(f"report.primary_length: {self.report.primary_length} is none of lengths")
         return self
 
     @property
