@@ -9,7 +9,7 @@ from w2skd.report.crossing import final, forward_flops, last_position
 from w2skd.report.ends import Ends
 from w2skd.report.equal_quality import equal_quality
 from w2skd.report.equal_quality_contract import EqualQuality, Plan
-from w2skd.report.experiment import Experiment, teacher_is_ours, teacher_of
+from w2skd.report.experiment import Experiment, label, teacher_is_ours, teacher_of
 
 
 def compare_complete_schedules(experiment: Experiment) -> dict[Arm, EqualQuality]:
@@ -34,7 +34,7 @@ def ends_of(experiment: Experiment, arm: Arm) -> Ends | None:
     seeds, lengths = sorted({seed for seed, _ in runs}), sorted({length for _, length in runs})
     some = [next(runs[seed, length] for length in lengths if (seed, length) in runs) for seed in seeds]
     teachers = [teacher_of(run, experiment) if run.helped() else None for run in some]
-    paths = [None if teacher is None else str(teacher.path) for teacher in teachers]
+    paths = [None if teacher is None else label(teacher) for teacher in teachers]
     shares = len(set(paths)) < len(paths) and None not in paths
     ours = teacher_is_ours(experiment) and None not in teachers
     return Ends(

@@ -4,12 +4,14 @@ Later versions may add keys but keep the existing ones.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from w2skd.recipe.arms import Arm
 from w2skd.recipe.evaluation import Metric
 from w2skd.report.crossing import Position, Score, Spacing, SwitchOff
+from w2skd.report.ends import Ends
+from w2skd.report.equal_quality_contract import EqualQuality
 
 SCHEMA = 2
 
@@ -195,6 +197,9 @@ class Report:
         scoring: settings shared by all scores that depend on the recipe or on installed files, such as
             the network of an FID; empty for tasks without such settings.
         refused: why no speed-up is computed, one line for every setting that breaks the comparison; usually empty.
+        equal_quality: arm -> its complete schedules against those of the reference; empty unless there are several
+            lengths.
+        ends: arm -> its final scores, for the arms in `equal_quality` and the reference.
     """
 
     schema: int
@@ -210,6 +215,8 @@ class Report:
     warnings: tuple[str, ...]
     scoring: Mapping[str, Any]
     refused: tuple[str, ...] = ()
+    equal_quality: Mapping[Arm, EqualQuality] = field(default_factory=dict)
+    ends: Mapping[Arm, Ends] = field(default_factory=dict)
 
 
 def pair(seed: int, first: Crossings, reference: Arm, arm: Arm) -> tuple[Position, Position]:

@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2skd.platform.files import write_atomically
-from w2skd.recipe.arms import TEACHER, Arm
+from w2skd.recipe.arms import TEACHER
 from w2skd.recipe.evaluation import Metric
 from w2skd.report import units
 from w2skd.report.censored import median_crossing
 from w2skd.report.contract import Report, RunReport, ThresholdReport
+from w2skd.report.looks import looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""The colour-blind-safe palette of Okabe and Ito (2008) without black and yellow; the reference has the first."""
 
 _INK, _MUTED, _FAINT = "#222222", "#666666", "#DDDDDD"
 _TEACHER: Any = {"color": "#999999", "linewidth": 1.6, "linestyle": (0, (1, 1.2))}
@@ -147,7 +145,7 @@ def _panel(axes: "Axes", report: Report, against: str, heights: _Heights) -> Non
     scale, unit = _time_unit(report) if against == "seconds" else (1.0, against)
     axes.set_xlabel(f"training time ({unit})" if against == "seconds" else unit)
     drawn: list[_Line] = []
-    for arm, look in _looks(report).items():
+    for arm, look in looks(report.arms).items():
         runs = [run for run in report.runs if run.arm == arm]
         lines = {run.run: _line(run, against, scale, heights) for run in runs}
         for line in lines.values() if len(lines) > 1 else ():
@@ -198,14 +196,6 @@ def _median(lines: Sequence[_Line]) -> _Line:
     return _Line(common, x, y)
 
 
-def _looks(report: Report) -> dict[Arm, dict[str, Any]]:
-    """Return colour and dashes of every arm's line."""
-    return {
-        arm: {"color": _PALETTE[number % len(_PALETTE)], "linestyle": "-" if number < len(_PALETTE) else "--"}
-        for number, arm in enumerate(report.arms)
-    }
-
-
 def _mark_switches(axes: "Axes", runs: Sequence[RunReport], lines: Mapping[str, _Line], colour: str) -> None:
     for run in runs:
         point = lines[run.run].at(run.distillation_off.step) if run.distillation_off else None
@@ -247,12 +237,12 @@ def _ratio(threshold: ThresholdReport, against: str) -> str:
 def _ends(threshold: ThresholdReport, report: Report, against: str, scale: float) -> tuple[tuple[str, float], ...]:
     """Return the colour and the median crossing of every arm; nothing unless all arms are known to cross."""
     seeds = set.intersection(*(set(crossings) for crossings in threshold.first.values()))
-    looks, ends = _looks(report), []
+    colours, ends = looks(report.arms), []
     for arm in threshold.first:
         bounds = median_crossing(threshold, arm, against, sorted(seeds))
         if bounds is None or bounds.high > bounds.low:
             return ()
-        ends.append((looks[arm]["color"], bounds.low / scale))
+        ends.append((colours[arm]["color"], bounds.low / scale))
     return tuple(ends) if len(ends) > 1 else ()
 
 
@@ -308,7 +298,7 @@ def _head(figure: "Figure", report: Report) -> None:
     from matplotlib.lines import Line2D
 
     handles = []
-    for arm, look in _looks(report).items():
+    for arm, look in looks(report.arms).items():
         seeds = sum(run.arm == arm for run in report.runs)
         text = f"{arm}, median of {seeds}" if seeds > 1 else f"{arm}, {seeds} seed{'s' if seeds != 1 else ''}"
         handles.append(Line2D([], [], linewidth=2.6, label=text, **look))
@@ -316,7 +306,7 @@ def _head(figure: "Figure", report: Report) -> None:
         handles.append(Line2D([], [], label="teacher", **_TEACHER))
     if any(run.distillation_off for run in report.runs):
         ended = {run.arm for run in report.runs if run.distillation_off}
-        colour = _looks(report)[ended.pop()]["color"] if len(ended) == 1 else _INK
+        colour = looks(report.arms)[ended.pop()]["color"] if len(ended) == 1 else _INK
         mark: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 7, "markerfacecolor": "white"}
         handles.append(Line2D([], [], color=colour, label="distillation off", **mark))
     mark = {"marker": "o", "markersize": 5, "linewidth": 1.4, "markeredgecolor": "white"}

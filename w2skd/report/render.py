@@ -20,6 +20,14 @@ from w2skd.report import units
 from w2skd.report.censored import Bounds, median_crossing
 from w2skd.report.contract import QUANTITIES, Comparison, Report, RunReport, Spread, ThresholdReport
 from w2skd.report.curves import draw_curves as draw_curves
+from w2skd.report.render_equal_quality import (
+    PRIMARY,
+    draw_ends,
+    equal_quality_head,
+    equal_quality_lines,
+    equal_quality_notes,
+    equal_quality_rows,
+)
 from w2skd.report.render_summary import when
 from w2skd.report.scoring import in_one_line
 from w2skd.report.speedup import build_report
@@ -61,6 +69,8 @@ def as_json(report: Report) -> str:
         values |= {key: value}
         if key == "metric":
             values |= {"metric": report.metric.name, "higher_is_better": report.metric.higher_is_better}
+    for ends in values["ends"].values():
+        ends["values"] = [[value if math.isfinite(value) else None for value in row] for row in ends["values"]]
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
     return _NUMBERS_ONLY.sub(lambda match: _one_line(match[0]), text) + "\n"
 
@@ -72,6 +82,11 @@ def as_terminal(report: Report) -> RenderableType:
         parts.append(Text(_scored(report), "dim"))
     if any(len(found.pairs) > 1 for threshold in report.thresholds for found in threshold.arms.values()):
         parts.append(Text(_RATIOS, "dim"))
+    if report.equal_quality:
+        parts += ["", Text("Equal quality by complete schedules", "bold")]
+        parts += [bullet(line) for line in equal_quality_lines(report)]
+        parts += ["", table(equal_quality_head(report), equal_quality_rows(report))]
+        parts += [Text(f" {line}", "dim") for line in equal_quality_notes(report)]
     for threshold in report.thresholds:
         parts += ["", Text(_title(threshold, report), "bold")]
         parts += _threshold_parts(threshold, report)
@@ -143,6 +158,8 @@ def write_report(
     with writing(folder):
         folder.mkdir(exist_ok=True)
     draw_curves(report, folder / "curves.png")
+    if report.equal_quality:
+        draw_ends(report, folder / "complete.png")
     write_atomically(folder / "report.md", as_markdown(report).encode())
     write_atomically(folder / "report.json", as_json(report).encode())
     return report
@@ -155,6 +172,13 @@ def _markdown_lines(report: Report) -> Iterator[str]:
         yield from (*(f"- {_escape(_arm_line(name, report))}" for name in report.arms), "")
     if report.scoring:
         yield from (f"{_escape(_scored(report))}.", "")
+    if report.equal_quality:
+        yield from ("## Equal quality by complete schedules", "")
+        yield from (f"- {_escape(line)}" for line in equal_quality_lines(report))
+        yield from ("", f"![{report.metric.name} at the end of every schedule](complete.png)", "")
+        yield from _markdown_table(equal_quality_head(report), equal_quality_rows(report))
+        yield from ("", PRIMARY, "", *(f"- {_escape(line)}" for line in equal_quality_notes(report)), "")
+        yield from ("## First crossings", "")
     yield from (f"![{report.metric.name} of every run](curves.png)", "")
     yield from (f"- **{_escape(title)}**: {_escape(summary)}" for title, summary in _results(report))
     if report.warnings:

@@ -15,6 +15,7 @@ from w2skd.recipe.threshold import Threshold
 from w2skd.records.rows import SEGMENTS, TRAINING_SEGMENTS
 from w2skd.records.rundir import RunRecord
 from w2skd.report.censored import Bounds, crossing_bounds, median_bounds, ratio_bounds, spread
+from w2skd.report.complete import compare_complete_schedules, ends_of
 from w2skd.report.contract import (
     QUANTITIES,
     SCHEMA,
@@ -89,6 +90,7 @@ def build_report(
     teacher = _teacher(found)
     levels = resolve_all(found.recipe.report.thresholds if thresholds is None else thresholds, found)
     reports = tuple(_threshold(level, found, teacher, bool(refused)) for level in levels)
+    complete = {} if refused else compare_complete_schedules(found)
     lines = [
         *refused,
         *warnings(found),
@@ -108,6 +110,8 @@ def build_report(
         warnings=tuple(dict.fromkeys(lines)),
         scoring=found.scoring,
         refused=refused,
+        equal_quality=complete,
+        ends={arm: ends for arm in (found.reference, *complete) if (ends := ends_of(found, arm)) is not None},
     )
 
 
