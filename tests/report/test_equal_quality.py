@@ -216,6 +216,16 @@ def test_a_mean_curve_that_falls_is_pooled_and_reported() -> None:
     assert "plain ends worse after 32 epochs than after 16 in the mean; such neighbours are pooled." in found.notes
 
 
+def test_an_interval_holds_a_number_that_pooling_has_moved() -> None:
+    seeds = (0, 1, 2)
+    reference = Ends("plain", (8.0, 16.0, 32.0), seeds, ((0.5, 0.7, 0.6),) * 3)
+    there = equal_quality(reference, Ends("grow", (8.0,), seeds, ((0.575,),) * 3), True).lengths[0].reference_length
+    assert there.value == pytest.approx(8 * math.sqrt(2))
+    assert there.interval is not None
+    assert there.interval.low == pytest.approx(8 * 2**0.375)  # where the unpooled curve reaches the score
+    assert there.interval.high == there.value
+
+
 def test_missing_runs_are_reported() -> None:
     reference, arm = plain(4), helped({8.0: 18.0}, 4)
     rows = [list(row) for row in reference.values]

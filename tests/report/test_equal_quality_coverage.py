@@ -1,7 +1,7 @@
 """How often 95% intervals hold the truth, over simulated experiments with a known speed-up.
 
-The binomial standard error of a coverage of 95% is 0.77 points over `EXPERIMENTS` and 0.97 points over `LINES`. So the
-lower limits, 93% and 92%, are 2.6 and 3.1 standard errors below 95%, and 98% is at least 3 above.
+The binomial standard error of a coverage of 95% is 0.77 points over `EXPERIMENTS` and 1.1 points over `LINES`. So the
+lower limits, 93% and 92%, are 2.6 and 2.8 standard errors below 95%, and 98% is at least 2.8 above.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from w2skd.report.ends import Ends
 from w2skd.report.equal_quality import equal_quality
 from w2skd.report.equal_quality_contract import Estimate, Plan
 
-EXPERIMENTS, LINES, SAME = 800, 500, 3000
+EXPERIMENTS, LINES, SAME = 800, 400, 2000
 REFERENCE_LENGTHS = (10.0, 12.0, 15.0, 18.0, 22.0, 27.0, 33.0)
 HEAD_START, RATE, PRIMARY = 7.0, 1.0, 12.0
 ARM_LENGTHS = (7.0, 10.0, PRIMARY, 14.0)
@@ -109,7 +109,7 @@ def test_intervals_of_the_speedup_cover_the_truth(teachers: Sequence[int]) -> No
     ids=["3 seeds", "12 seeds", "3 teachers x 4 seeds"],
 )
 def test_they_cover_it_when_runs_are_noisy(teachers: Sequence[int], most: float) -> None:
-    # with three seeds, half of these intervals are open at one end, which makes them conservative
+    # with three seeds, most of these intervals are open at one end, which makes them conservative
     assert 0.93 <= speedup_coverage(NOISY, teachers) <= most
 
 
@@ -167,15 +167,16 @@ def t_test_rejects(differences: NDArray[np.float64], teachers: Sequence[int]) ->
     ids=["3 seeds", "6 seeds", "3 teachers x 2 seeds", "6 noisy seeds"],
 )
 def test_intervals_of_the_line_cover_the_truth(world: World, teachers: Sequence[int]) -> None:
-    def covers(rng: np.random.Generator) -> tuple[bool, bool]:
+    def covers(rng: np.random.Generator) -> tuple[bool, bool] | None:
         equivalent = HEAD_START + RATE * np.array(ARM_LENGTHS)
         line = equal_quality(*world.experiment(rng, teachers, ARM_LENGTHS, equivalent), True).line
         assert line is not None
         if line.rate.interval is None:  # without one of the seeds, a length is out of range
-            return True, True
+            return None
         return holds(line.head_start, HEAD_START), holds(line.rate, RATE)
 
     rng = np.random.default_rng(23)
-    found = [covers(rng) for _ in range(LINES)]
+    found = [both for _ in range(LINES) if (both := covers(rng))]
+    assert len(found) >= 0.98 * LINES
     for covered in zip(*found, strict=True):
         assert 0.92 <= coverage(covered) <= 0.98

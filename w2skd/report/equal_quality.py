@@ -9,7 +9,7 @@ arm's mean final score, divided by L. No threshold is chosen and no run is cut s
 - Intervals of S invert a paired t-test (`not_rejected`). Seeds are paired because they share the order of the data;
   seeds that share a teacher are grouped (`Replicates`). The intervals hold length by length, not for all lengths at
   once. The tests simulate their coverage. Bootstrap percentile and BCa intervals are not used: where 95% is claimed,
-  they cover about 73% with three seeds and 90% with twelve.
+  they cover about 70% with three seeds and 90% with twelve.
 - The line reference_length = head_start + rate * length separates a head start, which matters less the longer one
   trains, from a faster rate, which lasts. Its intervals are jackknife standard errors with quantiles of t.
 - Every number is given without the cost of the teacher's training, with it (the arm's length is L + cost) and shared
