@@ -16,8 +16,8 @@ from w2skd.report.terminal import Cells
 
 PRIMARY = (
     "The length marked with \\* is the primary one. A speed-up is the length at which the reference ends as well, over "
-    "the arm's own; beyond the lengths that were trained it is a bound. *Incl. teacher* adds the teacher's training, in "
-    "epochs or steps of equal FLOPs, to the arm's length."
+    "the arm's own; beyond the lengths that were trained it is a bound. *Incl. teacher* adds the teacher's training, "
+    "in epochs or steps of equal FLOPs, to the arm's length."
 )
 """Explanation of the table in Markdown."""
 

@@ -36,6 +36,7 @@ from w2skd.training.checkpoint import load_last_checkpoint, rewind_to, save_chec
 from w2skd.training.clock import Clock
 from w2skd.training.engine import Distillation, Engine, SaveDue, evaluate
 from w2skd.training.process import Process
+from w2skd.weights.beside import describe_beside, restore_beside
 from w2skd.weights.load import save_model
 
 
@@ -212,6 +213,8 @@ class _Training:
         if compiled and self.ranks.is_main:
             what = " and the ".join(compiled)
             self.view.note(f"compiling the {what} at the first step of each image size; this can take minutes")
+        if self.start.checkpoint is not None:
+            restore_beside(self.setup.model, self.start.checkpoint["details"], "the checkpoint")
         self.engine = engine = Engine(
             self.setup.task,
             self.setup.model,
@@ -317,7 +320,7 @@ class _Training:
                 "engine": self.engine.state_dict(),
                 "recipe": self.setup.recipe.model_dump(mode="json"),
                 "role": str(self.setup.role),
-                "details": self.setup.task.describe_model(),
+                "details": {**self.setup.task.describe_model(), **describe_beside(self.setup.model)},
                 "teacher": self.teacher_facts,
                 "data": self.facts["data_identity"],
                 "metrics_offset": self.run.metrics_offset(),
@@ -356,7 +359,7 @@ class _Training:
             "best_step": engine.best_step,
             "fingerprint": state_fingerprint(state),
         }
-        about = {**details, **task.describe_model(), **task.describe_data()}
+        about = {**details, **task.describe_model(), **describe_beside(self.setup.model), **task.describe_data()}
         row = EventRow(engine.step, "finished", details)
         with self.run.guard():
             save_model(self.run.model_path, state, self.setup.recipe, str(self.setup.role), about)

@@ -19,6 +19,7 @@ from torch import nn
 from w2skd.errors import CheckpointError, suggest
 from w2skd.platform.files import write_atomically
 from w2skd.recipe.schema import Recipe
+from w2skd.weights.beside import restore_beside
 from w2skd.weights.file_kind import describe_other, is_safetensors, is_torch
 from w2skd.weights.fit import describe_misfit, fit
 from w2skd.weights.sets import StateDict, code_in, describe_other_content, find_sets, likeliest
@@ -106,7 +107,8 @@ def load_weights(path: Path, key: str | None = None) -> Weights:
 def load_into(model: nn.Module, weights: Weights, *, expected: str) -> tuple[str, ...]:
     """Load weights into a model named `expected`, strictly.
 
-    Tensors are renamed as in `w2skd.weights.fit.fit`. The model keeps its own precision.
+    Tensors are renamed as in `w2skd.weights.fit.fit`. The model keeps its own precision. Settings that the file records
+    beside the weights are restored, see `w2skd.weights.beside`.
 
     Returns:
         Remarks, one line each: which of several sets was loaded, and which entries were ignored.
@@ -119,6 +121,7 @@ def load_into(model: nn.Module, weights: Weights, *, expected: str) -> tuple[str
     if not found.is_whole:
         raise CheckpointError(f"{weights.path}: {describe_misfit(found, expected, _made_for(weights, expected))}")
     check_finite(weights.path, found.state, found.own)
+    restore_beside(model, weights.details, weights.path)
     state = OrderedDict(found.state)
     # The names are those of the modules' current versions; MNASNet rejects a state dict without a version.
     state._metadata = found.own._metadata  # type: ignore[attr-defined]

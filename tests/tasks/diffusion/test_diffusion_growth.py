@@ -10,6 +10,7 @@ from torch import nn
 
 from w2skd.errors import GrowthError
 from w2skd.method.channels import NEW
+from w2skd.tasks.diffusion.from_diffusers import build_from_folder, load_folder
 from w2skd.tasks.diffusion.growth import _frequencies, grow_unet
 from w2skd.tasks.diffusion.noise_schedule import Converted, NoiseSchedule
 from w2skd.tasks.diffusion.recipe import DiffusionSection
@@ -190,6 +191,26 @@ def test_settings_beside_the_weights_rebuild_the_grown_network():
         assert torch.equal(denoise(fresh), denoise(student))
 
 
+def test_a_folder_of_diffusers_holds_the_settings(tmp_path):
+    teacher, student = pair(unet, partial(unet, 2, 2))
+    grow_unet(student, teacher, generator())
+    student.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace("DenoisingUNet", "UNet2DModel"))
+    again = build_from_folder(tmp_path, size_px=8, classes=None).double()
+    again.load_state_dict(load_folder(tmp_path).state)
+    with torch.no_grad():
+        assert torch.equal(denoise(again), denoise(student))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"norm_num_groups": 3}, {"norm_num_groups": 0}, {"norm_num_groups": "2"}, {"freq_shift": None}]
+)
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(ValueError, match="impossible for this U-Net: norm_num_groups "):
+        unet().set_beside_weights(**{"norm_num_groups": 2, "freq_shift": 1, **settings})
+
+
 def test_a_grown_network_can_grow_again():
     teacher, student = pair(unet, partial(unet, 2))
     grow_unet(student, teacher, generator())
@@ -290,8 +311,10 @@ def test_a_ratio_of_two_and_a_half_is_refused_with_the_numbers_that_go():
 
 def test_a_teacher_of_another_prediction_is_refused():
     schedule = NoiseSchedule(DiffusionSection(prediction="v"), torch.device("cpu"))
-    with pytest.raises(GrowthError, match=r"teacher: a Converted cannot grow .*: use a U-Net with .*prediction"):
+    with pytest.raises(GrowthError, match=r"predictions are of another kind .*: set diffusion.prediction to the teach"):
         grow_unet(unet(2), Converted(unet(), schedule), generator())
+    with pytest.raises(GrowthError, match="teacher: a Linear cannot grow into a U-Net"):
+        grow_unet(unet(2), nn.Linear(1, 1), generator())
 
 
 def test_unknown_kinds_of_blocks_are_refused():

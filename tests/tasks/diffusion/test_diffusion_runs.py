@@ -230,3 +230,51 @@ def test_class_conditional_networks_train_and_teach(compared: Path, tmp_path: Pa
     done("distill", "-r", recipe, "--out", tmp_path, *options)
     assert load_weights(run_in(tmp_path)).details["classes"] == list(CLASSES)
     assert [sorted(row.parts) for row in step_rows(run_in(tmp_path))] == [["task.mse"], ["distill.mse", "task.mse"]]
+
+
+# Growing
+
+GROWN = """
+arms:
+  baseline: {help: none}
+  grown: {help: grow}
+"""
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a student with twice the teacher's channels and blocks, its recipe beside it; read only."""
+    folder = tmp_path_factory.mktemp("grown")
+    recipe = recipe_of(folder)
+    wider = recipe.read_text().replace("student: {model: unet_mini_nc16_rb1}", "student: {model: unet_mini_nc32_rb2}")
+    recipe.write_text(wider + GROWN)
+    out = ("--out", folder / "runs", "--device", "cpu", "--quiet")
+    done("train-teacher", "-r", recipe, *out)
+    done("distill", "-r", recipe, "--arm", "grown", *out)
+    return folder / "runs"
+
+
+def test_a_grown_student_is_scored_as_in_training(grown: Path) -> None:
+    """Its file records the settings that differ from those of a U-Net built for the recipe."""
+    run = run_in(grown, "grown")
+    settings = {"norm_num_groups": 4, "freq_shift": 2}
+    assert load_weights(run).details["beside_weights"] == settings
+    scored = score_model(ScoreOptions(run, device="cpu"), Ranks())
+    assert scored.evaluation.metrics == evaluations(run)[-1][-1]
+    facts = json.loads((run / "environment.json").read_text())
+    assert "norms have the teacher's 4 groups, not 8" in facts["growth"]["notes"]
+
+
+def test_a_grown_student_resumes_with_its_settings(grown: Path, tmp_path: Path) -> None:
+    command = ("distill", "-r", grown.parent / "noise.yaml", "--arm", "grown", "--out", tmp_path, "--device", "cpu")
+    command = (*command, "--teacher", grown / "teacher", "--quiet")
+    stopped_at(4, *command)
+    done(*command)
+    assert_same_course(run_in(tmp_path, "grown"), run_in(grown, "grown"))
+
+
+def test_weights_of_a_grown_student_can_be_the_start_of_another_run(grown: Path, tmp_path: Path) -> None:
+    start = ("--init-from", run_in(grown, "grown"), "--set", "train.steps=3", "--device", "cpu", "--quiet")
+    done("distill", "-r", grown.parent / "noise.yaml", "--arm", "baseline", "--out", tmp_path, *start)
+    again = load_weights(run_in(tmp_path, "baseline"))
+    assert again.details["beside_weights"] == {"norm_num_groups": 4, "freq_shift": 2}

@@ -26,6 +26,7 @@ from torch import nn
 from w2skd.errors import GrowthError
 from w2skd.method.channels import NEW, ChannelMap, check_whole_multiple, interleaved
 from w2skd.method.grow import Added, Growth, Plan, Repeated, apply_plan, silent_branch
+from w2skd.tasks.diffusion.noise_schedule import Converted
 from w2skd.tasks.diffusion.unet import DenoisingUNet
 
 _BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D", "UNetMidBlock2D")
@@ -57,11 +58,12 @@ def grow_unet(student: DenoisingUNet, teacher: nn.Module, generator: torch.Gener
     Raises:
         GrowthError: the teacher cannot grow into the student. The student is then unchanged.
     """
-    if not isinstance(teacher, DenoisingUNet):
+    if isinstance(teacher, Converted):
         raise GrowthError(
-            f"teacher: a {type(teacher).__name__} cannot grow into a U-Net: use a U-Net with the recipe's "
-            "diffusion.prediction"
+            "teacher: its predictions are of another kind than the student's: set diffusion.prediction to the teacher's"
         )
+    if not isinstance(teacher, DenoisingUNet):
+        raise GrowthError(f"teacher: a {type(teacher).__name__} cannot grow into a U-Net: use a U-Net")
     _check_settings(student, teacher)
     ratio = _ratio(student, teacher)
     plan = _plan(student, teacher, ratio)

@@ -15,6 +15,7 @@ from w2skd.data.identity import DataIdentity
 from w2skd.data.normalize import to_bytes
 from w2skd.data.parts import equal_parts
 from w2skd.errors import CheckpointError, RecipeError
+from w2skd.method.grow import Growth
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
 from w2skd.recipe.schema import published_weights
@@ -22,6 +23,7 @@ from w2skd.recipe.train import TrainSection
 from w2skd.tasks.base import Evaluation, FittedModel, Losses, Preview, Role
 from w2skd.tasks.diffusion.batch import ImagesToNoise
 from w2skd.tasks.diffusion.from_diffusers import build_from_folder, load_folder
+from w2skd.tasks.diffusion.growth import grow_unet
 from w2skd.tasks.diffusion.loss import weighted_squared_error
 from w2skd.tasks.diffusion.noise_schedule import Converted, NoiseSchedule
 from w2skd.tasks.diffusion.recipe import DiffusionRecipe, TimestepWeighting
@@ -141,6 +143,11 @@ class DiffusionTask:
 
     def initialize_model(self, model: nn.Module) -> None:
         """Do nothing: the initial weights of U-Nets do not depend on the data."""
+
+    def grow(self, student: nn.Module, teacher: nn.Module, generator: torch.Generator) -> Growth:
+        """Grow a U-Net; see `grow_unet`."""
+        assert isinstance(student, DenoisingUNet), type(student)
+        return grow_unet(student, teacher, generator)
 
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
         """Build the recipe's U-Net of that role with these weights; its predictions are of the recipe's kind.

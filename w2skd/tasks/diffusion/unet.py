@@ -60,7 +60,15 @@ class DenoisingUNet(UNet2DModel):  # type: ignore[misc]  # without types
             norm_num_groups: groups of every GroupNorm; divides all numbers of channels.
             freq_shift: shift s of the frequencies of the time embedding, ``10000 ** (-i / (half - s))`` for i from 0 to
                 half - 1, where half is half the channels of the first level.
+
+        Raises:
+            ValueError: the groups do not divide the channels of a norm, or a value is no number.
         """
+        numbers = type(norm_num_groups) is int and norm_num_groups > 0 and isinstance(freq_shift, int | float)
+        if not numbers or any(channels % norm_num_groups for channels in self.config.block_out_channels):
+            raise ValueError(
+                f"impossible for this U-Net: norm_num_groups {norm_num_groups!r}, freq_shift {freq_shift!r}"
+            )
         own = self.mid_block.attentions if self.config.attn_norm_num_groups is not None else ()
         kept = [each.group_norm for each in own]
         for module in self.modules():
