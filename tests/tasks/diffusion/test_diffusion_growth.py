@@ -84,6 +84,10 @@ PAIRS = {
         partial(unet, attn_norm_num_groups=4),
         partial(unet, 2, 2, attn_norm_num_groups=4),
     ),
+    "no attention in the middle": (
+        partial(unet, add_attention=False, attn_norm_num_groups=4),
+        partial(unet, 2, add_attention=False, attn_norm_num_groups=4),
+    ),
     "other embedding": (
         partial(unet, freq_shift=0, flip_sin_to_cos=True),
         partial(unet, 2, freq_shift=0, flip_sin_to_cos=True),
@@ -317,11 +321,24 @@ def test_a_teacher_of_another_prediction_is_refused():
         grow_unet(unet(2), nn.Linear(1, 1), generator())
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            {"time_embedding_type": "fourier"},
+            "time_embedding_type is fourier: only U-Nets with positional can grow",
+        ),
+        ({"class_embed_type": "timestep"}, "its class_embed_type is timestep: only U-Nets with None can grow"),
+    ],
+)
+def test_other_embeddings_are_refused(settings, problem):
+    with pytest.raises(GrowthError, match=problem):
+        grow_unet(*(unet(each, **settings) for each in (2, 1)), generator())
+
+
 def test_unknown_kinds_of_blocks_are_refused():
     kinds = {"down_block_types": ("DownBlock2D", "SkipDownBlock2D"), "up_block_types": ("SkipUpBlock2D", "UpBlock2D")}
     with pytest.raises(GrowthError, match="blocks of type SkipDownBlock2D cannot grow; these can: DownBlock2D, "):
         grow_unet(
             *(unet(each, block_out_channels=(32, 32), norm_num_groups=4, **kinds) for each in (2, 1)), generator()
         )
-    with pytest.raises(GrowthError, match="time_embedding_type is fourier, and only positional can grow"):
-        grow_unet(*(unet(each, time_embedding_type="fourier") for each in (2, 1)), generator())

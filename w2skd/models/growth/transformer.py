@@ -118,7 +118,10 @@ def plan_transformer(student: nn.Module, teacher: nn.Module) -> Plan:
         block = next((each for each in (*heads, *added) if name.startswith(f"{each}.")), None)
         if block in added:
             continue
-        pair = module, sources[name]
+        pair = module, sources.get(name, nn.Identity())
+        ours, theirs = (", ".join(_shapes(each)) or "nothing" for each in pair)
+        if ours != theirs:
+            raise GrowthError(f"student: {name or 'it'} has {ours}, the teacher's {theirs}: use one family")
         if _shapes(pair[0]) == _shapes(pair[1]):
             tensors = [f"{name}.{tensor}" if name else tensor for tensor in _shapes(module)]
             rules |= {tensor: Repeated(tensor) for tensor in tensors}

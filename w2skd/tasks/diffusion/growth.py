@@ -31,6 +31,13 @@ from w2skd.tasks.diffusion.unet import DenoisingUNet
 
 _BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D", "UNetMidBlock2D")
 
+_SUPPORTED = {
+    "time_embedding_type": ("positional",),
+    "class_embed_type": (None,),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+}
+"""Setting -> values with which U-Nets can grow."""
+
 _FREE = (
     *("sample_size", "dropout", "block_out_channels", "layers_per_block", "time_embedding_dim"),
     *("norm_num_groups", "freq_shift", "attention_head_dim"),
@@ -82,8 +89,10 @@ def _check_settings(student: DenoisingUNet, teacher: DenoisingUNet) -> None:
     for kind in (ours["mid_block_type"], *ours["down_block_types"], *ours["up_block_types"]):
         if kind is not None and kind not in _BLOCKS:
             raise GrowthError(f"student: blocks of type {kind} cannot grow; these can: {', '.join(_BLOCKS)}")
-    if (kind := ours["time_embedding_type"]) != "positional":
-        raise GrowthError(f"student: its time_embedding_type is {kind}, and only positional can grow")
+    for key, supported in _SUPPORTED.items():
+        if ours[key] not in supported:
+            known = " or ".join(str(value) for value in supported)
+            raise GrowthError(f"student: its {key} is {ours[key]}: only U-Nets with {known} can grow")
 
 
 def _settings(model: DenoisingUNet) -> dict[str, Any]:

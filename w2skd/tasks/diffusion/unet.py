@@ -57,7 +57,7 @@ class DenoisingUNet(UNet2DModel):  # type: ignore[misc]  # without types
         """Change settings of diffusers' configuration that have no effect on the state dict.
 
         Args:
-            norm_num_groups: groups of every GroupNorm; divides all numbers of channels.
+            norm_num_groups: groups of every GroupNorm without a setting of its own; divides all numbers of channels.
             freq_shift: shift s of the frequencies of the time embedding, ``10000 ** (-i / (half - s))`` for i from 0 to
                 half - 1, where half is half the channels of the first level.
 
@@ -69,10 +69,9 @@ class DenoisingUNet(UNet2DModel):  # type: ignore[misc]  # without types
             raise ValueError(
                 f"impossible for this U-Net: norm_num_groups {norm_num_groups!r}, freq_shift {freq_shift!r}"
             )
-        own = self.mid_block.attentions if self.config.attn_norm_num_groups is not None else ()
-        kept = [each.group_norm for each in own]
-        for module in self.modules():
-            if isinstance(module, nn.GroupNorm) and not any(module is each for each in kept):
+        own = "mid_block.attentions." if self.config.attn_norm_num_groups is not None else None
+        for name, module in self.named_modules():
+            if isinstance(module, nn.GroupNorm) and (own is None or not name.startswith(own)):
                 module.num_groups = norm_num_groups
         self.time_proj.downscale_freq_shift = freq_shift
         self.register_to_config(norm_num_groups=norm_num_groups, freq_shift=freq_shift)
