@@ -7,19 +7,24 @@ from pathlib import Path
 import pytest
 
 import w2skd
+from w2skd.method.grow import Growth, fill_running_statistics
 from w2skd.method.losses import distillation_kl
 from w2skd.method.schedule import DistillSchedule, Phase, Switch, SwitchedOff
 from w2skd.method.teacher import FrozenTeacher, state_fingerprint
+from w2skd.models.growth.catalog import grow
 
 ROOT = Path(__file__).resolve().parent.parent
 
 EXPORTED = {
     "DistillSchedule": DistillSchedule,
     "FrozenTeacher": FrozenTeacher,
+    "Growth": Growth,
     "Phase": Phase,
     "Switch": Switch,
     "SwitchedOff": SwitchedOff,
     "distillation_kl": distillation_kl,
+    "fill_running_statistics": fill_running_statistics,
+    "grow": grow,
     "state_fingerprint": state_fingerprint,
 }
 

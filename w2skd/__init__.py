@@ -1,4 +1,4 @@
-"""Weak-to-strong distillation: reach a target quality sooner with a frozen weaker teacher early in training.
+"""Reach a target quality sooner with a weaker model: distil it early in training, or grow the student out of it.
 
 The names below are the method for your own training loop. They are imported on first use, so that ``import w2skd``
 loads no torch. Everything else is the ``w2skd`` command.
@@ -8,18 +8,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from w2skd.method.grow import Growth, fill_running_statistics
     from w2skd.method.losses import distillation_kl
     from w2skd.method.schedule import DistillSchedule, Phase, Switch, SwitchedOff
     from w2skd.method.teacher import FrozenTeacher, state_fingerprint
+    from w2skd.models.growth.catalog import grow
 
 __all__ = [
     "DistillSchedule",
     "FrozenTeacher",
+    "Growth",
     "Phase",
     "Switch",
     "SwitchedOff",
     "__version__",
     "distillation_kl",
+    "fill_running_statistics",
+    "grow",
     "state_fingerprint",
 ]
 
@@ -32,6 +37,9 @@ _MODULES = {
     "Switch": "w2skd.method.schedule",
     "SwitchedOff": "w2skd.method.schedule",
     "FrozenTeacher": "w2skd.method.teacher",
+    "fill_running_statistics": "w2skd.method.grow",
+    "grow": "w2skd.models.growth.catalog",
+    "Growth": "w2skd.method.grow",
     "state_fingerprint": "w2skd.method.teacher",
 }
 """Exported name -> module that defines it."""

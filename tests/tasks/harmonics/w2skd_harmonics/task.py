@@ -16,6 +16,8 @@ from w2skd.data.identity import DataIdentity
 from w2skd.data.order import BatchOrder
 from w2skd.data.streaming import Request, StreamingFeed
 from w2skd.data.workers import Workers
+from w2skd.errors import GrowthError
+from w2skd.method.grow import Growth
 from w2skd.method.teacher import FrozenTeacher
 from w2skd.platform.ranks import Ranks
 from w2skd.recipe.train import TrainSection
@@ -132,6 +134,10 @@ class HarmonicsTask:
 
     def initialize_model(self, model: nn.Module) -> None:
         """Do nothing: the initial weights do not depend on the data."""
+
+    def grow(self, student: nn.Module, teacher: nn.Module, generator: torch.Generator) -> Growth:
+        """Refuse: there is no plan for these networks."""
+        raise GrowthError("student: networks for harmonics cannot be grown")
 
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
         """Build the network with these weights."""
