@@ -10,7 +10,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 from w2skd.method.schedule import DistillSchedule, Phase, Switch, SwitchedOff
 from w2skd.recipe.duration import Duration
 from w2skd.recipe.schema import DistillSection, SoftenedDistillSection, SwitchSection
-from w2skd.recipe.train import ConstantSection, CosineSection, MultiStepSection, OneCycleSection, TriangularSection
+from w2skd.recipe.train import (
+    ConstantSection,
+    CosineSection,
+    MultiStepSection,
+    OneCycleSection,
+    TriangularSection,
+    WsdSection,
+)
 from w2skd.training.learning_rate import lr_factor
 
 
@@ -209,6 +216,22 @@ def test_triangular_rises_and_falls_in_equal_steps():
     expected = [0.2, 0.4, 0.6, 0.8, 1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1]
     assert factors(section, 11) == pytest.approx(expected, abs=1e-12)
     assert lr_factor(section, 11, steps_per_epoch=10, total_steps=11) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "cooldown"), [("linear", [1.0, 0.75, 0.5, 0.25]), ("sqrt", [1.0, 0.5, 1 - 0.5**0.5, 1 - 0.75**0.5])]
+)
+def test_wsd_rises_stays_and_cools_down(shape, cooldown):
+    section = WsdSection(name="wsd", warmup=Duration(2, "step"), cooldown=Duration(0.4, "run"), shape=shape)
+    assert factors(section, 10) == pytest.approx([0.5, *[1.0] * 5, *cooldown], abs=1e-12)
+    assert lr_factor(section, 10, steps_per_epoch=10, total_steps=10) == 0.0
+
+
+def test_wsd_runs_of_all_lengths_agree_before_their_cooldowns():
+    section = WsdSection(name="wsd", warmup=Duration(1, "ep"), cooldown=Duration(0.2, "run"))
+    for shorter in (20, 50, 80):
+        before = round(0.8 * shorter)
+        assert factors(section, shorter)[:before] == factors(section, 100)[:before]
 
 
 def test_triangular_equals_torchs_one_cycle_with_linear_annealing():

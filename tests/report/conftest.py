@@ -10,6 +10,7 @@ from known import load_recipe
 from synthetic_runs import RECIPE, MakeRun, epoch_rows, forward_flops
 
 from w2skd.recipe.load import dump_recipe
+from w2skd.records.names import RunName
 from w2skd.records.rows import EventRow, Row, encode
 
 
@@ -39,18 +40,24 @@ def make_run(experiment: Path, tmp_path: Path) -> MakeRun:
         overrides: Sequence[str] = (),
         environment: dict[str, Any] | None = None,
         extra: Sequence[Row] = (),
+        length: float = 1.0,
+        numbered: bool = False,
     ) -> Path:
-        path = experiment / "teacher" if arm == "teacher" else experiment / arm / f"seed{seed}"
+        name = RunName(arm, None if arm == "teacher" and not numbered else seed, length)
+        path = name.within(experiment)
         path.mkdir(parents=True)
         (tmp_path / "recipe.yaml").write_text(recipe)
         settings = [f"seed={seed}", f"report.metric={metric}", f"report.thresholds={thresholds}", *overrides]
         resolved = load_recipe(str(tmp_path / "recipe.yaml"), settings)
+        if length != 1.0:
+            resolved = resolved.model_copy(update={"train": resolved.train.scaled(length)})
         rows: list[Row] = []
         if arm == "w2s":
             rows.append(EventRow(0, "teacher", {"metrics": {metric: teacher}, "checkpoint": "teacher"}))
         for epoch, value in enumerate(values, start=1):
             rows += epoch_rows(epoch, value, metric, arm, off_epoch, teacher)
-        status = {"arm": arm, "seed": seed, "state": state, "step": 10 * len(values), "total_steps": 140}
+        own = {"arm": arm, "seed": seed} | ({} if length == 1.0 else {"length": length})
+        status = {**own, "state": state, "step": 10 * len(values), "total_steps": 140}
         facts = {
             "w2skd": "0.1.0",
             "device": "cpu",

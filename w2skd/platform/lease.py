@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from w2skd.errors import LeaseLost, UserError
 from w2skd.platform.files import write_atomically, writing
@@ -161,16 +161,27 @@ def _locked(folder: Path, patience_s: float | None = None) -> Iterator[None]:
     Raises:
         BlockingIOError: it stayed locked for `patience_s`; None waits for ever.
     """
-    with (folder / ".lock").open("a") as file:
-        if patience_s is None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        else:
-            _lock_within(file.fileno(), patience_s)
-        try:
-            yield
-        finally:
-            # Closing is not enough: a process that was forked meanwhile has the file open, too.
-            fcntl.flock(file, fcntl.LOCK_UN)
+    while True:
+        with (folder / ".lock").open("a") as file:
+            if patience_s is None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            else:
+                _lock_within(file.fileno(), patience_s)
+            try:
+                if not _is_current(file, folder / ".lock"):
+                    continue  # the file was removed with the folder of a run that never started
+                yield
+                return
+            finally:
+                # Closing is not enough: a process that was forked meanwhile has the file open, too.
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _is_current(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock_within(handle: int, patience_s: float) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from w2skd.errors import CheckpointError, RecipeError, RunDirError, RunHeld, UsageError
 from w2skd.platform.files import remove_unfinished, write_atomically, write_json, writing
@@ -64,7 +64,6 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.pictures = path / "pictures"
         self.model_path = path / "model.safetensors"
-        self._metrics: IO[bytes] | None = None
         self._lease: Lease | None = None
         self._made: list[Path] = []
 
@@ -151,11 +150,9 @@ class RunDir:
 
     def append(self, row: Row) -> None:
         """Append a row to ``metrics.jsonl``."""
-        with self.guard(), writing(self.metrics_path):
-            if self._metrics is None:
-                self._metrics = self.metrics_path.open("ab")
-            self._metrics.write(encode(row).encode() + b"\n")
-            self._metrics.flush()
+        # Closed every time, because a network file system may write an open file after the guard.
+        with self.guard(), writing(self.metrics_path), self.metrics_path.open("ab") as file:
+            file.write(encode(row).encode() + b"\n")
 
     def metrics_offset(self) -> int:
         """Return the length of ``metrics.jsonl`` in bytes, for the checkpoint."""
@@ -178,10 +175,7 @@ class RunDir:
             ) from None
 
     def close(self) -> None:
-        """Close files and release the lease; remove folders created for a run that never started."""
-        if self._metrics is not None:
-            with suppress(OSError):  # every row was flushed, and a failed flush has already raised
-                self._metrics.close()
+        """Release the lease; remove folders created for a run that never started."""
         if self._lease is not None:
             self._lease.release()
             if self._made and not self.holds_a_run():
@@ -189,7 +183,7 @@ class RunDir:
                     (self.path / ".lock").unlink()
                     for folder in self._made:
                         folder.rmdir()
-        self._metrics = self._lease = None
+        self._lease = None
 
 
 @dataclass(frozen=True)

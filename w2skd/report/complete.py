@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from w2skd.recipe.arms import TEACHER, Arm
+from w2skd.recipe.arms import Arm
 from w2skd.records.rundir import RunRecord
 from w2skd.report.crossing import final, forward_flops, last_position
 from w2skd.report.ends import Ends
@@ -36,14 +36,14 @@ def ends_of(experiment: Experiment, arm: Arm) -> Ends | None:
     teachers = [teacher_of(run, experiment) if run.helped() else None for run in some]
     paths = [None if teacher is None else label(teacher) for teacher in teachers]
     shares = len(set(paths)) < len(paths) and None not in paths
-    ours = teacher_is_ours(experiment) and None not in teachers
+    costs = tuple(_cost(run, teacher, experiment.unit) for run, teacher in zip(some, teachers, strict=True))
     return Ends(
         arm=arm,
         lengths=tuple(lengths),
         seeds=tuple(seeds),
         values=tuple(tuple(_final(runs.get((seed, length)), experiment) for length in lengths) for seed in seeds),
         teachers=tuple(paths) if shares else None,
-        teacher_costs=tuple(_cost(*pair) for pair in zip(some, teachers, strict=True)) if ours else None,
+        teacher_costs=costs if teacher_is_ours(experiment) and None not in teachers else None,
     )
 
 
@@ -62,15 +62,15 @@ def _final(run: RunRecord | None, experiment: Experiment) -> float:
     return math.nan if score is None else score.value
 
 
-def _cost(run: RunRecord, teacher: RunRecord | None) -> float:
-    """Return the FLOPs of a teacher's training in units of the student's length; NaN if they are not recorded."""
-    if teacher is None or teacher.arm != TEACHER:
+def _cost(run: RunRecord, teacher: RunRecord | None, unit: str) -> float:
+    """Return the epochs or steps of the student that take the FLOPs of its teacher's training; NaN if unknown."""
+    if teacher is None:
         return math.nan
     theirs, ours = (forward_flops(one.environment, "student") for one in (teacher, run))
     reached, own = last_position(teacher.rows), last_position(run.rows)
     if not theirs or not ours or reached is None or own is None or own.examples == 0:
         return math.nan
-    return theirs * reached.examples * _length(run) / (ours * own.examples)
+    return float(theirs * reached.examples / (ours * own.examples / getattr(own, unit)))
 
 
 def _plan(experiment: Experiment, arm: Ends) -> Plan:
