@@ -69,13 +69,13 @@ def notes(
         found: the comparison.
         plan: as given to `equal_quality`.
     """
-    lines = []
+    lines = _missing(pairings, arm, plan.unit)
     for length, pairing in pairings.items():
         where = f"{arm.arm} at {_length(length, plan.unit)}"
         if pairing is None:
             lines.append(f"{where} is not compared: no seed has it together with {reference.arm}.")
             continue
-        lines += _missing(where, pairing, reference, arm, plan.unit)
+        lines += _unused(pairing, reference, plan.unit)
         lines += _curve(pairing, reference, plan.unit)
         at = next(at for at in found.lengths if at.length == length)
         lines += _gap(where, at, pairing, plan.unit)
@@ -91,16 +91,27 @@ def notes(
     return list(dict.fromkeys(lines + _about_line(found)))
 
 
-def _missing(where: str, pairing: Pairing, reference: Ends, arm: Ends, unit: str) -> list[str]:
+def _missing(pairings: Mapping[float, Pairing | None], arm: Ends, unit: str) -> list[str]:
+    """Return which seeds are left out, one line for all lengths that lack the same ones."""
+    lengths: dict[str, list[float]] = {}
+    for length, pairing in pairings.items():
+        seeds = [] if pairing is None else [str(seed) for seed in arm.seeds if seed not in pairing.seeds]
+        if seeds:
+            lengths.setdefault(", ".join(seeds), []).append(length)
     lines = []
-    left_out = [str(seed) for seed in arm.seeds if seed not in pairing.seeds]
-    if left_out:
-        lines.append(f"{where}: seed {', '.join(left_out)} left out because a run is missing in one of the arms.")
-    unused = [length for length in reference.lengths if length not in pairing.reference_lengths]
-    if unused:
-        texts = ", ".join(_length(length, unit, short=True) for length in unused)
-        lines.append(f"{reference.arm} at {texts} {unit}s is not used: fewer than half of the seeds have finished it.")
+    for missing, those in lengths.items():
+        *others, last = [_length(each, unit, short=each != those[-1]) for each in those]
+        texts = f"{', '.join(others)} and {last}" if others else last
+        lines.append(f"{arm.arm} at {texts}: seed {missing} left out because a run is missing in one of the arms.")
     return lines
+
+
+def _unused(pairing: Pairing, reference: Ends, unit: str) -> list[str]:
+    unused = [length for length in reference.lengths if length not in pairing.reference_lengths]
+    if not unused:
+        return []
+    texts = ", ".join(_length(length, unit, short=True) for length in unused)
+    return [f"{reference.arm} at {texts} {unit}s is not used: fewer than half of the seeds have finished it."]
 
 
 def _curve(pairing: Pairing, reference: Ends, unit: str) -> list[str]:
