@@ -12,6 +12,7 @@ from w2skd.report import units
 from w2skd.report.censored import median_crossing
 from w2skd.report.contract import Report, ThresholdReport
 from w2skd.report.render import write_report
+from w2skd.report.render_equal_quality import show_interval, show_length, show_ratio
 from w2skd.report.speedup import build_report
 from w2skd.tasks.catalog import recipe_types
 
@@ -22,6 +23,15 @@ HEAD = (
     "| experiment | target | reached at epoch or step | speed-up | between validations | in FLOPs | including teacher "
     "training |\n"
     "|---|---|---|---|---|---|---|\n"
+)
+EQUAL_HEAD = (
+    "| experiment | arm | as good as the reference after | speed-up at equal quality | including teacher training | "
+    "seeds |\n|---|---|---|---|---|---|\n"
+)
+EQUAL_LEGEND = (
+    "\nComplete schedules: the length at which the reference ends as well as the arm, over the arm's length, with a "
+    "95% interval. Primary lengths were declared before the runs. The table below shows first crossings of a target "
+    "within one schedule.\n\n"
 )
 LEGEND = (
     "\nMedians over all seeds; a run that never reached the target counts as later than every other. *2 of 3 seeds*: "
@@ -80,14 +90,37 @@ def _row(name: str, arm: str, threshold: ThresholdReport, report: Report, link: 
     return f"| {' | '.join(cells)} |\n"
 
 
+def equal_rows(name: str, report: Report, link: str, only_primary: bool) -> Iterator[str]:
+    """Yield a row per arm at its primary length, or at every length."""
+    for found in report.equal_quality.values():
+        for at in found.lengths:
+            if only_primary and at != found.primary:
+                continue
+            charged = units.NONE if at.with_teacher is None else show_ratio(at.with_teacher)
+            shared = [f"{show_ratio(one)} shared by {count}" for count, one in at.shared.items()]
+            teachers = "" if at.teachers is None else f", {at.teachers} teachers"
+            cells = [
+                f"[{name}]({link}{name}/report/report.md)",
+                f"{found.arm}, {units.epochs(at.length)} {found.unit}s",
+                f"{show_length(at.reference_length, found)} {found.unit}s",
+                f"**{show_ratio(at.speedup)}** ({show_interval(at)})",
+                ", ".join([charged, *shared]),
+                f"{len(at.seeds)}{teachers}",
+            ]
+            yield f"| {' | '.join(cells)} |\n"
+
+
 def pages(reports: dict[str, Report]) -> Iterator[tuple[Path, str, str]]:
     """Yield each page that has a results table, with its present and its up-to-date text."""
     every = [rows(name, target, report, "") for name, report in reports.items() for target in report.thresholds]
     chosen = [rows(name, closest_to_teacher(report), report, "docs/results/") for name, report in reports.items()]
     for page, content in ((ALL_TARGETS, "".join(every)), (ONE_TARGET, "".join(chosen) + LEGEND + RULE)):
+        link, only_primary = ("", False) if page == ALL_TARGETS else ("docs/results/", True)
+        equal = "".join(row for name, one in reports.items() for row in equal_rows(name, one, link, only_primary))
+        first = f"{EQUAL_HEAD}{equal}{EQUAL_LEGEND}" if equal else ""
         text = page.read_text(encoding="utf-8")
         before, rest = text.split(BEGIN)
-        yield page, text, f"{before}{BEGIN}{HEAD}{content}{END}{rest.split(END)[1]}"
+        yield page, text, f"{before}{BEGIN}{first}{HEAD}{content}{END}{rest.split(END)[1]}"
 
 
 def main() -> int:

@@ -39,10 +39,10 @@ def equal_quality_rows(report: Report) -> Iterator[Cells]:
                 f"{arm}{mark}",
                 _length(at.length, found),
                 units.level(at.end, report.metric),
-                _bound(at.reference_length, found),
-                _ratio(at.speedup),
-                _interval(at),
-                units.NONE if at.with_teacher is None else _ratio(at.with_teacher),
+                show_length(at.reference_length, found),
+                show_ratio(at.speedup),
+                show_interval(at),
+                units.NONE if at.with_teacher is None else show_ratio(at.with_teacher),
             )
 
 
@@ -121,7 +121,8 @@ def _length(value: float, found: EqualQuality) -> str:
     return units.epochs(value) if found.unit == "epoch" else units.count(value)
 
 
-def _bound(estimate: Estimate, found: EqualQuality) -> str:
+def show_length(estimate: Estimate, found: EqualQuality) -> str:
+    """Format the reference's length: ``12.4``, or a bound such as ``> 32``."""
     if estimate.more_than is not None:
         return f"> {_length(estimate.more_than, found)}"
     if estimate.less_than is not None:
@@ -129,12 +130,14 @@ def _bound(estimate: Estimate, found: EqualQuality) -> str:
     return units.NONE if estimate.value is None else _length(round(estimate.value, 1), found)
 
 
-def _ratio(estimate: Estimate) -> str:
+def show_ratio(estimate: Estimate) -> str:
+    """Format a speed-up: ``2.06x``, or a bound such as ``> 2.67x``."""
     if estimate.more_than is not None:
         return f"> {units.ratio(estimate.more_than)}"
     return f"< {units.ratio(estimate.less_than)}" if estimate.less_than is not None else units.ratio(estimate.value)
 
 
-def _interval(at: AtLength) -> str:
+def show_interval(at: AtLength) -> str:
+    """Format the interval of a speed-up: ``1.20x to 1.80x``, ``> 1.20x``, or ``-`` without one."""
     interval = at.speedup.interval
     return units.NONE if interval is None else units.between((interval.low or 0.0, interval.high))
