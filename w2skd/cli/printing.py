@@ -102,8 +102,9 @@ def print_dry_run(facts: dict[str, Any], recipe: Recipe, arm: str) -> None:
     parts = ", ".join(f"{name} {_size(size)}" for name, size in memory.items())
     table.add_row("memory", f"about {_size(sum(memory.values()))} for training: {parts}")
     table.add_row("picture", f"the first batch as the models see it: {facts['first_batch']}")
-    for number, line in enumerate(facts.get("teacher_account", ())):
-        table.add_row("" if number else "teacher", line)
+    for what in ("start", "teacher"):
+        for number, line in enumerate(facts.get(f"{what}_account", ())):
+            table.add_row("" if number else what, line)
     if "distilled_step_floor" in facts:
         table.add_row("cost", f"a distilled step takes at least {facts['distilled_step_floor']:.2f} times a plain one")
         switch = recipe.distill.switch

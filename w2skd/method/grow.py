@@ -95,6 +95,12 @@ class Growth:
     new_norms: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def summary(self) -> str:
+        """What happened to the tensors, in one line."""
+        what = "grown out of the teacher" if self.kind == "grown" else "a warm start from the teacher"
+        return f"{what}: {self.copied} tensors copied, {self.widened} widened, {self.added} added"
+
 
 def apply_plan(plan: Plan, student: nn.Module, teacher: nn.Module, generator: torch.Generator) -> Growth:
     """Write a student's parameters and buffers in place.

@@ -139,8 +139,9 @@ class _Training:
         """Record what is about to run. On a resume, drop the rows after the checkpoint."""
         if self.start.note:
             self.view.note(self.start.note)
-        for line in self.facts.get("data_account", ()):
-            self.view.note(f"data: {line}")
+        for what in ("data", "start"):
+            for line in self.facts.get(f"{what}_account", ()):
+                self.view.note(f"{what}: {line}")
         self.ranks.on_main(self._write_start)
 
     def measure_teacher(self) -> None:

@@ -131,8 +131,9 @@ class Setup:
             "parameters": {name: count_parameters(model) for name, model in models.items()},
             "forward_flops": flops,
         }
-        if self.init_notes:
-            facts["data_account"] = [*facts.get("data_account", ()), *(f"start: {line}" for line in self.init_notes)]
+        start = [*self.init_notes, *((self.growth.summary, *self.growth.notes) if self.growth else ())]
+        if start:
+            facts["start_account"] = start
         if distills:
             # A backward pass costs about twice a forward pass, and the teacher has none.
             facts["distilled_step_floor"] = round((3 * flops["student"] + flops["teacher"]) / (3 * flops["student"]), 4)
