@@ -182,6 +182,14 @@ def test_its_smoke_recipe_runs_the_same_code(file: Path) -> None:
 
 
 @each_full
+def test_its_smoke_recipe_has_the_same_arms(file: Path) -> None:
+    full, smoke = load_recipe(file.stem), load_recipe(f"{file.stem}_smoke")
+    assert {name: arm.help for name, arm in smoke.arms.items()} == {name: arm.help for name, arm in full.arms.items()}
+    assert (len(smoke.lengths) > 1) == (len(full.lengths) > 1)
+    assert smoke.has_trunk == full.has_trunk
+
+
+@each_full
 def test_its_smoke_recipe_is_tiny(file: Path) -> None:
     full, smoke = plain(file.stem), load_recipe(f"{file.stem}_smoke")
     data = smoke.model_dump(mode="json")["data"]
