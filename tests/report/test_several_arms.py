@@ -163,3 +163,19 @@ def test_without_several_lengths_there_is_nothing_to_compare(make_run: MakeRun, 
     report = build_report(experiment)
     assert report.equal_quality == {}
     assert "Equal quality" not in as_markdown(report)
+
+
+def test_what_holds_for_several_arms_is_told_once(make_run: MakeRun, experiment: Path) -> None:
+    for arm in ("plain", "smooth", "third"):
+        recipe = (
+            RECIPE + "\narms: {plain: {}, smooth: {set: {loss.label_smoothing: 0.1}}, third: {set: {train.lr: 0.2}}}\n"
+        )
+        settings = {"plain": [], "smooth": SET["smooth"], "third": ["train.optimizer.lr=0.2"]}[arm]
+        recipe = recipe.replace("train.lr", "train.optimizer.lr")
+        make_run(arm, 0, CURVES["plain"], recipe=recipe, thresholds="[teacher, 0.7]", overrides=settings)
+    report = build_report(experiment)
+    lines = [line for line in report.warnings if "within one validation" in line]
+    assert len(lines) == 1
+    assert "smooth, third and plain crossed within one validation of each other" in lines[0]
+    text = as_markdown(report)
+    assert text.count("no result: ") == 1

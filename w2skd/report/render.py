@@ -100,11 +100,13 @@ def as_terminal(report: Report) -> RenderableType:
 
 
 def _results(report: Report) -> Iterator[tuple[str, str]]:
-    """Yield the title and the result of every comparison."""
+    """Yield the title and the result of every comparison, or why a threshold has none."""
     for threshold in report.thresholds:
-        for arm, found in threshold.arms.items():
-            title = _title(threshold, report)
-            yield title if len(threshold.arms) == 1 else f"{arm}, {title}", found.summary
+        title, alone = _title(threshold, report), len(threshold.arms) == 1
+        if threshold.value is None:
+            yield title, f"no result: {threshold.reason}"
+            continue
+        yield from ((title if alone else f"{arm}, {title}", found.summary) for arm, found in threshold.arms.items())
 
 
 def _threshold_parts(threshold: ThresholdReport, report: Report) -> Iterator[RenderableType]:

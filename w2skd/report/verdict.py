@@ -105,6 +105,7 @@ def threshold_warnings(report: ThresholdReport, reference: Arm, metric: Metric) 
     lines = []
     if report.value is None:
         lines.append(f"{title}: {report.reason}")
+    near_arms: dict[str, list[Arm]] = {}
     for arm, found in report.arms.items():
         failed = [seed for seed in found.seeds if seed in report.not_reached[arm] and report.first[reference][seed]]
         if failed:
@@ -113,8 +114,10 @@ def threshold_warnings(report: ThresholdReport, reference: Arm, metric: Metric) 
             lines.append(f"{title}: {missed}; in medians they count as later than every crossing")
         near = [seed for seed in found.speedup_interval if _within_one_validation(seed, report, reference, arm)]
         if near:
-            both = "both arms" if len(report.arms) == 1 else f"{reference} and {arm}"
-            lines.append(f"{title}: {both} {_near_text(near, found)}")
+            near_arms.setdefault(_near_text(near, found), []).append(arm)
+    for text, arms in near_arms.items():
+        who = "both arms" if len(report.arms) == 1 else f"{', '.join(arms)} and {reference}"
+        lines.append(f"{title}: {who} {text}")
     if report.note and report.teacher_gap:
         lines.append(f"{title}: {report.note}")
     return lines
