@@ -179,3 +179,9 @@ def test_what_holds_for_several_arms_is_told_once(make_run: MakeRun, experiment:
     assert "smooth, third and plain crossed within one validation of each other" in lines[0]
     text = as_markdown(report)
     assert text.count("no result: ") == 1
+
+
+def test_runs_of_shorter_lengths_alone_are_no_experiment(make_run: MakeRun, experiment: Path) -> None:
+    make_run("plain", 0, [0.5], recipe=FULL, thresholds=THRESHOLDS, length=0.5)
+    with pytest.raises(RunDirError, match="holds only runs of shorter lengths"):
+        build_report(experiment)

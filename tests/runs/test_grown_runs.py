@@ -149,7 +149,7 @@ def test_the_same_architecture_is_a_warm_start(grown: Path, tmp_path: Path) -> N
 
 def test_several_teachers_are_assigned_in_turn(tmp_path: Path) -> None:
     recipe, out = recipe_file(tmp_path, GROWN), tmp_path / "runs"
-    command = ("compare", "--recipe", recipe, "--seeds", "5,6,7", "--teacher-seeds", "1,2", "--arms", "baseline,grown")
+    command = ("compare", "--recipe", recipe, "--seeds", "5,6,7", "--teacher-seeds", "1,2", "--arms", "baseline, grown")
     said = w2skd(*command, "--set", "train.steps=3", "--set", "teacher.train.steps=3", "--out", out, "--quiet")
     assert said.code == 0, said.err
     made = {}
@@ -162,6 +162,8 @@ def test_several_teachers_are_assigned_in_turn(tmp_path: Path) -> None:
     report = json.loads((out / "report" / "report.json").read_text())
     assert report["teacher"]["count"] == 2
     assert "2 teachers, median" in said.out
+    lone = refused("distill", "--recipe", recipe, "--arm", "grown", "--seed", "9", "--out", out, code=2)
+    assert lone == f"{out}: has several teachers; choose one of [1, 2] with --teacher-seed"
     other = refused(*command, "--set", "teacher.checkpoint=x.pt", "--out", out, code=2)
     assert "--teacher-seeds: the recipe has one teacher, x.pt" in other
     unknown = refused("compare", "--recipe", recipe, "--arms", "grow", "--out", out, code=2)

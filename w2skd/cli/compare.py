@@ -70,10 +70,14 @@ def compare(recipe: RecipeFlags, flags: CompareFlags) -> None:
         allow_changed_data=flags.allow_changed_data,
     )
     ranks = ranks_from_environment()
-    plan = Plan(seeds, flags.arms.split(",") if flags.arms else [], teacher_seeds)
+    plan = Plan(seeds, _parse_names(flags.arms), teacher_seeds)
     run_experiment(resolved, plan, options, ranks, lambda text: print_line(text, "bold", stderr=True))
     if ranks.is_main:
         speedup_report(options.out, as_json=flags.as_json)
+
+
+def _parse_names(text: str | None) -> list[str]:
+    return [name for part in (text or "").split(",") if (name := part.strip())]
 
 
 def _parse_seeds(text: str, option: str) -> list[int]:

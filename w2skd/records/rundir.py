@@ -294,6 +294,9 @@ def find_teacher(recipe: Recipe, experiment: Path, seed: int | None = None) -> P
     own = RunName(TEACHER, seed).within(experiment)
     if (own / "model.safetensors").exists():
         return own
+    several = [name.seed for name in find_runs(experiment) if name.arm == TEACHER and name.seed is not None]
+    if several and seed is None:
+        raise UsageError(f"{experiment}: has several teachers; choose one of {several} with --teacher-seed")
     raise UsageError(
         f"no teacher: give --teacher CHECKPOINT, set teacher.checkpoint in the recipe, "
         f"or train one with `w2skd train-teacher --recipe ... --out {experiment}`"

@@ -126,6 +126,8 @@ def read_experiment(path: Path, types: RecipeTypes) -> Experiment:
     runs = _in_order([read_run(run.within(path), types) for run in find_runs(path)])
     if any(run.arm != TEACHER for run in runs):
         found = Experiment(runs)
+        if not found.students:
+            raise RunDirError(f"{path}: holds only runs of shorter lengths; expected {_EXPECTED} for the full length")
         _check_scored_alike(path, [run for run in runs if run.arm != TEACHER])
         _check_one_reference(path, [run for run in runs if run.arm != TEACHER])
         return found
