@@ -103,7 +103,7 @@ def equal_rows(name: str, report: Report, link: str, only_primary: bool) -> Iter
                 f"[{name}]({link}{name}/report/report.md)",
                 f"{found.arm}, {units.epochs(at.length)} {found.unit}s",
                 f"{show_length(at.reference_length, found)} {found.unit}s",
-                f"**{show_ratio(at.speedup)}** ({show_interval(at)})",
+                f"**{show_ratio(at.speedup)}** ({show_interval(at) if at.speedup.interval else 'no interval'})",
                 ", ".join([charged, *shared]),
                 f"{len(at.seeds)}{teachers}",
             ]

@@ -13,6 +13,7 @@ from w2skd.report import speedup, units
 from w2skd.report.censored import median_crossing
 from w2skd.report.contract import Report, RunReport, ThresholdReport
 from w2skd.report.crossing import distillation_off
+from w2skd.report.equal_quality_text import line_sentence, sentence
 from w2skd.report.experiment import Experiment
 from w2skd.tasks.catalog import recipe_types
 
@@ -23,6 +24,7 @@ BCCD, CIFAR, DDPM, LONGER, DEMO, IMAGENETTE, SMALLER = (
     *("bccd_cpu", "cifar10_cpu", "cifar10_ddpm_cpu", "cifar10_ddpm_cpu_longer_teacher"),
     *("demo", "imagenette_cpu", "imagenette_cpu_teacher_32px"),
 )
+GROWN = "cifar10_grow_cpu"
 ARMS = ("baseline", "w2s")
 
 
@@ -77,6 +79,13 @@ def median_reached(name: str, threshold: str, arm: str) -> str:
     found = median_crossing(one, arm, report(name).unit, one.arms["w2s"].seeds)
     assert found is not None
     return f"{'> ' * (found.high > found.low)}{round(found.low, 1):g}"
+
+
+def equal_quality_sentences(name: str) -> list[str]:
+    """Return the primary result of the grown arm and the line through its lengths, each as a sentence."""
+    found = report(name).equal_quality["grown"]
+    lines = [sentence(found), line_sentence(found) or ""]
+    return [f"{line[0].upper()}{line[1:]}" for line in lines]
 
 
 def listed(values: Sequence[str]) -> str:

@@ -144,6 +144,8 @@ def test_it_reads_well_in_a_terminal_of_80_columns(make_run: MakeRun, experiment
     Console(file=file, width=80).print(as_terminal(build_report(experiment)))
     text = file.getvalue()
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    for row in (" grown *      3.5  68.4%   11.1     3.17x", " grown   3           2.67x  2.67x to 2.67x"):
+        assert row in text, text
     for words in ("Equal quality by complete schedules", "grown, top1 70.0%: 2.67x in epochs", "arm", "starts from"):
         assert words in text or words == "starts from"
 

@@ -44,7 +44,8 @@ _SHOW = {
 _TITLES = {"epochs": "epochs", "steps": "steps", "examples": "examples", "seconds": "training time", "flops": "FLOPs"}
 _WITH_TEACHER = "  including teacher training"
 
-_ARMS_HEAD = ("arm", "reached", "speed-up", "over seeds", "between validations", "time", "FLOPs")
+_ARMS_HEAD = ("arm", "reached", "speed-up", "over seeds", "validations", "time", "FLOPs")
+_CHARGED = "  + teacher"
 _RUN_HEAD = ("run", "best", "final", "state", "time", "teacher", "distilled until")
 _NUMBERS_ONLY = re.compile(r'[\[{]\n(?:\s*(?:"\w+": )?(?:null|-?[\d.eE+-]+),?\n)+\s*[\]}]')
 """An object or array of plain numbers, as `json.dumps` indents it; JSON strings contain no line breaks."""
@@ -301,7 +302,7 @@ def _arm_rows(threshold: ThresholdReport, report: Report) -> Iterator[Cells]:
         yield (arm, _median_cell(place, show), *_spread_cells(over[f"{report.unit}s"]), grid, *ratios)
         if charged := found.speedup_with_teacher_over_seeds.get("flops"):
             seconds = found.speedup_with_teacher_over_seeds.get("seconds")
-            yield (_WITH_TEACHER, *[""] * 4, units.median(seconds), units.median(charged))
+            yield (_CHARGED, *[""] * 4, units.median(seconds), units.median(charged))
 
 
 def _median_cell(bounds: Bounds | None, show: Callable[[float | None], str]) -> str:

@@ -15,9 +15,10 @@ from w2skd.report.looks import looks
 from w2skd.report.terminal import Cells
 
 PRIMARY = (
-    "The length marked with \\* is the primary one. A speed-up is the length at which the reference ends as well, over "
-    "the arm's own; beyond the lengths that were trained it is a bound. *Incl. teacher* adds the teacher's training, "
-    "in epochs or steps of equal FLOPs, to the arm's length."
+    "The length marked with \\* is the primary one. A row gives the mean score at the end of an arm's schedule, the "
+    "length at which the reference ends as well, and the ratio of both lengths, the speed-up, with its confidence "
+    "interval; beyond the lengths that were trained it is a bound. *+ teacher* adds the teacher's training, in epochs or "
+    "steps of equal FLOPs, to the arm's length."
 )
 """Explanation of the table in Markdown."""
 
@@ -26,8 +27,8 @@ _SIZE_IN, _DPI = (7.0, 5.0), 150
 
 def equal_quality_head(report: Report) -> Cells:
     """Return the head of the table."""
-    intervals = {f"{100 * found.level:.4g}% interval" for found in report.equal_quality.values()}
-    return ("arm", "length", "ends at", f"{report.reference} needs", "speed-up", *intervals, "incl. teacher")
+    intervals = {f"{100 * found.level:.4g}%" for found in report.equal_quality.values()}
+    return ("arm", "length", "end", report.reference, "speed-up", *intervals, "+ teacher")
 
 
 def equal_quality_rows(report: Report) -> Iterator[Cells]:
@@ -55,10 +56,16 @@ def equal_quality_lines(report: Report) -> Iterator[str]:
 
 
 def equal_quality_notes(report: Report) -> list[str]:
-    """Return the caveats of all comparisons, each once."""
-    return list(
-        dict.fromkeys(line.removesuffix(".") for found in report.equal_quality.values() for line in found.notes)
-    )
+    """Return the caveats of all comparisons, each once, with the arms that it concerns unless it concerns all."""
+    arms: dict[str, list[str]] = {}
+    for arm, found in report.equal_quality.items():
+        for line in found.notes:
+            arms.setdefault(line.removesuffix("."), []).append(arm)
+    everybody = len(report.equal_quality)
+    return [
+        line if len(names) == everybody or line.startswith(names[0]) else f"{', '.join(names)}: {line}"
+        for line, names in arms.items()
+    ]
 
 
 def draw_ends(report: Report, path: Path) -> None:
