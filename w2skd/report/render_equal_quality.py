@@ -17,8 +17,8 @@ from w2skd.report.terminal import Cells
 PRIMARY = (
     "The length marked with \\* is the primary one. A row gives the mean score at the end of an arm's schedule, the "
     "length at which the reference ends as well, and the ratio of both lengths, the speed-up, with its confidence "
-    "interval; beyond the lengths that were trained it is a bound. *+ teacher* adds the teacher's training, in epochs or "
-    "steps of equal FLOPs, to the arm's length."
+    "interval; beyond the lengths that were trained it is a bound. *+ teacher* adds the teacher's training, in epochs "
+    "or steps of equal FLOPs, to the arm's length."
 )
 """Explanation of the table in Markdown."""
 
