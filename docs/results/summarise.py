@@ -38,8 +38,8 @@ LEGEND = (
     "with so many, both arms reached it. *None shown*: the crossings lie within one validation of each other.\n"
 )
 RULE = (
-    "\nOne target per experiment: of those defined as a share of the baseline's best, the one closest to the "
-    "teacher's level, regardless of its speed-up.\n"
+    "\nOne target per experiment without complete schedules: of those defined as a share of the baseline's best, the one "
+    "closest to the teacher's level, regardless of its speed-up.\n"
 )
 
 
@@ -113,7 +113,11 @@ def equal_rows(name: str, report: Report, link: str, only_primary: bool) -> Iter
 def pages(reports: dict[str, Report]) -> Iterator[tuple[Path, str, str]]:
     """Yield each page that has a results table, with its present and its up-to-date text."""
     every = [rows(name, target, report, "") for name, report in reports.items() for target in report.thresholds]
-    chosen = [rows(name, closest_to_teacher(report), report, "docs/results/") for name, report in reports.items()]
+    chosen = [
+        rows(name, closest_to_teacher(report), report, "docs/results/")
+        for name, report in reports.items()
+        if not report.equal_quality
+    ]
     for page, content in ((ALL_TARGETS, "".join(every)), (ONE_TARGET, "".join(chosen) + LEGEND + RULE)):
         link, only_primary = ("", False) if page == ALL_TARGETS else ("docs/results/", True)
         equal = "".join(row for name, one in reports.items() for row in equal_rows(name, one, link, only_primary))

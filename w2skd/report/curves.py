@@ -31,7 +31,7 @@ _WORST_LEFT_OUT = 0.1  # share of the values cut off, since the first validation
 _WIDE = 5.0  # ratio of largest to smallest value from which metrics that are not shares get a log axis
 _MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9))
 _LEAST_TICKS = 4
-_MOST_IN_A_ROW = 6  # entries of the legend
+_MOST_IN_A_ROW = 5  # entries of the legend
 
 
 @dataclass(frozen=True)
