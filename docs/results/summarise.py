@@ -38,8 +38,8 @@ LEGEND = (
     "with so many, both arms reached it. *None shown*: the crossings lie within one validation of each other.\n"
 )
 RULE = (
-    "\nOne target per experiment without complete schedules: of those defined as a share of the baseline's best, the one "
-    "closest to the teacher's level, regardless of its speed-up.\n"
+    "\nOne target per experiment without complete schedules: of those defined as a share of the baseline's best, the "
+    "one closest to the teacher's level, regardless of its speed-up.\n"
 )
 
 
