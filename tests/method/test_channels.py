@@ -114,6 +114,6 @@ def test_group_statistics(channels, small_groups, large_groups, expected):
     ("large", "nearest"), [(1024, "use 768 or 1536"), (160, "use 768 or 1536"), (1600, "use 1536 or 2304")]
 )
 def test_sizes_that_break_the_statistics_are_refused_with_those_that_go(large, nearest):
-    with pytest.raises(GrowthError, match=f"norm: its width of {large} is no whole multiple of .* 768, .*: {nearest}"):
+    with pytest.raises(GrowthError, match=f"norm: its width is {large}, not a multiple of .* 768: {nearest}"):
         check_whole_multiple("norm: its width", 768, large)
     check_whole_multiple("norm: its width", 768, 1536)

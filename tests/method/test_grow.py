@@ -232,11 +232,11 @@ def test_tensors_that_the_plan_misses_are_refused(generator):
     rules = dict(wide_plan().rules)
     del rules["norm"]
     before = deepcopy(student.state_dict())
-    with pytest.raises(GrowthError, match=r"student: no part of the teacher belongs to norm.weight"):
+    with pytest.raises(GrowthError, match=r"student: the teacher has no counterpart of norm.weight"):
         apply_plan(Plan(rules), student, teacher, generator)
     rules["norm"] = Added()
     with pytest.raises(
-        GrowthError, match=r"teacher: 5 of its tensors have no place .* first is norm.weight: .*larger?"
+        GrowthError, match=r"teacher: .* no counterpart of 5 tensors, the first of which is norm.weight: .*large"
     ):
         apply_plan(Plan(rules), student, teacher, generator)
     rules["norm"] = Repeated("bn")

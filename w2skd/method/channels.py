@@ -1,4 +1,4 @@
-"""Channel maps: which channel of a smaller layer each channel of a larger one repeats, and how copies share weights."""
+"""Channel maps: which channel of a small layer each channel of a larger layer copies, and how copies share weights."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from torch import Tensor
 from w2skd.errors import GrowthError
 
 ChannelMap = Tensor
-"""int64 [large]: for every channel of the larger layer, the channel of the smaller one that it repeats."""
+"""int64 [large]: for every channel of the larger layer, the channel of the smaller layer that it copies."""
 
 NEW = -1
-"""In a map of inputs: an input that repeats none of the smaller layer's. The weights that read it start at zero."""
+"""Marks an input without a counterpart in the smaller layer. The weights that read it start at zero."""
 
 _LEAST_SHARE, _MOST_SHARE = 0.5, 1.5
 
@@ -19,7 +19,7 @@ _LEAST_SHARE, _MOST_SHARE = 0.5, 1.5
 def interleaved(small: int, large: int) -> ChannelMap:
     """Repeat every channel, with its copies next to each other: 2 to 4 gives 0, 0, 1, 1.
 
-    If `large` is no multiple of `small`, some channels are repeated once more than others.
+    If `large` is not a multiple of `small`, some channels are repeated once more than others.
 
     Raises:
         GrowthError: `large` is smaller.
@@ -39,10 +39,10 @@ def tiled(small: int, large: int) -> ChannelMap:
 
 
 def in_blocks(channels: ChannelMap, size: int) -> ChannelMap:
-    """Repeat blocks of `size` consecutive channels, such as the heads of attention or flattened maps of `size` pixels.
+    """Repeat blocks of `size` consecutive channels, such as attention heads or flattened feature maps of `size` pixels.
 
     Args:
-        channels: the map of the blocks.
+        channels: map of the blocks.
         size: channels per block.
     """
     return (channels[:, None] * size + torch.arange(size)).flatten()
@@ -63,9 +63,10 @@ def small_size(channels: ChannelMap) -> int:
 
 
 def keeps_group_statistics(channels: ChannelMap, small_groups: int, large_groups: int) -> bool:
-    """Return whether groups of the larger layer have the mean and variance of those whose channels they repeat.
+    """Return whether every group of the larger layer has the mean and variance of the group whose channels it repeats.
 
-    True if every larger group repeats the channels of one smaller group, each equally often. LayerNorm has one group.
+    That is the case if every larger group repeats the channels of one smaller group, each equally often. LayerNorm has
+    one group.
     """
     small, large = small_size(channels), len(channels)
     if small % small_groups or large % large_groups:
@@ -83,34 +84,34 @@ def check_whole_multiple(where: str, small: int, large: int) -> None:
     """Check that every channel can be repeated equally often.
 
     Args:
-        where: what has these sizes, such as ``blocks.0.norm1: its width``.
+        where: name of the size for the message, such as ``student: blocks.0.norm1: its width``.
         small: the teacher's size.
         large: the student's size.
 
     Raises:
-        GrowthError: it cannot; the message has the nearest sizes that go.
+        GrowthError: the larger size is not a multiple of the smaller one. The message names the nearest valid sizes.
     """
     if large < small or large % small:
         multiple = max(large // small, 1)
         raise GrowthError(
-            f"{where} of {large} is no whole multiple of the teacher's {small}, which its normalisation needs: "
+            f"{where} is {large}, not a multiple of the teacher's {small}: "
             f"use {multiple * small} or {(multiple + 1) * small}"
         )
 
 
 def fan_in_shares(outs: int, ins: ChannelMap, generator: torch.Generator) -> Tensor:
-    """Draw the share of each copy of an input channel in that channel's weight, for every output by itself.
+    """Draw the share of a channel's weight that each copy of the channel gets, independently for every output.
 
-    With equal shares for all outputs, the copies would get proportional gradients, and Adam would keep them equal.
+    With the same shares for all outputs, the copies would get proportional gradients, and Adam would keep them equal.
 
     Args:
-        outs: O.
+        outs: number of outputs O.
         ins: map [I] of the inputs.
-        generator: on the CPU.
+        generator: random generator on the CPU.
 
     Returns:
-        float64 [O, I], positive, and zero for `NEW` inputs. For every output, the shares of the copies of a channel sum
-        to 1; the share of a channel that is not repeated is exactly 1.
+        float64 [O, I], zero for `NEW` inputs and positive elsewhere. For every output, the shares of the copies of a
+        channel sum to 1; a channel that is not repeated has a share of exactly 1.
     """
     raw = torch.rand(outs, len(ins), dtype=torch.float64, generator=generator)
     raw = _LEAST_SHARE + (_MOST_SHARE - _LEAST_SHARE) * raw

@@ -1,12 +1,12 @@
-"""Growing: a trained small network becomes the start of a larger one that computes the same function.
+"""Growing: initialise a larger network from a trained smaller one such that it computes the same function.
 
 Width follows Net2Net (Chen et al. 2016, "Net2Net: Accelerating learning via knowledge transfer"): channels are
 repeated, and the weights that read the copies of a channel share its weight. As in LEMON (Wang et al. 2023, "LEMON:
 Lossless model expansion", arXiv 2310.07999), the shares differ, so that copies get different gradients. Depth adds
 residual branches that output zero.
 
-A `Plan` says where each tensor of the student comes from, and `apply_plan` writes them. Plans of families of models
-live beside the models. For two layers and a norm that become twice as wide:
+A `Plan` defines the initial value of each tensor of the student, and `apply_plan` writes the values. The plans for
+families of models are next to the models. For two layers and a norm that become twice as wide:
 
     wider = interleaved(16, 32)
     plan = Plan({"": Repeated(""), "conv1": Repeated("conv1", outs=wider), "norm1": Repeated("norm1", outs=wider),
@@ -14,7 +14,7 @@ live beside the models. For two layers and a norm that become twice as wide:
     growth = apply_plan(plan, student, teacher, torch.Generator().manual_seed(0))
     fill_running_statistics(student, growth.new_norms, lambda: student(next(batches)), passes=20)
 
-Shapes: O outputs and I inputs of a layer of the student.
+Shapes: a layer of the student has O outputs and I inputs.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -31,13 +31,13 @@ from w2skd.method.channels import ChannelMap, fan_in_shares, small_size
 
 @dataclass(frozen=True, eq=False)
 class Repeated:
-    """The start of tensors that come from the teacher: a tensor, or all of a module and its submodules.
+    """Rule for tensors that come from the teacher: one tensor, or all tensors of a module and its submodules.
 
     Attributes:
         source: name of the teacher's tensor or module; tensors in a module match by name.
         outs: map [O] of the outputs; None keeps them.
-        ins: map [I] of the inputs of tensors of at least two dimensions, which may have `NEW` ones; None keeps them.
-        outs_axis: axis of the outputs, 0 for tensors of one dimension.
+        ins: map [I] of the inputs of tensors with at least two dimensions; may contain `NEW`. None keeps them.
+        outs_axis: axis of the outputs; tensors with one dimension use axis 0.
         ins_axis: axis of the inputs.
         factor: multiplies the tensors.
     """
@@ -52,10 +52,11 @@ class Repeated:
 
 @dataclass(frozen=True, eq=False)
 class Added:
-    """The start of tensors without a source: a tensor, or all of a module and its submodules.
+    """Rule for tensors that the teacher does not have: one tensor, or all tensors of a module and its submodules.
 
     Attributes:
-        values: name within the module (empty for a tensor) to its value; all others keep their initialisation.
+        values: value by the tensor's name within the module, which is empty if the rule is for a tensor. All other
+            tensors keep their initialisation.
     """
 
     values: Mapping[str, Tensor | float] = field(default_factory=dict)
@@ -63,11 +64,11 @@ class Added:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The start of a student's tensors.
+    """The initial values of a student's tensors.
 
     Attributes:
-        rules: name of a tensor or module of the student to its rule. The most specific name decides; the empty one
-            is the whole student.
+        rules: rule by name of a tensor or module of the student. The most specific name applies; the empty name stands
+            for the whole student.
         notes: lines for the user.
     """
 
@@ -81,10 +82,10 @@ class Growth:
 
     Attributes:
         kind: ``warm start`` if all tensors are copies, else ``grown``.
-        copied: tensors equal to the teacher's.
-        widened: tensors with repeated channels, or scaled.
-        added: tensors that the teacher does not have.
-        new_norms: names of added norms whose running statistics `fill_running_statistics` should set.
+        copied: number of tensors equal to the teacher's.
+        widened: number of tensors whose channels are repeated or whose values are scaled.
+        added: number of tensors that the teacher does not have.
+        new_norms: names of the added norms whose running statistics `fill_running_statistics` should set.
         notes: lines for the user.
     """
 
@@ -97,8 +98,8 @@ class Growth:
 
     @property
     def summary(self) -> str:
-        """What happened to the tensors, in one line."""
-        what = "grown out of the teacher" if self.kind == "grown" else "a warm start from the teacher"
+        """The kind of growth and the number of tensors that were copied, widened and added, in one line."""
+        what = "grown from the teacher" if self.kind == "grown" else "a warm start from the teacher"
         return f"{what}: {self.copied} tensors copied, {self.widened} widened, {self.added} added"
 
 
@@ -106,13 +107,13 @@ def apply_plan(plan: Plan, student: nn.Module, teacher: nn.Module, generator: to
     """Write a student's parameters and buffers in place.
 
     Args:
-        plan: the start of each of them.
-        student: initialised; its added tensors keep their values unless the plan sets them.
+        plan: a rule for each of them.
+        student: freshly initialised. Added tensors keep their values unless the plan sets them.
         teacher: the trained network. It is not changed.
-        generator: for the shares, on the CPU.
+        generator: random generator for the shares of repeated channels, on the CPU.
 
     Raises:
-        GrowthError: the plan misses tensors of the student or of the teacher, or their sizes don't match. The student
+        GrowthError: the plan misses tensors of the student or of the teacher, or their sizes do not match. The student
             is then unchanged.
     """
     targets, sources = _tensors(student), _tensors(teacher)
@@ -140,13 +141,13 @@ def apply_plan(plan: Plan, student: nn.Module, teacher: nn.Module, generator: to
         if values[name].shape != target.shape:
             raise GrowthError(
                 f"student: {name} has shape {list(target.shape)}, but {source} of the teacher gives "
-                f"{list(values[name].shape)}: the two networks do not belong to one family"
+                f"{list(values[name].shape)}: use models of one family"
             )
     if len(used) < len(sources):
         unused = [name for name in sources if name not in used]
         raise GrowthError(
-            f"teacher: {len(unused)} of its tensors have no place in the student, the first is {unused[0]}: "
-            "the student must be at least as large"
+            f"teacher: the student has no counterpart of {len(unused)} tensors, the first of which is {unused[0]}: "
+            "use a student that is at least as large"
         )
     with torch.no_grad():
         for name, value in values.items():
@@ -158,10 +159,10 @@ def apply_plan(plan: Plan, student: nn.Module, teacher: nn.Module, generator: to
 
 
 def silent_branch(student: nn.Module, last: str, norm: str | None) -> dict[str, Added]:
-    """Plan the end of an added residual branch such that the branch outputs zero and still trains.
+    """Plan the end of an added residual branch such that the branch outputs zero and can still be trained.
 
-    The norm's scale starts at zero. If the norm has fixed statistics and no trained scale, that would last for ever:
-    then the last layer's weights start at zero, as without a norm.
+    The norm's scale starts at zero. If the norm has fixed statistics and no trained scale, the scale would stay zero
+    forever, so the last layer's weights start at zero instead. The same holds for branches without a norm.
 
     Args:
         student: the network.
@@ -169,8 +170,8 @@ def silent_branch(student: nn.Module, last: str, norm: str | None) -> dict[str, 
         norm: name of the norm after it, if any.
 
     Raises:
-        GrowthError: the norm has neither a trained scale nor fixed statistics. It would scale the branch to full size
-            after one step.
+        GrowthError: the norm has neither a trained scale nor fixed statistics. It would normalise the branch's output
+            to unit variance after one step.
     """
     layer_at_zero = _zeros(student.get_submodule(last), "weight", "bias")
     if norm is None:
@@ -191,16 +192,17 @@ def silent_branch(student: nn.Module, last: str, norm: str | None) -> dict[str, 
 def fill_running_statistics(
     model: nn.Module, norms: Collection[str], forward: Callable[[], object], passes: int
 ) -> None:
-    """Set the running mean and variance of some norms to their average over forward passes in train mode.
+    """Set the running mean and variance of the given norms to their average over forward passes in train mode.
 
-    Frozen norms use the statistics of the batch during these passes, so that later norms see what they will see. All
-    else stays bit for bit, also after an error: other norms, their counters, modes, gradients and random generators.
+    If these norms are frozen, they use batch statistics during the passes, so that the norms after them get normalised
+    inputs. No other state changes: other buffers, gradients, train and eval modes and random generators stay the same
+    bit for bit. After an error, the given norms are restored as well.
 
     Args:
         model: the network.
-        norms: names of norms with running statistics, such as `Growth.new_norms`. Their counter of batches becomes
+        norms: names of norms with running statistics, such as `Growth.new_norms`. Their ``num_batches_tracked`` becomes
             `passes`.
-        forward: runs the model on another training batch.
+        forward: runs the model on the next training batch.
         passes: number of batches.
     """
     if not norms:
@@ -237,18 +239,18 @@ def fill_running_statistics(
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, themselves and not detached."""
+    """Return the parameters and buffers of a state dict without detaching them."""
     return {name: each for name, each in network.state_dict(keep_vars=True).items() if isinstance(each, Tensor)}
 
 
 def _rule_of(name: str, plan: Plan) -> tuple[Repeated | Added, str]:
-    """Return the rule for a tensor, and the tensor's name within what the rule is for."""
+    """Return the rule for a tensor, and the tensor's name within the module of the rule."""
     parts = name.split(".")
     for count in range(len(parts), -1, -1):
         rule = plan.rules.get(".".join(parts[:count]))
         if rule is not None:
             return rule, ".".join(parts[count:])
-    raise GrowthError(f"student: no part of the teacher belongs to {name}")
+    raise GrowthError(f"student: the teacher has no counterpart of {name}")
 
 
 def _joined(*parts: str) -> str:
@@ -256,7 +258,7 @@ def _joined(*parts: str) -> str:
 
 
 def _repeated(tensor: Tensor, rule: Repeated, generator: torch.Generator) -> tuple[Tensor, bool]:
-    """Return the student's tensor, on the CPU and in float64 if it is computed, and whether it is a plain copy."""
+    """Return the student's tensor on the CPU (float64 if its values were scaled) and whether it is a plain copy."""
     outs_axis = rule.outs_axis if tensor.dim() > 1 else 0
     value, is_copy = tensor.detach().cpu(), rule.factor == 1.0
     if rule.outs is not None and tensor.dim() > 0 and not _is_identity(rule.outs, tensor.shape[outs_axis]):
@@ -281,7 +283,7 @@ def _select(tensor: Tensor, axis: int, channels: ChannelMap, source: str) -> Ten
 
 
 def _along(shares: Tensor, dimensions: int, rule: Repeated) -> Tensor:
-    """Reshape shares [O, I] so that they multiply a weight."""
+    """Reshape shares [O, I] so that they broadcast to a weight."""
     first, second = rule.outs_axis, rule.ins_axis
     shape = [1] * dimensions
     shape[first], shape[second] = shares.shape
@@ -295,7 +297,7 @@ def _zeros(module: nn.Module, *names: str) -> Added:
 
 
 def _has_fixed_statistics(norm: nn.Module) -> bool:
-    """Return whether a norm applies its running statistics in train mode, too."""
+    """Return whether a norm uses its running statistics in train mode as well."""
     if "running_mean" not in _tensors(norm):
         return False
     if not isinstance(norm, _NormBase):
@@ -307,7 +309,7 @@ def _has_fixed_statistics(norm: nn.Module) -> bool:
 
 
 def _new_norms(student: nn.Module, plan: Plan) -> list[str]:
-    """Return the added norms with running statistics that the plan does not set."""
+    """Return the names of the added norms whose running statistics the plan does not set."""
     found = []
     for name, module in student.named_modules():
         if isinstance(module, _NormBase) and module.running_mean is not None:

@@ -21,10 +21,10 @@ def test_any_model_can_start_from_one_of_the_same_architecture():
 
 def test_equal_shapes_are_not_enough_for_a_copy():
     teacher, student = (nn.Sequential(nn.Conv2d(3, 4, 3), act) for act in (nn.ReLU(), nn.GELU()))
-    with pytest.raises(GrowthError, match="torch's Sequential cannot grow from a smaller one; these can: residual net"):
+    with pytest.raises(GrowthError, match="torch's Sequential cannot be grown; supported families: residual net"):
         grow(student, teacher, generator())
     teacher, student = (nn.Sequential(nn.Conv2d(3, 4, 3, dilation=each)) for each in (1, 2))
-    with pytest.raises(GrowthError, match="cannot grow"):
+    with pytest.raises(GrowthError, match="cannot be grown"):
         grow(student, teacher, generator())
 
 
@@ -37,7 +37,7 @@ def test_a_subclass_may_compute_something_else():
     class Custom(CifarResNet):
         pass
 
-    with pytest.raises(GrowthError, match="Custom cannot grow from a smaller one"):
+    with pytest.raises(GrowthError, match="Custom cannot be grown"):
         grow(Custom(14, 3), Custom(8, 3), generator())
 
 

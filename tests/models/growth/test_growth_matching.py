@@ -33,7 +33,7 @@ def test_layers_that_match(student, teacher):
         (nn.GELU("tanh"), nn.GELU(), "approximate tanh, the teacher's none"),
         (nn.BatchNorm2d(4, eps=0.1), nn.BatchNorm2d(4), "eps 0.1, the teacher's 1e-05"),
         (nn.GroupNorm(2, 8), nn.GroupNorm(4, 8), "num_groups 2, the teacher's 4"),
-        (nn.Sequential(), nn.Sequential(nn.ReLU()), "teacher: its 0 has no place in the student"),
+        (nn.Sequential(), nn.Sequential(nn.ReLU()), "teacher: the student has no counterpart of 0"),
     ],
 )
 def test_layers_that_do_not_match(student, teacher, message):

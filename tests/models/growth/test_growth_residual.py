@@ -231,27 +231,27 @@ REFUSED = {
     "without projection": (
         lambda: WideResNet(10, 1, 3),
         lambda: WideResNet(10, 2, 3),
-        "the teacher has no stage1.0.projection.* use a wider teacher, or a student of its width",
+        "the teacher has no stage1.0.projection.* use a wider teacher, or a student of the teacher's width",
     ),
     "statistics of groups": (
         lambda: bottleneck([1, 1, 1, 1], 4, partial(nn.GroupNorm, 2)),
         lambda: bottleneck([1, 1, 1, 1], 6, partial(nn.GroupNorm, 2)),
-        "bn1: its width of 6 is no whole multiple of the teacher's 4, .*: use 4 or 8",
+        "bn1: its width is 6, not a multiple of the teacher's 4: use 4 or 8",
     ),
     "dilation": (
         lambda: bottleneck([1, 1, 1, 1], 4),
         lambda: bottleneck([1, 1, 1, 2], 4, replace_stride_with_dilation=[False, False, True]),
-        "layer4.0.conv2 has stride .*1, 1.*, the teacher's .*2, 2.*: use one family",
+        "layer4.0.conv2 has stride .*1, 1.*, the teacher's .*2, 2.*: use models of one family",
     ),
     "convolutions in groups": (
         lambda: bottleneck([1, 1, 1, 1], 2, groups=4),
         lambda: bottleneck([1, 1, 1, 1], 4, groups=4),
-        "layer1.0.conv2, a convolution in groups, cannot be widened: use a student of the teacher's width",
+        "layer1.0.conv2, a grouped convolution, cannot be widened: use a student of the teacher's width",
     ),
     "timm's attention": (
         lambda: of_timm_basic([1, 1, 1, 1], block_args={"attn_layer": "se"}),
         lambda: of_timm_basic([2, 1, 1, 1], block_args={"attn_layer": "se"}),
-        "layer1.0 has attention between channels: only plain ResNets of timm can grow",
+        "layer1.0 has channel attention: only timm's plain ResNets can be grown",
     ),
     "another activation": (
         lambda: of_timm_basic([1, 1, 1, 1], act_layer=nn.SiLU),
@@ -261,7 +261,7 @@ REFUSED = {
     "two poolings": (
         lambda: of_timm_basic([1, 1, 1, 1], global_pool="catavgmax"),
         lambda: of_timm_basic([2, 1, 1, 1], global_pool="catavgmax"),
-        "its head reads two poolings",
+        "its head reads concatenated poolings",
     ),
 }
 

@@ -159,7 +159,7 @@ def test_the_networks_of_the_recipes():
         "residual blocks per level: 2 became 3",
         "channels per level: 64, 128, 128, 128 became 128, 256, 256, 256",
         "norms have the teacher's 16 groups, not 32",
-        "the time embedding has freq_shift 2, not 1, as in the teacher",
+        "the time embedding has freq_shift 2, not 1, to keep its frequencies",
     )
 
 
@@ -272,11 +272,11 @@ def test_copies_part_and_new_inputs_are_used(optimizer):
 @pytest.mark.parametrize(
     ("small", "large", "problem"),
     [
-        (partial(unet, 2), unet, "student: its number of channels of 8 is no whole multiple .* 16, .*: use 16 or 32"),
+        (partial(unet, 2), unet, "student: its number of channels is 8, not a multiple of .* 16: use 16 or 32"),
         (
             unet,
             partial(unet, block_out_channels=(16, 48)),
-            "levels have 16, 48 channels, the teacher's 8, 16: the ratio must be the same .*, as with 16, 32",
+            "levels have 16, 48 channels, the teacher's 8, 16: use the same ratio at every level, such as 16, 32",
         ),
         (
             partial(unet, blocks=2),
@@ -292,7 +292,7 @@ def test_copies_part_and_new_inputs_are_used(optimizer):
         (
             partial(unet, attention_head_dim=8),
             partial(unet, 2, attention_head_dim=4, norm_num_groups=1),
-            "attentions.0: its channels per head of 4 is no whole multiple of the teacher's 8",
+            "attentions.0: its number of channels per head is 4, not a multiple of the teacher's 8",
         ),
     ],
 )
@@ -309,13 +309,13 @@ def test_what_cannot_grow_is_refused(small, large, problem):
 def test_a_ratio_of_two_and_a_half_is_refused_with_the_numbers_that_go():
     with torch.device("meta"):
         teacher, student = (build_unet(name, size_px=32, classes=None) for name in ("unet_nc64_rb2", "unet_nc160_rb3"))
-    with pytest.raises(GrowthError, match=r"of 160 is no whole multiple of the teacher's 64, .*: use 128 or 192"):
+    with pytest.raises(GrowthError, match=r"is 160, not a multiple of the teacher's 64: use 128 or 192"):
         grow_unet(student, teacher, generator())
 
 
 def test_a_teacher_of_another_prediction_is_refused():
     schedule = NoiseSchedule(DiffusionSection(prediction="v"), torch.device("cpu"))
-    with pytest.raises(GrowthError, match=r"predictions are of another kind .*: set diffusion.prediction to the teach"):
+    with pytest.raises(GrowthError, match=r"its prediction type differs .*: set diffusion.prediction to the teacher's"):
         grow_unet(unet(2), Converted(unet(), schedule), generator())
     with pytest.raises(GrowthError, match="teacher: a Linear cannot grow into a U-Net"):
         grow_unet(unet(2), nn.Linear(1, 1), generator())
@@ -326,9 +326,9 @@ def test_a_teacher_of_another_prediction_is_refused():
     [
         (
             {"time_embedding_type": "fourier"},
-            "time_embedding_type is fourier: only U-Nets with positional can grow",
+            "time_embedding_type is fourier: only U-Nets with positional can be grown",
         ),
-        ({"class_embed_type": "timestep"}, "its class_embed_type is timestep: only U-Nets with None can grow"),
+        ({"class_embed_type": "timestep"}, "its class_embed_type is timestep: only U-Nets with None can be grown"),
     ],
 )
 def test_other_embeddings_are_refused(settings, problem):
@@ -338,7 +338,7 @@ def test_other_embeddings_are_refused(settings, problem):
 
 def test_unknown_kinds_of_blocks_are_refused():
     kinds = {"down_block_types": ("DownBlock2D", "SkipDownBlock2D"), "up_block_types": ("SkipUpBlock2D", "UpBlock2D")}
-    with pytest.raises(GrowthError, match="blocks of type SkipDownBlock2D cannot grow; these can: DownBlock2D, "):
+    with pytest.raises(GrowthError, match="blocks of type SkipDownBlock2D cannot be grown; supported: DownBlock2D, "):
         grow_unet(
             *(unet(each, block_out_channels=(32, 32), norm_num_groups=4, **kinds) for each in (2, 1)), generator()
         )

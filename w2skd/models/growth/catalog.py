@@ -17,9 +17,9 @@ class Family(NamedTuple):
     """Networks that can grow into each other.
 
     Attributes:
-        name: for messages, in the plural.
-        includes: whether a network belongs to the family.
-        plan: plans the start of a student, given student and teacher of one type; raises `GrowthError`.
+        name: plural noun for messages.
+        includes: returns whether a network belongs to the family.
+        plan: returns the plan for a student and a teacher of the same type; raises `GrowthError`.
     """
 
     name: str
@@ -34,14 +34,14 @@ FAMILIES = (
 
 
 def grow(student: nn.Module, teacher: nn.Module, generator: torch.Generator) -> Growth:
-    """Write the weights of a trained teacher into a student, such that the student computes the same.
+    """Initialise a student from a trained teacher such that both compute the same function.
 
-    Outputs agree up to rounding, in eval mode and, without dropout and stochastic depth, in train mode.
+    Outputs agree up to rounding in eval mode, and also in train mode without dropout and stochastic depth.
 
     Args:
         student: freshly initialised, of the teacher's family and at least as large.
         teacher: has the student's number of classes. It is not changed.
-        generator: for the shares of repeated channels, on the CPU.
+        generator: random generator for the shares of repeated channels, on the CPU.
 
     Raises:
         GrowthError: the teacher cannot grow into the student. The student is then unchanged.
@@ -59,4 +59,4 @@ def _plan(student: nn.Module, teacher: nn.Module) -> Plan:
     if kinds[0] != kinds[1]:
         raise GrowthError(f"student: {kinds[0]} cannot grow into {kinds[1]}: use a teacher of the student's type")
     known = ", ".join(family.name for family in FAMILIES)
-    raise GrowthError(f"student: {kinds[1]} cannot grow from a smaller one; these can: {known}")
+    raise GrowthError(f"student: {kinds[1]} cannot be grown; supported families: {known}")

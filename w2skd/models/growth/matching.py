@@ -1,4 +1,4 @@
-"""Check that the layers of a teacher and of the student that it grows into compute the same, whatever their sizes."""
+"""Check that the layers of a teacher and of the student that it grows into agree in everything but their sizes."""
 
 from collections.abc import Collection
 from typing import Any
@@ -12,7 +12,8 @@ _FREE = {
     *("normalized_shape", "training", "inplace", "momentum", "p", "drop_prob"),
     *("dropout", "attention_dropout", "drop_rate", "grad_checkpointing", "init_values", "weight_init_mode", "fix_init"),
 }
-"""Attributes that may differ: sizes, which the tensors show, and what has no effect in eval mode or after building."""
+"""Attributes that may differ: sizes, which the tensors show, and settings without effect in eval mode or after
+initialisation."""
 
 _PASS_IN_EVAL_MODE = ("Identity", "Dropout", "Dropout2d", "DropPath", "DropBlock2d", "StochasticDepth")
 
@@ -25,11 +26,11 @@ def check_same_layers(student: nn.Module, teacher: nn.Module, *, may_differ: Col
     Args:
         student: the larger network.
         teacher: the smaller one.
-        may_differ: other attributes of modules with submodules that may differ, such as sizes. None compares only the
-            types of these.
+        may_differ: further attributes, such as sizes, that may differ in modules with submodules. None compares only
+            the types of these modules.
 
     Raises:
-        GrowthError: it has not; the message names the first difference.
+        GrowthError: a module is missing or differs. The message names the first difference.
     """
     ours = dict(student.named_modules())
     for name, theirs in teacher.named_modules():
@@ -37,36 +38,42 @@ def check_same_layers(student: nn.Module, teacher: nn.Module, *, may_differ: Col
             continue
         if name not in ours:
             raise GrowthError(
-                f"teacher: its {name} has no place in the student: the student must be at least as large, of one family"
+                f"teacher: the student has no counterpart of {name}: use a student of the same family that is at least "
+                "as large"
             )
         here, there = (_traits(each, may_differ) for each in (ours[name], theirs))
         for trait in here:
             if here[trait] != there.get(trait):
                 raise GrowthError(
                     f"student: {name or 'it'} has {trait} {here[trait]}, the teacher's {there.get(trait)}: "
-                    "use one family"
+                    "use models of one family"
                 )
 
 
 def is_same_architecture(student: nn.Module, teacher: nn.Module) -> bool:
-    """Return whether all modules and the shapes of all tensors agree."""
+    """Return whether two networks have the same modules, settings and tensor shapes."""
     if [name for name, _ in student.named_modules()] != [name for name, _ in teacher.named_modules()]:
         return False
     shapes = [{name: value.shape for name, value in each.state_dict().items()} for each in (student, teacher)]
     if shapes[0] != shapes[1]:
         return False
     try:
-        check_same_layers(student, teacher, may_differ=())  # such as the number of heads, which no shape shows
+        check_same_layers(student, teacher, may_differ=())  # finds what no shape shows, such as the number of heads
     except GrowthError:
         return False
     return True
 
 
 def check_classes(student: nn.Module, teacher: nn.Module, head: str) -> None:
-    """Check that the last layers, of this name, have equally many outputs.
+    """Check that the classifiers of both networks have the same number of outputs.
+
+    Args:
+        student: the larger network.
+        teacher: the smaller one.
+        head: name of the classifier layer in both.
 
     Raises:
-        GrowthError: they have not.
+        GrowthError: the numbers differ.
     """
     ours, theirs = (getattr(each.get_submodule(head), "out_features", None) for each in (student, teacher))
     if ours != theirs:
@@ -76,7 +83,7 @@ def check_classes(student: nn.Module, teacher: nn.Module, head: str) -> None:
 
 
 def _traits(module: nn.Module, may_differ: Collection[str] | None) -> dict[str, Any]:
-    """Return the type of a module and its simple public attributes; with None, not those of modules with submodules."""
+    """Return the type of a module and its simple public attributes; see `check_same_layers` for `may_differ`."""
     is_batch_norm = isinstance(module, nn.BatchNorm2d)
     traits: dict[str, Any] = {"type": "BatchNorm2d" if is_batch_norm else type(module).__name__}
     is_leaf = next(module.children(), None) is None

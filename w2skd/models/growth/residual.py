@@ -1,9 +1,9 @@
-"""Plans to grow residual networks of convolutions in depth and in width.
+"""Plans to grow convolutional residual networks in depth and in width.
 
-Depth: the teacher's blocks become the first ones of each stage, and added blocks start as the identity. That holds for
-blocks that end in the sum, and for those that end in a ReLU after it, since their input is the output of a ReLU.
+Depth: the teacher's blocks become the first blocks of each stage, and added blocks start as the identity. Blocks with a
+ReLU after the sum can be the identity too, because their input is the output of a ReLU and therefore not negative.
 
-Width: all channels are repeated next to each other, so both sides of a sum and zero-padded shortcuts stay aligned.
+Width: copies of a channel are next to each other, so both sides of a sum and zero-padded shortcuts stay aligned.
 """
 
 import sys
@@ -36,7 +36,7 @@ _WITH_THESE_BLOCKS = {
 
 
 class _Layout(NamedTuple):
-    """Names in a residual network: its sequences of blocks, the ends of the blocks, its last linear layer."""
+    """Names in a residual network: its stages, the ends of its residual branches, and its classifier."""
 
     stages: tuple[str, ...]
     branch_end: BranchEnd
@@ -44,7 +44,7 @@ class _Layout(NamedTuple):
 
 
 def torchvision_end(block: nn.Module) -> tuple[str, str | None]:
-    """Return the end of the residual branch of a block of torchvision's ResNets, or of timm's."""
+    """Return the names of the last convolution and norm of a residual block of torchvision or timm."""
     return ("conv3", "bn3") if hasattr(block, "conv3") else ("conv2", "bn2")
 
 
@@ -57,16 +57,16 @@ _LAYOUTS: dict[type[nn.Module], _Layout] = {
 
 
 def is_residual(model: nn.Module) -> bool:
-    """Return whether a model is a ResNet for CIFAR, a wide ResNet, or a ResNet of torchvision or timm."""
+    """Return whether a model is a CIFAR ResNet, a wide ResNet, or a ResNet of torchvision or timm."""
     return type(model) in _LAYOUTS or _is_from_timm(model)
 
 
 def plan_residual(student: nn.Module, teacher: nn.Module) -> Plan:
-    """Plan the start of a residual network.
+    """Plan the initial values of a residual network.
 
     Args:
         student: a model for which `is_residual` is true.
-        teacher: one of the same type.
+        teacher: a model of the same type.
 
     Raises:
         GrowthError: the teacher cannot grow into the student.
@@ -86,13 +86,13 @@ def plan_residual(student: nn.Module, teacher: nn.Module) -> Plan:
 def added_blocks(
     student: nn.Module, teacher: nn.Module, stages: tuple[str, ...], branch_end: BranchEnd
 ) -> tuple[Rules, tuple[str, ...]]:
-    """Plan the blocks that a student has at the end of each stage, beyond the teacher's.
+    """Plan the blocks that follow the teacher's blocks at the end of each stage.
 
     Returns:
-        Rules, and lines for the user.
+        The rules, and lines for the user.
 
     Raises:
-        GrowthError: the student's blocks are fewer, or of another type.
+        GrowthError: the student has fewer blocks, or blocks of another type.
     """
     rules: Rules = {}
     ours, theirs = ([_blocks(each, stage) for stage in stages] for each in (student, teacher))
@@ -100,7 +100,7 @@ def added_blocks(
         kind, its = type(here[0]).__name__, type(there[0]).__name__
         if kind != its:
             raise GrowthError(
-                f"student: {stage} has blocks of type {kind}, the teacher's {its}: use one type"
+                f"student: {stage} has blocks of type {kind}, the teacher's {its}: use the same type"
                 + (f", {_WITH_THESE_BLOCKS[its]}" if its in _WITH_THESE_BLOCKS else "")
             )
         if len(here) < len(there):
@@ -124,7 +124,7 @@ def _blocks(network: nn.Module, stage: str) -> list[nn.Module]:
 
 
 def _widened(student: nn.Module, teacher: nn.Module, head: str, added: tuple[str, ...]) -> tuple[Rules, int]:
-    """Plan the layers that the teacher has, too; return the rules and the number of layers with repeated channels."""
+    """Plan the layers that both networks have; return the rules and the number of layers with repeated channels."""
     rules: Rules = {}
     widened = 0
     sources = dict(_layers(teacher))
@@ -134,8 +134,8 @@ def _widened(student: nn.Module, teacher: nn.Module, head: str, added: tuple[str
             continue
         if name not in sources:
             raise GrowthError(
-                f"student: the teacher has no {name}, as it need not change the number of channels there: "
-                "use a wider teacher, or a student of its width"
+                f"student: the teacher has no {name}, because it does not change the number of channels there: "
+                "use a wider teacher, or a student of the teacher's width"
             )
         (outs, ins), (its_outs, its_ins) = _sizes(layer), _sizes(sources[name])
         if (outs, ins) == (its_outs, its_ins):
@@ -154,7 +154,7 @@ def _widened(student: nn.Module, teacher: nn.Module, head: str, added: tuple[str
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that hold tensors themselves."""
+    """Yield the modules with parameters or buffers of their own."""
     for name, module in network.named_modules():
         if any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)):
             yield name, module
@@ -172,7 +172,7 @@ def _sizes(layer: nn.Module) -> tuple[int, int | None]:
 def _check_can_widen(name: str, layer: nn.Module) -> None:
     known = (nn.Conv2d, nn.Linear, _BatchNorm, FrozenBatchNorm2d, nn.GroupNorm)
     if not isinstance(layer, known) or getattr(layer, "groups", 1) > 1:
-        kind = "convolution in groups" if isinstance(layer, nn.Conv2d) else type(layer).__name__
+        kind = "grouped convolution" if isinstance(layer, nn.Conv2d) else type(layer).__name__
         raise GrowthError(f"student: {name}, a {kind}, cannot be widened: use a student of the teacher's width")
 
 
@@ -190,17 +190,18 @@ def _is_from_timm(model: nn.Module) -> bool:
 
 
 def _check_plain(model: nn.Module) -> None:
-    """Check that a ResNet of timm differs from torchvision's in its stem and shortcuts only.
+    """Check that a ResNet of timm differs from torchvision's only in its stem and shortcuts.
 
     Raises:
-        GrowthError: it has attention, activations that change their own output, or concatenated pooling.
+        GrowthError: it has channel attention, an activation other than ReLU, or concatenated pooling. Added blocks can
+            be the identity only with an activation that does not change its own output.
     """
     for name, module in model.named_modules():
         if getattr(module, "se", None) is not None:
-            raise GrowthError(f"student: {name} has attention between channels: only plain ResNets of timm can grow")
+            raise GrowthError(f"student: {name} has channel attention: only timm's plain ResNets can be grown")
         last = name.rpartition(".")[2]
         if last.startswith("act") and not isinstance(module, nn.ReLU | nn.Identity):
             kind = type(module).__name__
             raise GrowthError(f"student: {name} is a {kind}, so an added block cannot start as the identity: use ReLU")
     if "cat" in str(getattr(model.global_pool, "pool_type", "")):
-        raise GrowthError("student: its head reads two poolings: only plain ResNets of timm can grow")
+        raise GrowthError("student: its head reads concatenated poolings: only timm's plain ResNets can be grown")

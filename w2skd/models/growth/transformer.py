@@ -1,10 +1,10 @@
 """Plans to grow vision transformers in depth and in width.
 
-Depth: the teacher's blocks become the first ones, and both residual branches of an added block start at zero.
+Depth: the teacher's blocks become the first blocks, and both residual branches of an added block output zero.
 
-Width: all channels are repeated next to each other and equally often, which keeps the statistics of LayerNorm.
-Attention gets more heads of the same size, since the scale of its scores depends on the size: heads are repeated as a
-whole. Hidden units of MLPs may grow to any number.
+Width: all channels are repeated equally often, with copies next to each other, which keeps the statistics of LayerNorm.
+Attention gets more heads of the same size, because the scale of the attention scores depends on the size of a head.
+MLPs may grow to any number of hidden units.
 """
 
 import sys
@@ -26,21 +26,21 @@ _SIZES = (
     *("num_features", "head_hidden_size", "embed_dim", "num_heads", "attn_dim", "latent_dim"),  # of timm
     *("hidden_dim", "mlp_dim", "kdim", "vdim"),  # of torchvision and torch
 )
-"""Attributes with sizes that may differ."""
+"""Attributes that hold sizes, which may differ."""
 
 
 class _Layout(NamedTuple):
-    """Names in a vision transformer; all but `blocks`, `heads` and `classifier` are within a block.
+    """Names in a vision transformer. All names but `blocks`, `heads` and `classifier` are relative to a block.
 
     Attributes:
         blocks: the sequence of blocks.
-        types: types of a block (under the empty name) and of parts of it.
-        attention: attention.
-        projection: its last layer.
+        types: types of the block (key: empty name) and of its parts.
+        attention: the attention module.
+        projection: the output projection of the attention.
         mlp: first and last layer of the MLP.
-        heads: linear layers that read tokens after the blocks, if the network has them.
-        classifier: the layer with an output per class.
-        scales: learned scales at the end of both residual branches, if a block has them.
+        heads: possible linear layers that read tokens after the blocks.
+        classifier: the layer with one output per class.
+        scales: optional LayerScale modules at the end of both residual branches.
     """
 
     blocks: str
@@ -87,16 +87,16 @@ _LAYOUTS: dict[type[nn.Module], _Layout] = {
 
 
 def is_transformer(model: nn.Module) -> bool:
-    """Return whether a model is the vision transformer for CIFAR, or one of torchvision or timm (ViT, DeiT)."""
+    """Return whether a model is a CIFAR ViT, or a ViT or DeiT of torchvision or timm."""
     return _layout(model) is not None
 
 
 def plan_transformer(student: nn.Module, teacher: nn.Module) -> Plan:
-    """Plan the start of a vision transformer.
+    """Plan the initial values of a vision transformer.
 
     Args:
         student: a model for which `is_transformer` is true.
-        teacher: one of the same type.
+        teacher: a model of the same type.
 
     Raises:
         GrowthError: the teacher cannot grow into the student.
@@ -121,7 +121,7 @@ def plan_transformer(student: nn.Module, teacher: nn.Module) -> Plan:
         pair = module, sources.get(name, nn.Identity())
         ours, theirs = (", ".join(_shapes(each)) or "nothing" for each in pair)
         if ours != theirs:
-            raise GrowthError(f"student: {name or 'it'} has {ours}, the teacher's {theirs}: use one family")
+            raise GrowthError(f"student: {name or 'it'} has {ours}, the teacher's {theirs}: use models of one family")
         if _shapes(pair[0]) == _shapes(pair[1]):
             tensors = [f"{name}.{tensor}" if name else tensor for tensor in _shapes(module)]
             rules |= {tensor: Repeated(tensor) for tensor in tensors}
@@ -149,10 +149,10 @@ def _layout(model: nn.Module) -> _Layout | None:
 
 
 def _check_tokens(student: nn.Module, teacher: nn.Module) -> None:
-    """Check that embeddings outside the blocks are for the same tokens.
+    """Check that the embeddings outside the blocks have the same number of tokens.
 
     Raises:
-        GrowthError: they are not.
+        GrowthError: the numbers differ.
     """
     theirs = dict(teacher.named_parameters())
     for name, parameter in student.named_parameters():
@@ -169,7 +169,7 @@ def _added_blocks(student: nn.Module, teacher: nn.Module, layout: _Layout) -> tu
         for part, expected in layout.types.items():
             kind = type(block.get_submodule(part)).__name__
             if kind != expected:
-                raise GrowthError(f"student: {name} has a {kind}: only transformers with a plain {expected} can grow")
+                raise GrowthError(f"student: {name} has a {kind}, which cannot be grown: use a model with {expected}")
     if len(ours) < len(theirs):
         raise GrowthError(
             f"student: it has {len(ours)} blocks, the teacher {len(theirs)}: the student must be at least as deep"
@@ -187,7 +187,7 @@ def _added_blocks(student: nn.Module, teacher: nn.Module, layout: _Layout) -> tu
 
 
 def _width(student: nn.Module, teacher: nn.Module, layout: _Layout) -> tuple[ChannelMap | None, tuple[int, int]]:
-    """Return the map of the tokens' channels, None if it keeps them, and the teacher's and the student's number."""
+    """Return the map of the tokens' channels (None if their number is equal), and both numbers, the teacher's first."""
     small, large = (
         _first_block(each, layout).get_submodule(layout.projection).out_features for each in (teacher, student)
     )
@@ -196,10 +196,10 @@ def _width(student: nn.Module, teacher: nn.Module, layout: _Layout) -> tuple[Cha
 
 
 def _heads(name: str, block: Any, its: Any, layout: _Layout) -> ChannelMap:
-    """Return the map of the channels of attention in a block.
+    """Return the map of the attention channels of a block.
 
     Raises:
-        GrowthError: heads are of another size, or fewer.
+        GrowthError: the student's heads have another size, or are fewer.
     """
     heads, its_heads = (each.get_submodule(layout.attention).num_heads for each in (block, its))
     channels, its_channels = (each.get_submodule(layout.projection).in_features for each in (block, its))
@@ -207,7 +207,7 @@ def _heads(name: str, block: Any, its: Any, layout: _Layout) -> ChannelMap:
     if size != its_size:
         raise GrowthError(
             f"student: {name} has {heads} heads of {size} channels, the teacher's {its_heads} of {its_size}: "
-            f"heads must keep their size, as {channels // its_size} heads of {its_size} do"
+            f"heads must keep their size: use {channels // its_size} heads of {its_size} channels"
         )
     if heads < its_heads:
         raise GrowthError(f"student: {name} has {heads} heads, the teacher's {its_heads}: use at least as many")
@@ -217,14 +217,14 @@ def _heads(name: str, block: Any, its: Any, layout: _Layout) -> ChannelMap:
 def _in_block(
     name: str, within: str, pair: tuple[Any, Any], maps: tuple[ChannelMap | None, ChannelMap], layout: _Layout
 ) -> Rules:
-    """Plan a layer of a block whose size changes.
+    """Plan a layer within a block, if the size of the layer changes.
 
     Args:
-        name: of the layer.
+        name: name of the layer.
         within: its name within the block.
         pair: the student's layer and the teacher's.
-        maps: of the tokens' channels, and of the channels of attention.
-        layout: names.
+        maps: maps of the tokens' channels and of the attention channels.
+        layout: names in the network.
     """
     module, its = pair
     width, inner = maps
@@ -246,7 +246,7 @@ def _in_block(
 
 
 def _outside(name: str, pair: tuple[nn.Module, nn.Module], width: ChannelMap | None, layout: _Layout) -> Rules:
-    """Plan a layer outside the blocks whose size changes, or embeddings and extra tokens."""
+    """Plan a layer, embeddings or extra tokens outside the blocks, if their size changes."""
     module, its = pair
     shapes = _shapes(module)
     if all(len(shape) == 3 for shape in shapes.values()):
@@ -276,7 +276,7 @@ def _first_block(model: nn.Module, layout: _Layout) -> Any:
 
 
 def _owners(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that hold tensors themselves."""
+    """Yield the modules with parameters or buffers of their own."""
     return ((name, module) for name, module in model.named_modules() if _shapes(module))
 
 

@@ -14,15 +14,15 @@ _BODY = "backbone.body"
 
 
 def grow_detector(student: Detector, teacher: Detector, generator: torch.Generator) -> Growth:
-    """Write the weights of a trained teacher into a student, such that the student computes the same.
+    """Initialise a student from a trained teacher such that both compute the same function.
 
-    Outputs agree up to rounding in eval mode. They agree in train mode if the batch normalisation of both is frozen, or
-    that of neither.
+    Outputs agree up to rounding in eval mode. They also agree in train mode, unless batch normalisation is frozen in
+    only one of the two.
 
     Args:
-        student: freshly initialised; its body is the teacher's, or a deeper ResNet of the same blocks.
-        teacher: of the student's family, with the same anchors and classes. It is not changed.
-        generator: for the shares of repeated channels, on the CPU.
+        student: freshly initialised. Its body has the teacher's architecture, or is a deeper ResNet of the same blocks.
+        teacher: a detector of the student's family with the same anchors and classes. It is not changed.
+        generator: random generator of growing, on the CPU. Growing in depth draws no numbers.
 
     Raises:
         GrowthError: the teacher cannot grow into the student. The student is then unchanged.
@@ -45,7 +45,7 @@ def _plan(student: Detector, teacher: Detector) -> Plan:
     for who, detector in (("student", student), ("teacher", teacher)):
         if not hasattr(detector.backbone.body, OF_FOUR_LAYERS[0]):
             raise GrowthError(
-                f"{who}: its body is no ResNet: a detector of another body can only start from one of the same size"
+                f"{who}: its body is not a ResNet, so it cannot grow: use the same body for student and teacher"
             )
     added, lines = added_blocks(student, teacher, stages, torchvision_end)
     check_same_layers(student, teacher)

@@ -1,19 +1,20 @@
 """Grow a trained U-Net into one with more channels, more residual blocks per level, or both.
 
-Channels: all are repeated next to each other, by the same whole number at every level. Then the concatenation of a
-hidden state and a skip is repeated in the same way as its parts. Two settings without tensors must follow the teacher:
+Channels: every channel is repeated r times at every level, with copies next to each other. The concatenation of a
+hidden state and a skip is then repeated in the same way as its parts. Two settings without tensors follow the teacher:
 
-- The student's norms get as many groups as the teacher's. Twice as many would split the groups of the concatenations of
-  2 C and C channels, which hold channels of both parts, in another way, and no weights make up for that.
-- The time embedding of a student with r times as many channels gets r times the teacher's ``freq_shift``. Then every
-  r-th of its frequencies, ``10000 ** (-i / (half - freq_shift))``, is one of the teacher's. (With the same shift, they
-  differ: the best linear fit at 1000 timesteps leaves an rms error of 0.3 in sines and cosines.)
+- The student's norms have as many groups as the teacher's. Some groups of the concatenation of 2 C and C channels hold
+  channels of both parts. With more groups, these channels would be grouped differently, which no weights can undo.
+- The student's ``freq_shift`` is r times the teacher's. Then every r-th frequency of its time embedding,
+  ``10000 ** (-i / (half - freq_shift))``, is one of the teacher's. (With the same shift the frequencies differ: the
+  best linear fit at 1000 timesteps leaves an rms error of 0.3 in sines and cosines.)
 
 Both are settings of diffusers' own configuration. `DenoisingUNet.settings_beside_weights` returns them for checkpoints.
 
-Blocks: the teacher's become the first ones of each level on the way down. Added ones pass their input on, so their
-skips equal that of the teacher's last block. On the way up, the first block reads the last skip and changes the number
-of channels, so it is the teacher's first one; added ones follow and ignore their skip; the teacher's others come last.
+Blocks: on the way down, the teacher's blocks become the first blocks of each level. Added blocks output their input, so
+their skips equal the skip of the teacher's last block. On the way up, the first block reads the last skip and changes
+the number of channels, so it is the teacher's first block. Added blocks follow it and ignore their skips. The teacher's
+other blocks come last.
 """
 
 import re
@@ -36,38 +37,38 @@ _SUPPORTED = {
     "class_embed_type": (None,),
     "resnet_time_scale_shift": ("default", "scale_shift"),
 }
-"""Setting -> values with which U-Nets can grow."""
+"""Setting -> values with which U-Nets can be grown."""
 
 _FREE = (
     *("sample_size", "dropout", "block_out_channels", "layers_per_block", "time_embedding_dim"),
     *("norm_num_groups", "freq_shift", "attention_head_dim"),
 )
-"""Settings that may differ: those without effect, and those that growing deals with."""
+"""Settings that may differ, because they have no effect on the function or because growing handles them."""
 
 _ADDED = 1
-"""Position in a level on the way up where added blocks start."""
+"""Index of the first added block in a level on the way up."""
 
 Rules = dict[str, Repeated | Added]
 
 
 def grow_unet(student: DenoisingUNet, teacher: nn.Module, generator: torch.Generator) -> Growth:
-    """Write the weights of a trained teacher into a student, such that the student computes the same.
+    """Initialise a student from a trained teacher such that both compute the same function.
 
-    Outputs agree up to rounding in eval mode and, without dropout, in train mode. If the student has r times as many
-    channels and r is no power of 2, the frequencies of the time embedding agree up to rounding in float32, and with
-    them the outputs.
+    Outputs agree up to rounding in eval mode, and also in train mode without dropout. If the student has r times as
+    many channels and r is not a power of 2, the time embeddings, and therefore the outputs, agree only up to rounding
+    in float32, whatever the precision of the weights.
 
     Args:
-        student: freshly initialised. Its ``norm_num_groups`` and ``freq_shift`` change, see above.
-        teacher: a U-Net with the student's prediction and classes. It is not changed.
-        generator: for the shares of repeated channels, on the CPU.
+        student: freshly initialised. Its ``norm_num_groups`` and ``freq_shift`` change; see the module's docstring.
+        teacher: a U-Net with the student's prediction type and number of classes. It is not changed.
+        generator: random generator for the shares of repeated channels, on the CPU.
 
     Raises:
         GrowthError: the teacher cannot grow into the student. The student is then unchanged.
     """
     if isinstance(teacher, Converted):
         raise GrowthError(
-            "teacher: its predictions are of another kind than the student's: set diffusion.prediction to the teacher's"
+            "teacher: its prediction type differs from the student's: set diffusion.prediction to the teacher's"
         )
     if not isinstance(teacher, DenoisingUNet):
         raise GrowthError(f"teacher: a {type(teacher).__name__} cannot grow into a U-Net: use a U-Net")
@@ -88,11 +89,11 @@ def _check_settings(student: DenoisingUNet, teacher: DenoisingUNet) -> None:
             raise GrowthError(f"student: its {key} is {value}, the teacher's {theirs[key]}: use the same for both")
     for kind in (ours["mid_block_type"], *ours["down_block_types"], *ours["up_block_types"]):
         if kind is not None and kind not in _BLOCKS:
-            raise GrowthError(f"student: blocks of type {kind} cannot grow; these can: {', '.join(_BLOCKS)}")
+            raise GrowthError(f"student: blocks of type {kind} cannot be grown; supported: {', '.join(_BLOCKS)}")
     for key, supported in _SUPPORTED.items():
         if ours[key] not in supported:
             known = " or ".join(str(value) for value in supported)
-            raise GrowthError(f"student: its {key} is {ours[key]}: only U-Nets with {known} can grow")
+            raise GrowthError(f"student: its {key} is {ours[key]}: only U-Nets with {known} can be grown")
 
 
 def _settings(model: DenoisingUNet) -> dict[str, Any]:
@@ -104,10 +105,10 @@ def _settings(model: DenoisingUNet) -> dict[str, Any]:
 
 
 def _ratio(student: DenoisingUNet, teacher: DenoisingUNet) -> int:
-    """Return how many channels of the student repeat one of the teacher's.
+    """Return the student's number of channels per channel of the teacher.
 
     Raises:
-        GrowthError: it is no whole number, or not the same at every level.
+        GrowthError: the ratio is not a whole number, or differs between levels.
     """
     ours, theirs = (tuple(each.config.block_out_channels) for each in (student, teacher))
     check_whole_multiple("student: its number of channels", theirs[0], ours[0])
@@ -116,7 +117,7 @@ def _ratio(student: DenoisingUNet, teacher: DenoisingUNet) -> int:
     if ours != wanted:
         raise GrowthError(
             f"student: its levels have {_listed(ours)} channels, the teacher's {_listed(theirs)}: "
-            f"the ratio must be the same at every level, as with {_listed(wanted)}"
+            f"use the same ratio at every level, such as {_listed(wanted)}"
         )
     if theirs[0] % 2 and ratio > 1:
         raise GrowthError(f"teacher: its number of channels, {theirs[0]}, is odd: its time embedding cannot be widened")
@@ -148,12 +149,12 @@ def _plan(student: DenoisingUNet, teacher: DenoisingUNet, ratio: int) -> Plan:
 
 
 def _source(name: str, more: int, blocks: int) -> str | None:
-    """Return the teacher's name for a module, or None if it belongs to an added block.
+    """Return the name of a module in the teacher, or None if the module belongs to an added block.
 
     Args:
-        name: of the student's module.
-        more: added blocks per level.
-        blocks: the teacher's blocks per level.
+        name: name of the module in the student.
+        more: number of added blocks per level.
+        blocks: number of the teacher's blocks per level.
     """
     found = re.match(r"(?P<way>down|up)_blocks\.\d+\.(resnets|attentions)\.(?P<index>\d+)", name)
     if found is None:
@@ -168,7 +169,7 @@ def _source(name: str, more: int, blocks: int) -> str | None:
 
 
 def _added_block(student: DenoisingUNet, name: str) -> Rules:
-    """Plan a residual block or an attention that outputs its input, and on the way up ignores its skip."""
+    """Plan an added residual block or attention such that it outputs its input; on the way up it ignores its skip."""
     if ".attentions." in name:
         return {name: Added(), **silent_branch(student, f"{name}.to_out.0", None)}
     rules: Rules = {name: Added(), **silent_branch(student, f"{name}.conv2", None)}
@@ -190,7 +191,7 @@ def _repeated(module: nn.Module, source: str, its: nn.Module) -> Repeated:
 
 
 def _sizes(module: nn.Module) -> tuple[int, int]:
-    """Return the numbers of outputs and of inputs; 0 for the inputs that are not repeated."""
+    """Return the numbers of outputs and of inputs; 0 inputs if the layer has none that are repeated."""
     match module:
         case nn.Conv2d():
             return module.out_channels, module.in_channels
@@ -206,9 +207,9 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
 def _attention_rules(student: DenoisingUNet, sources: Mapping[str, nn.Module], more: int, blocks: int) -> Rules:
     """Plan the projections of attention, head by head.
 
-    With s times as many channels per head, scores become s / sqrt(s) times as large, as each product of a query's and a
-    key's channel counts s times and the sum is divided by the square root of the number of channels. So queries and
-    keys shrink by the fourth root of s each.
+    With s times as many channels per head, attention scores grow by s / sqrt(s): the sum over channels has each product
+    of query and key s times, and the sum is divided by the square root of the number of channels. To keep the scores,
+    queries and keys are each divided by the fourth root of s.
     """
     rules: Rules = {}
     for name, module in student.named_modules():
@@ -218,7 +219,7 @@ def _attention_rules(student: DenoisingUNet, sources: Mapping[str, nn.Module], m
         its: Any = sources[source]
         size, its_size = (each.to_q.out_features // each.heads for each in (module, its))
         check_whole_multiple(f"student: {name}: its number of heads", its.heads, module.heads)
-        check_whole_multiple(f"student: {name}: its channels per head", its_size, size)
+        check_whole_multiple(f"student: {name}: its number of channels per head", its_size, size)
         inner = _heads(its.heads, module.heads, its_size, size)
         channels = _repeated(module.to_q, source, its.to_q).ins
         factor = (its_size / size) ** 0.25
@@ -231,13 +232,13 @@ def _attention_rules(student: DenoisingUNet, sources: Mapping[str, nn.Module], m
 
 
 def _heads(small: int, large: int, small_size: int, large_size: int) -> ChannelMap:
-    """Return the map of the channels of attention for its numbers of heads and of channels per head."""
+    """Return the map of the attention channels, given the numbers of heads and of channels per head."""
     within = interleaved(small_size, large_size)
     return (interleaved(small, large)[:, None] * small_size + within).flatten()
 
 
 def _frequencies(channels: int, ratio: int) -> ChannelMap:
-    """Return the map of the sines and cosines that the time embedding reads."""
+    """Return the map of the sines and cosines that the first layer of the time embedding reads."""
     positions = torch.arange(channels // 2 * ratio)
     is_old = positions % ratio == 0
     sines, cosines = (positions // ratio + offset for offset in (0, channels // 2))
@@ -257,7 +258,7 @@ def _notes(ours: Mapping[str, Any], theirs: Mapping[str, Any], ratio: int) -> tu
         notes.append(f"norms have the teacher's {theirs['norm_num_groups']} groups, not {ours['norm_num_groups']}")
     if ours["freq_shift"] != theirs["freq_shift"] * ratio:
         shift = theirs["freq_shift"] * ratio
-        notes.append(f"the time embedding has freq_shift {shift}, not {ours['freq_shift']}, as in the teacher")
+        notes.append(f"the time embedding has freq_shift {shift}, not {ours['freq_shift']}, to keep its frequencies")
     return tuple(notes)
 
 
