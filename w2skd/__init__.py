@@ -1,4 +1,4 @@
-"""Reach a target quality sooner with a weaker model: distil it early in training, or grow the student out of it.
+"""Reach a target quality sooner with a weaker model: distil it early in training, or grow the student from it.
 
 The names below are the method for your own training loop. They are imported on first use, so that ``import w2skd``
 loads no torch. Everything else is the ``w2skd`` command.

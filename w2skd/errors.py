@@ -59,7 +59,7 @@ class RunDirError(UsageError):
 
 
 class RunHeld(RunDirError):
-    """Another process trains in the run directory."""
+    """Another process holds the run directory."""
 
 
 class LeaseLost(RunDirError):
@@ -71,7 +71,7 @@ class DeviceError(UsageError):
 
 
 class GrowthError(UsageError):
-    """A teacher cannot grow into the student. The message says what would go."""
+    """A teacher cannot grow into the student. The message names the reason and possible sizes or models."""
 
 
 class TargetNotReached(UserError):

@@ -67,7 +67,7 @@ def test_a_silent_holder_is_replaced_and_can_no_longer_write(held: Lease, tmp_pa
     assert take_lease(tmp_path) is None, "without a watch nobody is replaced"
     new = taken_over(tmp_path)
     with (
-        pytest.raises(LeaseLost, match=r"another process took this run over, .* did not respond for 0\.4 s"),
+        pytest.raises(LeaseLost, match=r"another process took over this run, .* did not respond for 0\.4 s"),
         held.guard(),
     ):
         raise AssertionError("must not be reached")

@@ -54,14 +54,14 @@ def test_arms_survive_being_written_to_a_file() -> None:
 @pytest.mark.parametrize(
     ("arms", "problem"),
     [
-        ("{}", "arms: name at least one, or leave the section out"),
+        ("{}", "arms: define at least one arm, or omit the section"),
         ("[plain]", "arms: should be a section with keys of its own, not ['plain']"),
-        ("{teacher: {help: none}}", "arms.teacher: not a name"),
-        ("{a/b: {help: none}}", "arms.a/b: not a name"),
-        ("{a: {help: dist}}", "arms.a.help: 'dist' is no help: write none, one of distill, grow, or a list of these"),
-        ("{a: {help: [none, grow]}}", "arms.a.help: 'none' is no help"),
+        ("{teacher: {help: none}}", "arms.teacher: not a valid name"),
+        ("{a/b: {help: none}}", "arms.a/b: not a valid name"),
+        ("{a: {help: dist}}", "arms.a.help: 'dist' is not a kind of help: use none, one of distill, grow, or a list"),
+        ("{a: {help: [none, grow]}}", "arms.a.help: 'none' is not a kind of help"),
         ("{a: {help: [grow, grow]}}", "arms.a: help: each kind once"),
-        ("{a: {help: none}, b: {help: none}}", "arms.b: the same as a: give it another help or set"),
+        ("{a: {help: none}, b: {help: none}}", "arms.b: has the same help and set as a: change one of them"),
         ("{a: {hlp: none}}", "arms.a.hlp: unknown key (did you mean 'help'?)"),
         ("{a: {set: {train.optimzer.lr: 1.0}}}", "arms.a.set.train.optimzer: unknown key (did you mean 'optimizer'?)"),
         ("{a: {set: {distill.hold: 1ep}}}", "arms.a: set: distill.hold has no effect without help: distill"),
@@ -111,7 +111,7 @@ WSD = "train.lr_schedule={name: wsd, warmup: 1ep}"
 def test_lengths_that_share_a_trunk_need_absolute_durations() -> None:
     with pytest.raises(RecipeError) as raised:
         with_arms(TWO, WSD, "lengths=[0.5, 1]", "distill={hold: 0.5run, decay: 1ep}")
-    assert "arms.b: distill.hold: 0.5run differs between lengths, which share a trunk" in str(raised.value)
+    assert "arms.b: distill.hold: 0.5run differs between lengths, which share steps" in str(raised.value)
     assert "arms.a" not in str(raised.value)
     with_arms(TWO, WSD, "distill={hold: 0.5run, decay: 1ep}")
     with pytest.raises(RecipeError, match=r"warmup: 0\.1run differs between lengths"):

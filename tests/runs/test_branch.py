@@ -52,7 +52,7 @@ def test_a_branch_needs_its_trunk(tmp_path: Path) -> None:
     branch = ("distill", "--recipe", recipe, "--baseline", "--set", "lengths=[0.5,1]", "--length", "0.5", "--out", out)
     assert "baseline/seed0: not finished, and shorter runs branch off it" in refused(*branch, code=2)
     done("distill", "--recipe", recipe, "--baseline", "--out", out, "--quiet")  # without lengths, it keeps nothing
-    assert "has no checkpoint of step 9, where a shorter run would branch off; set lengths" in refused(*branch, code=1)
+    assert "has no checkpoint of step 9, where the shorter run branches off; train" in refused(*branch, code=1)
     done(
         "distill", "--recipe", recipe, "--baseline", "--set", "lengths=[0.5,1]", "--out", out, "--overwrite", "--quiet"
     )

@@ -165,7 +165,7 @@ def test_several_teachers_are_assigned_in_turn(tmp_path: Path) -> None:
     lone = refused("distill", "--recipe", recipe, "--arm", "grown", "--seed", "9", "--out", out, code=2)
     assert lone == f"{out}: has several teachers; choose one of [1, 2] with --teacher-seed"
     other = refused(*command, "--set", "teacher.checkpoint=x.pt", "--out", out, code=2)
-    assert "--teacher-seeds: the recipe has one teacher, x.pt" in other
+    assert "--teacher-seeds: the recipe has a teacher checkpoint (x.pt); use one of the two" in other
     unknown = refused("compare", "--recipe", recipe, "--arms", "grow", "--out", out, code=2)
     assert "unknown arm grow (did you mean 'grown'?); known: baseline, grown, both" in unknown
     assert weights(out / "grown" / "seed5").keys() == weights(out / "baseline" / "seed5").keys()

@@ -30,15 +30,15 @@ class CompareFlags:
 
     seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds of the student's runs.")] = "0,1,2"
     arms: Annotated[
-        str | None, typer.Option("--arms", metavar="A,B", help="Arms to train; default: all of the recipe's.")
+        str | None, typer.Option("--arms", metavar="A,B", help="Arms to train; default: all arms of the recipe.")
     ] = None
     lengths: Annotated[
         str | None,
-        typer.Option("--lengths", metavar="0.5,1", help="Train to the end of schedules of these shares of the length."),
+        typer.Option("--lengths", metavar="0.5,1", help="Schedule lengths to train, as shares of each arm's length."),
     ] = None
     teacher_seeds: Annotated[
         str | None,
-        typer.Option("--teacher-seeds", metavar="0,1", help="Train several teachers, assigned to the seeds in turn."),
+        typer.Option("--teacher-seeds", metavar="0,1", help="Train several teachers and assign them to seeds in turn."),
     ] = None
     teacher: Teacher = None
     weights: WeightsKey = None
@@ -51,7 +51,7 @@ class CompareFlags:
 
 
 def compare(recipe: RecipeFlags, flags: CompareFlags) -> None:
-    """Run a whole experiment: the teacher, every arm with every seed, and the report. Finished runs are skipped."""
+    """Run a whole experiment: teachers, every arm, seed and length, and the report. Finished runs are skipped."""
     seeds = _parse_seeds(flags.seeds, "--seeds")
     teacher_seeds = _parse_seeds(flags.teacher_seeds, "--teacher-seeds") if flags.teacher_seeds else []
     lengths = [] if flags.lengths is None else [f"lengths=[{flags.lengths}]"]
@@ -84,7 +84,7 @@ def _parse_seeds(text: str, option: str) -> list[int]:
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"{option} {text}: write them as 0,1,2") from None
+        raise UsageError(f"{option} {text}: not a list of integers such as 0,1,2") from None
     if not 0 <= min(seeds) <= max(seeds) <= LARGEST_SEED or len(set(seeds)) < len(seeds):
         raise UsageError(f"{option} {text}: each seed once, from 0 to {LARGEST_SEED}")
     return seeds

@@ -18,14 +18,14 @@ def distill(
     weights: WeightsKey = None,
     arm: Annotated[
         str | None,
-        typer.Option("--arm", metavar="NAME", help="One of the recipe's arms; default: the first with help."),
+        typer.Option("--arm", metavar="NAME", help="Arm to train; default: the first one that a teacher helps."),
     ] = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", metavar="", help="Train the reference, the recipe's first arm.")
     ] = False,
     flags: TrainFlags,
 ) -> None:
-    """Train the student with the teacher's help early on; report when each threshold was crossed."""
+    """Train the student with the teacher's help, or any other arm; report when each threshold was crossed."""
     resolved = recipe.resolve(seed=flags.seed, teacher=teacher, weights=weights)
     chosen = _choose(resolved, arm, baseline)
     if teacher is not None and not resolved.helps(chosen):
@@ -39,7 +39,7 @@ def distill(
 
 def _choose(recipe: Recipe, arm: str | None, baseline: bool) -> Arm:
     if baseline and arm is not None:
-        raise UsageError(f"--baseline is --arm {recipe.reference}: give one of the two")
+        raise UsageError(f"--baseline means --arm {recipe.reference}: use one of the two")
     if baseline:
         return recipe.reference
     if arm is None:

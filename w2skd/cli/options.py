@@ -67,7 +67,7 @@ class RecipeFlags:
         weights: str | None = None,
         more: Sequence[str] = (),
     ) -> Recipe:
-        """Load the recipe with all overrides, `more` among them; arguments other than None replace its own values."""
+        """Load the recipe with all overrides, including `more`; the other arguments replace its values unless None."""
         recipe = load_recipe(self.recipe, [*self.set_, *more], recipe_types())
         if seed is not None:
             recipe = recipe.model_copy(update={"seed": seed})
@@ -108,11 +108,11 @@ class TrainFlags:
     ] = None
     length: Annotated[
         float,
-        typer.Option("--length", metavar="X", help="Share of the schedule, one of the recipe's lengths."),
+        typer.Option("--length", metavar="X", help="Share of the full schedule to train; one of the recipe's lengths."),
     ] = 1.0
     teacher_seed: Annotated[
         int | None,
-        typer.Option("--teacher-seed", metavar="N", min=0, max=LARGEST_SEED, help="Which of several teachers."),
+        typer.Option("--teacher-seed", metavar="N", min=0, max=LARGEST_SEED, help="Seed of one of several teachers."),
     ] = None
     device: Device = "auto"
     plugin: Plugin = None

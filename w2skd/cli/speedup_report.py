@@ -25,7 +25,7 @@ def speedup_report(
         ),
     ] = None,
     arm: Annotated[
-        str | None, typer.Option("--arm", metavar="NAME", help="The arm of --require; default: the first with help.")
+        str | None, typer.Option("--arm", metavar="NAME", help="Arm for --require; default: first after the reference.")
     ] = None,
     records: Annotated[
         Path | None,
@@ -68,7 +68,7 @@ def speedup_report(
         chosen = next(iter(threshold.arms), "") if arm is None else arm
         if chosen not in threshold.arms:
             known = ", ".join(threshold.arms)
-            raise UsageError(f"--arm {chosen}: no arm beside {report.reference} with runs; known: {known}")
+            raise UsageError(f"--arm {chosen}: no runs to compare with {report.reference}; known: {known}")
         found = threshold.arms[chosen]
         spread = found.speedup_over_seeds["epochs" if report.unit == "epoch" else "steps"]
         # A ratio that the spacing of the validations leaves open is no speed-up.

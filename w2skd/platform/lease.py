@@ -1,8 +1,9 @@
-"""Leases on directories: of several processes, on any hosts that share a file system, one at a time may write there.
+"""Leases on directories: one process at a time may write, among all hosts that share a file system.
 
-A holder renews its lease while it lives. Others may take the directory over from a holder that ended, or that has not
-renewed its lease for some time, such as a suspended one. When that one wakes up, its next write fails, because every
-write checks the lease's token under a file lock. So safety does not depend on time, only the takeover does.
+A holder renews its lease until it releases it. Another process may take the directory over if the holder has ended, or
+if it has not renewed the lease for some time, for example because it was suspended. When a suspended holder wakes up,
+its next write fails, because every write checks the lease's token under a file lock. So only the takeover depends on
+time; safety does not.
 
 .lease   token, host, process and number of renewals, while the directory is held
 .lock    locked during every check, write and takeover
@@ -25,16 +26,16 @@ from w2skd.errors import LeaseLost, UserError
 from w2skd.platform.files import write_atomically, writing
 
 TIMEOUT_S = 60.0
-"""Time without a renewal after which a directory may be taken over."""
+"""Time without a renewal after which other processes may take a directory over."""
 
 _RENEWALS_PER_TIMEOUT = 6
 _LOCK_PATIENCE_S = 1.0
 
 
 class Watch:
-    """What one process has seen of other holders' leases.
+    """Observes the leases of other processes and tells which of them have expired.
 
-    Clocks of hosts differ, so a lease counts as expired once this process has seen it unchanged for `timeout_s`.
+    The clocks of hosts differ, so a lease expires once this process has seen it unchanged for `timeout_s`.
     """
 
     def __init__(self, timeout_s: float = TIMEOUT_S):
@@ -42,7 +43,7 @@ class Watch:
         self._seen: dict[Path, tuple[bytes, float]] = {}
 
     def has_expired(self, folder: Path, content: bytes) -> bool:
-        """Return whether the lease of a folder has had this content for `timeout_s`."""
+        """Return whether the lease of a folder has had the given content for `timeout_s`."""
         now = time.monotonic()
         before, since = self._seen.get(folder, (b"", now))
         if before != content:
@@ -56,7 +57,7 @@ class Lease:
 
     Args:
         folder: the directory.
-        timeout_s: others may take it over if it is not renewed for so long.
+        timeout_s: time without a renewal after which other processes may take the directory over.
     """
 
     def __init__(self, folder: Path, timeout_s: float):
@@ -71,7 +72,7 @@ class Lease:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Hold the directory's lock while the block writes. Nested guards are one.
+        """Hold the directory's lock while the block writes. Nested guards share one lock.
 
         Raises:
             LeaseLost: another process has taken the directory over.
@@ -83,7 +84,7 @@ class Lease:
             with _locked(self._folder):
                 if _token_of(_read(self._folder)) != self._token:
                     raise LeaseLost(
-                        f"{self._folder}: another process took this run over, because this one did not respond for "
+                        f"{self._folder}: another process took over this run, because this one did not respond for "
                         f"{self._timeout_s:g} s"
                     )
                 self._depth += 1
@@ -93,12 +94,12 @@ class Lease:
                     self._depth -= 1
 
     def begin(self) -> None:
-        """Write the lease, inside the directory's lock, and renew it from now on."""
+        """Write the lease and start renewing it. The caller holds the directory's lock."""
         self._write()
         self._renewing.start()
 
     def release(self) -> None:
-        """Give the directory back, unless another process has taken it over."""
+        """Remove the lease, unless another process has taken the directory over."""
         self._over.set()
         with suppress(UserError, OSError), self.guard():
             _lease(self._folder).unlink()
@@ -122,14 +123,13 @@ class Lease:
 
 
 def take_lease(folder: Path, watch: Watch | None = None) -> Lease | None:
-    """Take an existing directory, unless another process holds it.
+    """Take the lease of an existing directory; return None if another process holds it.
 
-    A holder that has ended on this host is replaced at once.
+    If the holder ran on this host and has ended, its lease is replaced immediately.
 
     Args:
         folder: the directory.
-        watch: of a process that waits for directories; without it, holders on other hosts and suspended ones are never
-            replaced.
+        watch: finds expired leases. With None, leases of suspended processes and of other hosts are never replaced.
 
     Raises:
         OutputError: the directory cannot be written.
@@ -144,12 +144,12 @@ def take_lease(folder: Path, watch: Watch | None = None) -> Lease | None:
                     return None
                 lease.begin()
                 return lease
-        except BlockingIOError:  # its holder is in the middle of a write
+        except BlockingIOError:  # the holder is writing
             return None
 
 
 def is_held(folder: Path, watch: Watch) -> bool:
-    """Return whether a process that has neither ended nor stopped responding holds a directory."""
+    """Return whether a process holds a directory and has neither ended nor stopped responding."""
     content = _read(folder)
     return _token_of(content) is not None and not _has_ended(content) and not watch.has_expired(folder, content)
 
@@ -159,7 +159,7 @@ def _locked(folder: Path, patience_s: float | None = None) -> Iterator[None]:
     """Lock a directory against other guards.
 
     Raises:
-        BlockingIOError: it stayed locked for `patience_s`; None waits for ever.
+        BlockingIOError: it stayed locked for `patience_s`. With None, the call waits without a limit.
     """
     while True:
         with (folder / ".lock").open("a") as file:
@@ -173,7 +173,7 @@ def _locked(folder: Path, patience_s: float | None = None) -> Iterator[None]:
                 yield
                 return
             finally:
-                # Closing is not enough: a process that was forked meanwhile has the file open, too.
+                # Closing is not enough: a process that was forked in the meantime also has the file open.
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
@@ -230,7 +230,7 @@ def _has_ended(content: bytes) -> bool:
 
 @cache
 def _host() -> str:
-    """Return what identifies the processes that can see each other: host and, where there are any, its namespace."""
+    """Return an identifier of the host that processes share if they see each other: name, boot and PID namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -239,7 +239,7 @@ def _host() -> str:
 
 
 def _start_of(pid: Any) -> str | None:
-    """Return when a process of this host started, since numbers are used again; None if there is no such process."""
+    """Return the start time of a process of this host, since PIDs are reused; None if there is no such process."""
     try:
         fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError, TypeError):

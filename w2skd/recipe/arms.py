@@ -1,4 +1,4 @@
-"""The arms of an experiment: ways of training the same student, of which the first is the reference.
+"""The arms of an experiment: different ways to train the same student. The first arm is the reference.
 
 arms:
   baseline: {help: none}
@@ -17,25 +17,26 @@ from w2skd.recipe.overlay import overlay
 from w2skd.recipe.section import Section
 
 Arm = str
-"""Name of an arm in a recipe, or `TEACHER`."""
+"""Name of an arm of a recipe, or `TEACHER`."""
 
 TEACHER: Final = "teacher"
-"""Name of the runs that train a teacher. No arm of the student may have it."""
+"""Name of the runs that train a teacher. No arm may have this name."""
 
 Help = Literal["distill", "grow"]
-"""How a weaker model helps: it is distilled from early in training, or its weights are the start of the student."""
+"""How the teacher helps: the student is distilled from it early in training, or starts from its weights."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*")
 _RESERVED = (TEACHER, "report", "number")
 _SHARED = ("name", "task", "seed", "data", "report", "arms", "lengths", "train.batch_size", "train.accumulate")
-"""Keys that all arms must share: with other data, targets or batches their curves cannot be compared."""
+"""Keys that must be the same in all arms, because curves with other data, targets or batches are not comparable."""
 
 
 class ArmSection(Section):
-    """One way of training the student.
+    """One way to train the student.
 
     Attributes:
-        help: how the teacher helps: ``none``, ``distill``, ``grow`` or a list of the last two. Empty for ``none``.
+        help: how the teacher helps: ``none``, ``distill``, ``grow`` or a list of the last two. ``none`` is stored as an
+            empty tuple.
         set: values of the recipe that this arm changes, as nested sections or dotted keys.
         note: a sentence for the report.
     """
@@ -51,7 +52,7 @@ class ArmSection(Section):
         for kind in kinds:
             if kind not in get_args(Help):
                 known = ", ".join(get_args(Help))
-                raise ValueError(f"{kind!r:.60} is no help: write none, one of {known}, or a list of these")
+                raise ValueError(f"{kind!r:.60} is not a kind of help: use none, one of {known}, or a list of these")
         return tuple(kinds)
 
     @field_serializer("help")
@@ -65,8 +66,8 @@ class ArmSection(Section):
         for key in self.overrides:
             if any(key == shared or key.startswith(f"{shared}.") for shared in _SHARED):
                 raise ValueError(
-                    f"set: {key} must be the same in all arms, or they cannot be compared; "
-                    "change it for the whole recipe, or write a recipe of its own"
+                    f"set: {key} must be the same in all arms, because they are compared; "
+                    "change it for the whole recipe, or use another recipe"
                 )
             section = key.partition(".")[0]
             if section == "distill" and "distill" not in self.help:
@@ -81,7 +82,7 @@ class ArmSection(Section):
         return flatten(self.set)
 
     def applied_to(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a recipe's plain values with this arm's changes merged in, as `overlay` merges."""
+        """Return a recipe's plain values with this arm's changes merged in by `overlay`."""
         merged = dict(values)
         for key, value in self.set.items():
             for part in reversed(key.split(".")[1:]):
@@ -96,24 +97,27 @@ DEFAULT_ARMS: Final[Mapping[str, ArmSection]] = {
     "baseline": ArmSection(),
     "w2s": ArmSection(help=("distill",)),
 }
-"""The arms of a recipe without any: the student alone, and distilled from its teacher."""
+"""The arms of a recipe without an ``arms`` section: the student alone, and the student distilled from its teacher."""
 
 
 def is_arm_name(text: str) -> bool:
-    """Return whether a text can be the name of an arm of the student."""
+    """Return whether a text is a valid name of an arm."""
     return _NAME.fullmatch(text) is not None and text not in _RESERVED
 
 
 def arm_problems(arms: Mapping[str, ArmSection]) -> Iterator[str]:
-    """Yield what is wrong with a recipe's arms as a whole, one line each."""
+    """Yield the problems of a recipe's arms as a whole, one line each."""
     if not arms:
-        yield "arms: name at least one, or leave the section out"
+        yield "arms: define at least one arm, or omit the section"
     seen: dict[str, str] = {}
     for name, arm in arms.items():
         if not is_arm_name(name):
             reserved = ", ".join(_RESERVED)
-            yield f"arms.{name}: not a name: use letters, digits, '_', '+' and '-', and none of {reserved}"
+            yield (
+                f"arms.{name}: not a valid name: start with a letter, followed by letters, digits, '_', '+' and '-'; "
+                f"reserved: {reserved}"
+            )
         described = repr((sorted(arm.help), sorted(arm.overrides.items(), key=lambda item: item[0])))
         if described in seen:
-            yield f"arms.{name}: the same as {seen[described]}: give it another help or set"
+            yield f"arms.{name}: has the same help and set as {seen[described]}: change one of them"
         seen.setdefault(described, name)

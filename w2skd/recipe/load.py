@@ -147,7 +147,7 @@ def _teacher_train_problems(values: Mapping[str, Any]) -> list[str]:
 
 
 def _arm_problems(values: Mapping[str, Any], recipe_type: type[Recipe]) -> list[str]:
-    """Return what is wrong with the recipes of single arms, or nothing if the recipe itself is wrong."""
+    """Return the problems of the recipes of single arms; none if the recipe itself is invalid."""
     problems: list[str] = []
     with suppress(ValidationError):
         recipe = recipe_type.model_validate(dict(values))

@@ -34,7 +34,7 @@ class StudentSection(Section):
 
 
 class TeacherSection(Section):
-    """The weaker model that helps the student: it is distilled early in training, or grown into the student.
+    """The weaker model: the student is distilled from it early in training, or grown from its weights.
 
     Attributes:
         model: name of the architecture.
@@ -111,9 +111,9 @@ class ReportSection(Section):
         metrics: metrics of the task's evaluation; each task declares its own.
         metric: name of the metric of the switch, the thresholds and the curves.
         thresholds: metric values whose first crossing is timed.
-        primary_length: the entry of `lengths` at which the speed-up at equal final quality is the main result. Null
-            takes the longest for which the reference was trained long enough.
-        sharers: numbers of students over which the cost of the teacher's training is also shared in that result.
+        primary_length: entry of `lengths` at which the speed-up at equal final quality is the main result. Null selects
+            the longest one for which the reference was trained long enough.
+        sharers: numbers of students that share the cost of the teacher's training; the report adds a result for each.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
@@ -168,9 +168,10 @@ class Recipe(Section):
         places: dotted keys whose values are paths on this machine.
         speed_only: dotted keys that may change on resume, because they affect neither training nor scores.
         scoring: sections that affect scores, but not training.
-        arms: ways of training the student, by name; the first is the reference.
-        lengths: lengths of the training schedule, as shares of the `train` section's. Every arm is trained to the end
-            of a schedule of each length, which shows how much longer the reference must train to end as good.
+        arms: ways to train the student, by name; the first is the reference.
+        lengths: lengths of the training schedule, as shares of the length in the `train` section. Every arm is trained
+            with a complete schedule of each length, which shows how much longer the reference must train to reach the
+            arm's final quality.
     """
 
     outputs: ClassVar[Mapping[str, Output]] = {}
@@ -206,14 +207,14 @@ class Recipe(Section):
                 hint = suggest(threshold.of, self.arms)
                 raise ValueError(f"report.thresholds: {threshold.name}: unknown arm {threshold.of}{hint}")
         if 1.0 not in self.lengths or len(set(self.lengths)) < len(self.lengths):
-            raise ValueError("lengths: each once, among them 1.0, which is the length in the train section")
+            raise ValueError("lengths: list each length once, and include 1.0, the length in the train section")
         if self.report.primary_length not in (None, *self.lengths):
-            raise ValueError(f"report.primary_length: {self.report.primary_length} is none of lengths")
+            raise ValueError(f"report.primary_length: {self.report.primary_length} is not one of lengths")
         return self
 
     @property
     def reference(self) -> Arm:
-        """The first arm, against which the others are measured."""
+        """The first arm, with which the others are compared."""
         return next(iter(self.arms))
 
     @property
@@ -227,10 +228,10 @@ class Recipe(Section):
         return section is not None and bool(set(section.help) & set(kinds or section.help))
 
     def for_arm(self, arm: Arm, length: float = 1.0) -> Self:
-        """Return the recipe with an arm's changes and with a length of the training schedule.
+        """Return the recipe with an arm's changes and a training schedule of the given length.
 
         Args:
-            arm: one of `arms`, or `TEACHER`, which is neither changed nor shortened.
+            arm: one of `arms`, or `TEACHER`, for which the recipe is returned unchanged.
             length: one of `lengths`.
         """
         if arm == TEACHER:

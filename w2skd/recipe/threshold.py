@@ -1,4 +1,4 @@
-"""Thresholds of a report: a number, or a multiple of the teacher's or an arm's score."""
+"""Thresholds of a report: numbers, or multiples of the score of the teacher or of an arm."""
 
 import math
 import re
@@ -19,8 +19,8 @@ class Threshold:
 
     Attributes:
         name: normalised text of the recipe, and key in reports.
-        of: ``number`` for an absolute value, ``teacher`` for the teacher's score, or an arm for the median over seeds
-            of its best scores.
+        of: ``number`` for an absolute value, ``teacher`` for the teacher's score, or the name of an arm for the median
+            over seeds of its best scores.
         share: factor of that score; for ``number``, the value itself.
     """
 

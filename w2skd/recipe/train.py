@@ -95,10 +95,10 @@ class WsdSection(Section):
     (Haegele et al. 2024, "Scaling laws and compute-optimal training beyond fixed training durations").
 
     Attributes:
-        warmup: in steps or epochs, since a share of the run would differ between lengths.
+        warmup: length of the warm-up in steps or epochs, because a share of the run would differ between lengths.
         cooldown: length of the decay to zero.
-        shape: ``sqrt`` multiplies the peak by ``1 - sqrt(x)`` and ``linear`` by ``1 - x``, where x is the share of the
-            cooldown that is over.
+        shape: ``sqrt`` multiplies the peak by ``1 - sqrt(x)`` and ``linear`` by ``1 - x``, where x rises from 0 to 1
+            during the cooldown.
     """
 
     name: Literal["wsd"]
@@ -200,7 +200,7 @@ class TrainSection(Section):
         return self
 
     def scaled(self, length: float) -> "TrainSection":
-        """Return the section with a share of its epochs or steps."""
+        """Return the section with its epochs or steps multiplied by `length`, in (0, 1]."""
         if self.steps is not None:
             return self.model_copy(update={"steps": max(1, round(self.steps * length))})
         assert self.epochs is not None

@@ -1,4 +1,4 @@
-"""Runs of several lengths that share the steps before their cooldowns: the longest is the trunk of the others."""
+"""The trunk: the longest of several runs that share all steps before their cooldowns."""
 
 from collections.abc import Iterator
 
@@ -9,11 +9,11 @@ from w2skd.recipe.train import TrainSection, WsdSection
 
 
 def trunk_problems(recipe: Recipe, arm: ArmSection) -> Iterator[str]:
-    """Yield the settings of an arm that would differ between the trunk and its branches before the cooldown.
+    """Yield the settings of an arm that differ between the trunk and its branches before the cooldown, one line each.
 
     Args:
-        recipe: of the arm, with its changes.
-        arm: its section.
+        recipe: the recipe with the arm's changes.
+        arm: the arm's section.
     """
     if len(recipe.lengths) == 1 or not recipe.has_trunk:
         return
@@ -26,11 +26,11 @@ def trunk_problems(recipe: Recipe, arm: ArmSection) -> Iterator[str]:
     for key, duration in durations.items():
         if duration is not None and duration.unit == "run" and duration.amount > 0:
             name = key if "." in key else f"distill.{key}"
-            yield f"{name}: {duration} differs between lengths, which share a trunk; use epochs or steps, such as 2ep"
+            yield f"{name}: {duration} differs between lengths, which share steps; use epochs or steps, such as 2ep"
 
 
 def branch_step(train: TrainSection, steps_per_epoch: int) -> int:
-    """Return the number of steps before the cooldown of a run with this section, where it leaves the trunk."""
+    """Return the step at which a run's cooldown begins, where the run branches off the trunk."""
     assert isinstance(train.lr_schedule, WsdSection), train.lr_schedule
     total = train.total_steps(steps_per_epoch)
     return total - train.lr_schedule.cooldown.steps(steps_per_epoch, total)

@@ -1,4 +1,4 @@
-"""Names of the runs of an experiment, which are also the paths of their directories."""
+"""Names of an experiment's runs, which are also the paths of their directories."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,12 +7,12 @@ from w2skd.recipe.arms import TEACHER, Arm, is_arm_name
 
 
 class RunName(NamedTuple):
-    """Which run of an experiment.
+    """Identifies one run of an experiment.
 
     Attributes:
         arm: an arm of the recipe, or `TEACHER`.
-        seed: None for the only teacher of an experiment.
-        length: share of the recipe's training schedule.
+        seed: seed of the run; None for the only teacher of an experiment.
+        length: length of the schedule as a share of the recipe's.
     """
 
     arm: Arm
@@ -33,7 +33,7 @@ class RunName(NamedTuple):
 
     @classmethod
     def parse(cls, path: Path) -> "RunName | None":
-        """Read the name of a run from its directory's path within the experiment; None if it is no run's."""
+        """Parse a path relative to the experiment; None if it is not the path of a run."""
         arm, *rest = path.parts
         length, seed = 1.0, None
         for part in rest:

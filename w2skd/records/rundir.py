@@ -72,10 +72,10 @@ class RunDir:
         return self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir())
 
     def lock(self, watch: Watch | None = None) -> None:
-        """Take the directory for this process, until `close` or the end of the process.
+        """Lock the directory for this process until `close` or the end of the process.
 
         Args:
-            watch: of a process that waits for runs, which also takes those of suspended processes and other hosts.
+            watch: finds expired leases, so that runs of suspended processes and of other hosts can be taken over.
 
         Raises:
             RunHeld: another process holds it.
@@ -89,7 +89,7 @@ class RunDir:
             raise RunHeld(f"{self.path}: another process is training here")
 
     def guard(self) -> AbstractContextManager[None]:
-        """Return the context of every write into the directory.
+        """Return the context manager in which every write into the directory must happen.
 
         Raises:
             LeaseLost: another process has taken the run over.
@@ -150,7 +150,7 @@ class RunDir:
 
     def append(self, row: Row) -> None:
         """Append a row to ``metrics.jsonl``."""
-        # Closed every time, because a network file system may write an open file after the guard.
+        # The file is closed after every row, because a network file system may write an open file after the guard ends.
         with self.guard(), writing(self.metrics_path), self.metrics_path.open("ab") as file:
             file.write(encode(row).encode() + b"\n")
 
@@ -175,7 +175,7 @@ class RunDir:
             ) from None
 
     def close(self) -> None:
-        """Release the lease; remove folders created for a run that never started."""
+        """Release the lease, and remove the folders created for a run that never started."""
         if self._lease is not None:
             self._lease.release()
             if self._made and not self.holds_a_run():
@@ -191,8 +191,8 @@ class RunRecord:
     """The records of a run, as reports read them.
 
     Attributes:
-        recipe: with the changes of its arm and with its length.
-        length: share of the arm's training schedule.
+        recipe: the recipe with the changes of its arm and its length.
+        length: length of the schedule as a share of the arm's.
         picture: picture of the last validation, relative to `path`; None if missing.
     """
 
@@ -256,9 +256,9 @@ def read_recipe(path: Path, types: RecipeTypes) -> Recipe:
 
 
 def find_runs(experiment: Path) -> list[RunName]:
-    """Return the runs of an experiment: teachers, then each arm's lengths, longest first, and seeds in order.
+    """Return the runs of an experiment: teachers first, then every arm, sorted by length (longest first) and seed.
 
-    Arms are sorted by name, because their order is a matter of the recipe.
+    Arms are sorted by name, because only the recipe knows their order.
     """
     patterns = (f"{TEACHER}/status.json", "*/seed*/status.json", "*/length*/seed*/status.json")
     found = [path.parent.relative_to(experiment) for pattern in patterns for path in experiment.glob(pattern)]
@@ -281,7 +281,7 @@ def find_teacher(recipe: Recipe, experiment: Path, seed: int | None = None) -> P
     Args:
         recipe: the recipe.
         experiment: directory of the experiment.
-        seed: which of the experiment's teachers; None if it has only one.
+        seed: seed of one of the experiment's teachers; None if it has only one.
 
     Raises:
         UsageError: there is none; the message lists three ways to provide one.

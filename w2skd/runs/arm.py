@@ -44,9 +44,9 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
     """Train one arm to its end, resuming an interrupted run. Return the run directory.
 
     Args:
-        recipe: of the experiment, with the seed of this run.
+        recipe: the experiment's recipe, with the seed of this run.
         arm: one of the recipe's arms, or `TEACHER`.
-        options: of the command.
+        options: the command's options.
         ranks: this process among its peers.
 
     Raises:
@@ -83,7 +83,7 @@ def train_arm(recipe: Recipe, arm: Arm, options: RunOptions, ranks: Ranks) -> Pa
 
 
 def run_name(recipe: Recipe, arm: Arm, options: RunOptions) -> RunName:
-    """Return which run of the experiment a command trains."""
+    """Return the name of the run that a command trains."""
     seed = options.teacher_seed if arm == TEACHER else recipe.seed
     return RunName(arm, seed, 1.0 if arm == TEACHER else options.length)
 
@@ -149,7 +149,7 @@ class _Training:
         # The engine must hold the only reference, or the switch would not free the memory.
         loaded, self.setup.teacher = self.setup.teacher, None
         if loaded is None:
-            checkpoint = self.start.checkpoint  # of a run that only grew out of its teacher
+            checkpoint = self.start.checkpoint  # a resumed run that was grown and is not distilled needs no teacher
             self.teacher_facts = checkpoint["teacher"] if checkpoint else None
             return
         self.teacher, evaluation = loaded.frozen(self.setup, self.clock), None
@@ -175,7 +175,7 @@ class _Training:
             self._note_teacher(loaded.notes, evaluation)
 
     def fill_statistics(self) -> None:
-        """Give the normalisations that a grown student has and its teacher lacks their running statistics."""
+        """Set the running statistics of the norms that a grown student has and its teacher lacks."""
         growth = self.setup.growth
         if growth is None or not growth.new_norms:
             return

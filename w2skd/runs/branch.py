@@ -1,6 +1,6 @@
-"""Runs of shorter schedules that branch off a longer run, the trunk, where their cooldown begins.
+"""Shorter schedules that branch off a longer run, the trunk, at the step where their cooldown begins.
 
-Up to there both take the same steps, so a branch costs its cooldown only. Its records start with those of the trunk.
+Both take the same steps before that point, so a branch costs only its cooldown. Its records start with the trunk's.
 """
 
 import shutil
@@ -21,8 +21,8 @@ def branch_steps(recipe: Recipe, arm: Arm, steps_per_epoch: int) -> frozenset[in
     """Return the steps at which the shorter lengths of a recipe branch off its longest run.
 
     Args:
-        recipe: of the arm, see `Recipe.for_arm`.
-        arm: one of the recipe's arms; a teacher has no branches.
+        recipe: the recipe of the arm; see `Recipe.for_arm`.
+        arm: one of the recipe's arms, or `TEACHER`, which has no branches.
         steps_per_epoch: optimizer steps per epoch.
     """
     if arm == TEACHER or not recipe.has_trunk:
@@ -32,7 +32,7 @@ def branch_steps(recipe: Recipe, arm: Arm, steps_per_epoch: int) -> frozenset[in
 
 
 def keep_for_branch(checkpoints: Path, step: int) -> None:
-    """Keep the newest checkpoint of a trunk, which is at this step, for a branch."""
+    """Keep the newest checkpoint of a trunk, which was written at the given step, for a branch."""
     link_checkpoint(checkpoints / "last.pt", _kept(checkpoints, step))
 
 
@@ -41,11 +41,11 @@ def load_trunk(trunk: RunDir, recipe: Recipe, steps_per_epoch: int) -> dict[str,
 
     Args:
         trunk: a finished run of the full length.
-        recipe: of the branch.
+        recipe: the recipe of the branch.
         steps_per_epoch: optimizer steps per epoch.
 
     Raises:
-        CheckpointError: the trunk did not keep it.
+        CheckpointError: the trunk did not keep the checkpoint.
     """
     step = branch_step(recipe.train, steps_per_epoch)
     if step <= 0:
@@ -53,14 +53,14 @@ def load_trunk(trunk: RunDir, recipe: Recipe, steps_per_epoch: int) -> dict[str,
     path = _kept(trunk.checkpoints, step)
     if not path.exists():
         raise CheckpointError(
-            f"{trunk.path}: has no checkpoint of step {step:,}, where a shorter run would branch off; "
-            "set lengths before training it, or discard it (--overwrite)"
+            f"{trunk.path}: has no checkpoint of step {step:,}, where the shorter run branches off; "
+            "train it again with all lengths in the recipe and --overwrite"
         )
     return load_checkpoint(path)
 
 
 def copy_records(trunk: RunDir, run: RunDir, checkpoint: Mapping[str, Any]) -> None:
-    """Start a branch's rows with those of the trunk up to the checkpoint."""
+    """Copy the trunk's rows up to the checkpoint into the branch."""
     with writing(run.metrics_path), trunk.metrics_path.open("rb") as source, run.metrics_path.open("wb") as target:
         shutil.copyfileobj(source, target)
         target.truncate(checkpoint["metrics_offset"])

@@ -20,18 +20,19 @@ from w2skd.runs.arm import train_arm
 from w2skd.runs.options import RunOptions
 
 POLL_S = 1.0
-"""Pause between two looks for a free run."""
+"""Pause between two searches for a free run."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which runs an experiment consists of.
+    """The runs of an experiment.
 
     Attributes:
-        seeds: of the student's runs.
-        arms: arms to train; empty for all of the recipe's.
+        seeds: seeds of the student's runs.
+        arms: arms to train; empty for all arms of the recipe.
         teacher_seeds: seeds of several teachers, which are assigned to the student's seeds in turn: with teachers 0, 1
-            and 2, student seeds 0, 3 and 6 have teacher 0. Empty for a single teacher with the recipe's seed.
+            and 2, the first, fourth and seventh student seed have teacher 0. Empty for a single teacher with the
+            recipe's seed.
     """
 
     seeds: Sequence[int]
@@ -44,10 +45,10 @@ class Job:
     """One run of an experiment.
 
     Attributes:
-        name: which run.
-        recipe: of the experiment, with the seed of this run.
-        options: of this run.
-        needs: runs that must be finished before it starts.
+        name: name of the run.
+        recipe: the experiment's recipe, with the seed of this run.
+        options: options of this run.
+        needs: runs that must finish before this one starts.
     """
 
     name: RunName
@@ -59,11 +60,11 @@ class Job:
 def plan_jobs(recipe: Recipe, plan: Plan, options: RunOptions) -> list[Job]:
     """Return the runs of an experiment in the order in which one process trains them.
 
-    For each seed the arms run back to back, and which goes first alternates, so that a drift of the machine's speed
-    affects all alike. The longest run comes before the shorter ones, which may branch off it.
+    For each seed the arms run back to back, alternating which goes first, so that drift of the machine's speed affects
+    all arms alike. The longest run comes before the shorter ones, which may branch off it.
 
     Raises:
-        UsageError: an arm is unknown, or several teachers are asked for although the recipe names a checkpoint.
+        UsageError: an arm is unknown, or `teacher_seeds` is set although the recipe names a teacher checkpoint.
     """
     for arm in plan.arms:
         if arm not in recipe.arms:
@@ -71,7 +72,8 @@ def plan_jobs(recipe: Recipe, plan: Plan, options: RunOptions) -> list[Job]:
     arms = [arm for arm in recipe.arms if not plan.arms or arm in plan.arms]
     own_teacher = recipe.teacher.checkpoint is None
     if plan.teacher_seeds and not own_teacher:
-        raise UsageError(f"--teacher-seeds: the recipe has one teacher, {recipe.teacher.checkpoint}")
+        known = recipe.teacher.checkpoint
+        raise UsageError(f"--teacher-seeds: the recipe has a teacher checkpoint ({known}); use one of the two")
     teachers: Sequence[int | None] = plan.teacher_seeds or (None,)
     jobs = []
     if own_teacher and any(recipe.helps(arm) for arm in arms):
@@ -99,30 +101,31 @@ def plan_jobs(recipe: Recipe, plan: Plan, options: RunOptions) -> list[Job]:
 def run_experiment(
     recipe: Recipe, plan: Plan, options: RunOptions, ranks: Ranks, announce: Callable[[str], None]
 ) -> None:
-    """Train every run that the experiment still lacks: finished runs are skipped, interrupted ones resume.
+    """Train all runs of an experiment. Finished runs are skipped, and interrupted runs resume.
 
-    Several processes may do so at the same time. Each takes the next run that nobody holds and whose needs are
-    finished, and takes over the runs of processes that ended or no longer respond. All return when all is done.
+    Several processes may call this at the same time. Each process takes the next run that no process holds and whose
+    needs are finished, and takes over the runs of processes that ended or stopped responding. All of them return when
+    the experiment is complete.
 
     Args:
-        recipe: of the experiment; its own seed is that of a single teacher.
-        plan: which runs.
-        options: of every run.
+        recipe: the experiment's recipe. Its seed is the seed of a single teacher.
+        plan: the runs to train.
+        options: options of every run.
         ranks: this process among its peers.
         announce: called with a line before each run, and when the process waits for others.
 
     Raises:
-        UserError: the first failure of a run. The same call continues from there.
+        UserError: a run failed. Calling again continues from there.
     """
     options = replace(options, watch=options.watch or Watch())
     jobs = plan_jobs(recipe, plan, options)
     own_teacher = recipe.teacher.checkpoint is None
     if not own_teacher:
         find_teacher(recipe, options.out)
-    # One process group and one signal handler for all runs, since a signal may arrive between two of them.
+    # One process group and one signal handler for all runs, because a signal may arrive between two runs.
     with process_group(ranks, open_device(options.device, ranks)), stop_on_signals() as stop:
         if not own_teacher:
-            # A teacher that cannot be loaded must fail now, not after hours of reference runs.
+            # A teacher that cannot be loaded must fail at startup, not after hours of reference runs.
             teacher, open_weights = recipe.teacher, recipe.task_type().open_weights
             ranks.on_all(lambda: open_weights(find_teacher(recipe, options.out), teacher.model, teacher.weights))
         _Worker(jobs, options.out, ranks, stop, announce).work()
@@ -132,9 +135,9 @@ class _Worker:
     """One of possibly several processes that train the runs of an experiment.
 
     Args:
-        jobs: all runs, in the order of preference.
+        jobs: all runs, in order of preference.
         out: directory of the experiment.
-        ranks: this process among its peers, which work on one run at a time.
+        ranks: this process among its peers, which train one run at a time together.
         stop: the signals received so far.
         announce: called with a line before each run, and when the process waits for others.
     """
@@ -165,7 +168,7 @@ class _Worker:
                 time.sleep(POLL_S)
 
     def _train_free_ones(self) -> bool:
-        """Train every run that is free when its turn comes; return whether there was one."""
+        """Train every run that is free when its turn comes; return whether at least one was."""
         any_free = False
         for number, job in list(self._left):
             self._check_signals()
@@ -184,10 +187,10 @@ class _Worker:
         return any_free
 
     def _is_ready(self, job: Job) -> bool:
-        """Return whether a run can be tried: its needs are finished, and no other process holds it.
+        """Return whether a run's needs are finished and no other process holds it.
 
         Raises:
-            RunDirError: it failed in another process, which reported why.
+            RunDirError: the run failed in another process, which reported the reason.
         """
         assert job.options.watch is not None
         if any(self._state(name) != "finished" for name in job.needs):
@@ -195,7 +198,7 @@ class _Worker:
         if is_held(job.name.within(self._out), job.options.watch):
             return False
         if self._state(job.name) == "failed" and job.name not in self._failed_before:
-            raise RunDirError(f"{job.name.within(self._out)}: failed in another process; the same command tries again")
+            raise RunDirError(f"{job.name.within(self._out)}: failed in another process; repeat the command to retry")
         return True
 
     def _check_signals(self) -> None:

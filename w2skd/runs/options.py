@@ -22,9 +22,9 @@ class RunOptions:
         quiet: print events and results only.
         plugin: the user's own Python file with models.
         allow_changed_data: continue a run, or an experiment, on other data than before.
-        length: share of the recipe's training schedule, one of its `lengths`.
-        teacher_seed: which of the experiment's teachers; None if it has only one.
-        watch: of a process that takes over the runs of others; None leaves these alone.
+        length: length of the schedule as a share of the recipe's, one of its `lengths`.
+        teacher_seed: seed of one of the experiment's teachers; None if it has only one.
+        watch: finds runs of processes that stopped responding, in order to take them over; None leaves them alone.
     """
 
     out: Path
@@ -47,7 +47,7 @@ class RunOptions:
 
     @property
     def command_to_resume(self) -> str:
-        """How to resume a stopped run, in words."""
+        """The command that resumes a stopped run, in words."""
         if self.overwrite:
             return "the same command without --overwrite"
         return "the same command" if self.named_checkpoint is None else "the same command without --resume"

@@ -37,7 +37,7 @@ class Start:
         discard: remove what the directory holds first.
         rewind: the checkpoint was named by the user and may not be the newest.
         finished: nothing is left to do.
-        trunk: the longer run that `checkpoint` is from, if the run branches off it.
+        trunk: the longer run from which `checkpoint` comes, if the run branches off a trunk.
     """
 
     checkpoint: dict[str, Any] | None = None

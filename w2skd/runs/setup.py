@@ -27,7 +27,7 @@ from w2skd.training.compiled import Compiled
 from w2skd.weights.load import Weights, load_into, load_weights
 
 _GROWTH = 2
-"""Stream of random draws for growing; the models of both roles have the streams 0 and 1."""
+"""Index of the random stream for growing; streams 0 and 1 initialise the models of both roles."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LoadedTeacher:
     notes: tuple[str, ...]
 
     def frozen(self, setup: "Setup", clock: Clock) -> FrozenTeacher:
-        """Return the teacher, frozen, with the precision and the compilation of its recipe section."""
+        """Return the frozen teacher, with the precision and compilation of its recipe section."""
         train, section = setup.train, setup.recipe.teacher
         return FrozenTeacher(
             self.model,
@@ -57,10 +57,10 @@ class LoadedTeacher:
         )
 
     def check_started(self, checkpoint: Mapping[str, Any]) -> None:
-        """Check that a run started with this teacher, unless it no longer needs one.
+        """Check that a run started with this teacher, unless distillation has already ended.
 
         Raises:
-            CheckpointError: it started with another.
+            CheckpointError: it started with another teacher.
         """
         known, fingerprint = checkpoint["teacher"], state_fingerprint(self.weights.state)
         if known["fingerprint"] != fingerprint and checkpoint["engine"]["schedule"]["switched_off"] is None:
@@ -86,7 +86,7 @@ class Setup:
             the engine holds the only reference.
         init_from: path and fingerprint of the weights that `model` starts from, if any.
         init_notes: what was assumed about these, one line each.
-        growth: how `model` was grown out of the teacher; None if it was not, or if a checkpoint replaces its weights.
+        growth: how `model` was grown from the teacher; None if it was not, or if a checkpoint replaces its weights.
     """
 
     recipe: Recipe
@@ -216,7 +216,7 @@ def set_up(
     weights = None
     grows = fresh and recipe.helps(arm, "grow")
     if grows and options.init_from is not None:
-        raise UsageError(f"--init-from {options.init_from}: the arm {arm} starts from its teacher's weights")
+        raise UsageError(f"--init-from {options.init_from}: the arm {arm} starts from its teacher's weights instead")
     if needs_teacher and (grows or recipe.helps(arm, "distill")):  # first: it is cheap, and loading data is not
         checkpoint = find_teacher(recipe, options.out, options.teacher_seed)
         weights = task_type.open_weights(checkpoint, recipe.teacher.model, recipe.teacher.weights)

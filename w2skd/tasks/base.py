@@ -175,15 +175,15 @@ class Task(Protocol[BatchT]):
         ...
 
     def grow(self, student: nn.Module, teacher: nn.Module, generator: torch.Generator) -> Growth:
-        """Turn a teacher's weights into the start of a larger student that computes the same function.
+        """Initialise a larger student from a teacher such that both compute the same function.
 
         Args:
             student: freshly built, on the CPU; changed in place.
-            teacher: as `fit_model` returned it, on the CPU.
-            generator: source of random draws.
+            teacher: the model that `fit_model` returned, on the CPU.
+            generator: random generator on the CPU.
 
         Raises:
-            GrowthError: the student cannot be grown out of the teacher.
+            GrowthError: the teacher cannot grow into the student.
         """
         ...
 

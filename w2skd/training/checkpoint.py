@@ -122,9 +122,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def link_checkpoint(source: Path, target: Path) -> None:
-    """Give a checkpoint a second name that outlives the first, since checkpoints are never modified in place.
+    """Give a checkpoint a second name, which stays valid when the first one is replaced.
 
-    Where the file system has no hard links, the file is copied.
+    A hard link suffices, because checkpoints are never modified in place. On file systems without hard links, the file
+    is copied.
 
     Raises:
         OutputError: the folder is read-only or the disk is full.

@@ -51,7 +51,7 @@ class Engine:
     """Trains a student, with or without distillation.
 
     Attributes:
-        save_at: steps after which to ask for a checkpoint in addition to the regular ones.
+        save_at: steps after which to request a checkpoint in addition to the regular ones.
 
     Args:
         task: provides batches, losses and metrics.
@@ -118,7 +118,7 @@ class Engine:
         return self.student if self.average is None else self.average.module
 
     def average_from_start(self) -> None:
-        """Start the moving average with the present weights instead of those after the first step."""
+        """Start the moving average with the current weights instead of those after the first step."""
         if self.average is not None:
             self.average.update_parameters(self.student)
 

@@ -1,6 +1,6 @@
-"""Settings of a network that change what it computes and that no tensor of its state dict shows.
+"""Settings of a network that affect its output but are not visible in its state dict.
 
-Most networks have none: they are built from the recipe. Growing a U-Net changes some, so checkpoints record them.
+Most networks take all such settings from the recipe. Growing a U-Net changes some of them, so checkpoints record them.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _KEY = "beside_weights"
 
 @runtime_checkable
 class HasSettings(Protocol):
-    """A network with such settings."""
+    """A network with settings that checkpoints must record."""
 
     def settings_beside_weights(self) -> dict[str, float]:
         """Return the settings as keyword arguments of `set_beside_weights`."""
@@ -26,26 +26,26 @@ class HasSettings(Protocol):
         """Change the settings.
 
         Raises:
-            ValueError: a value is impossible for this network.
+            ValueError: a value is invalid for this network.
         """
         ...
 
 
 def describe_beside(model: nn.Module) -> dict[str, Any]:
-    """Return what the details of a checkpoint must contain for `restore_beside`."""
+    """Return the entries of a checkpoint's details from which `restore_beside` restores the settings."""
     return {_KEY: model.settings_beside_weights()} if isinstance(model, HasSettings) else {}
 
 
 def restore_beside(model: nn.Module, details: Mapping[str, Any], source: object) -> None:
-    """Give a freshly built model the settings of a checkpoint, if the checkpoint records some.
+    """Apply the settings that a checkpoint records, if any, to a freshly built model.
 
     Args:
-        model: without compilation and other wrappers.
-        details: of the checkpoint.
-        source: name of the checkpoint, for errors.
+        model: the model, without compilation and other wrappers.
+        details: the checkpoint's details.
+        source: name of the checkpoint, for error messages.
 
     Raises:
-        CheckpointError: the model does not have such settings.
+        CheckpointError: the model has no such settings, or a value is invalid.
     """
     settings = details.get(_KEY)
     if settings is None:

@@ -108,7 +108,7 @@ def load_into(model: nn.Module, weights: Weights, *, expected: str) -> tuple[str
     """Load weights into a model named `expected`, strictly.
 
     Tensors are renamed as in `w2skd.weights.fit.fit`. The model keeps its own precision. Settings that the file records
-    beside the weights are restored, see `w2skd.weights.beside`.
+    in addition to the weights are restored; see `w2skd.weights.beside`.
 
     Returns:
         Remarks, one line each: which of several sets was loaded, and which entries were ignored.

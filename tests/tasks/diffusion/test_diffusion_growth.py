@@ -211,7 +211,7 @@ def test_a_folder_of_diffusers_holds_the_settings(tmp_path):
     "settings", [{"norm_num_groups": 3}, {"norm_num_groups": 0}, {"norm_num_groups": "2"}, {"freq_shift": None}]
 )
 def test_impossible_settings_are_refused(settings):
-    with pytest.raises(ValueError, match="impossible for this U-Net: norm_num_groups "):
+    with pytest.raises(ValueError, match="invalid for this U-Net: norm_num_groups "):
         unet().set_beside_weights(**{"norm_num_groups": 2, "freq_shift": 1, **settings})
 
 

@@ -53,7 +53,7 @@ class AdaptedClassifier(nn.Module):
 
     @property
     def adapted(self) -> str:
-        """How the wrapped classifier differs from the recipe, and what would remove the difference."""
+        """How the wrapped classifier differs from the recipe, and which setting removes the difference, if any."""
         if self.columns is not None:
             return "it has other classes than the data, or has them in another order"
         if self.image_size_px is not None:

@@ -173,13 +173,13 @@ class ClassificationTask:
         return FittedModel(model, tuple(notes))
 
     def grow(self, student: nn.Module, teacher: nn.Module, generator: torch.Generator) -> Growth:
-        """Grow a classifier. The teacher must have been trained on the same classes and inputs as the student.
+        """Grow a classifier; see `w2skd.models.growth.catalog.grow`.
 
         Raises:
-            GrowthError: it was not, or the architectures do not fit.
+            GrowthError: the teacher has other classes or inputs than the student, or the architectures do not match.
         """
         if isinstance(teacher, AdaptedClassifier):
-            raise GrowthError(f"teacher: {teacher.adapted}, so it cannot be the start of the student")
+            raise GrowthError(f"teacher: {teacher.adapted}, so the student cannot start from its weights")
         return grow(student, teacher, generator)
 
     def example_batch(self) -> LabelledImages:

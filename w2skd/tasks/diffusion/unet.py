@@ -44,9 +44,9 @@ class DenoisingUNet(UNet2DModel):  # type: ignore[misc]  # without types
         return prediction
 
     def settings_beside_weights(self) -> dict[str, float]:
-        """Return the settings that change the output and that no tensor shows: a checkpoint must record them.
+        """Return the settings that affect the output but no tensor's shape, which checkpoints must therefore record.
 
-        Growing changes them, see `w2skd.tasks.diffusion.growth`.
+        Growing changes them; see `w2skd.tasks.diffusion.growth`.
 
         Returns:
             Keyword arguments of `set_beside_weights`.
@@ -57,18 +57,17 @@ class DenoisingUNet(UNet2DModel):  # type: ignore[misc]  # without types
         """Change settings of diffusers' configuration that have no effect on the state dict.
 
         Args:
-            norm_num_groups: groups of every GroupNorm without a setting of its own; divides all numbers of channels.
+            norm_num_groups: number of groups of every GroupNorm without a setting of its own. It must divide the
+                number of channels of every level.
             freq_shift: shift s of the frequencies of the time embedding, ``10000 ** (-i / (half - s))`` for i from 0 to
-                half - 1, where half is half the channels of the first level.
+                half - 1, where half is half the number of channels of the first level.
 
         Raises:
-            ValueError: the groups do not divide the channels of a norm, or a value is no number.
+            ValueError: the number of groups does not divide the channels of a level, or a value is not a number.
         """
         numbers = type(norm_num_groups) is int and norm_num_groups > 0 and isinstance(freq_shift, int | float)
         if not numbers or any(channels % norm_num_groups for channels in self.config.block_out_channels):
-            raise ValueError(
-                f"impossible for this U-Net: norm_num_groups {norm_num_groups!r}, freq_shift {freq_shift!r}"
-            )
+            raise ValueError(f"invalid for this U-Net: norm_num_groups {norm_num_groups!r}, freq_shift {freq_shift!r}")
         own = "mid_block.attentions." if self.config.attn_norm_num_groups is not None else None
         for name, module in self.named_modules():
             if isinstance(module, nn.GroupNorm) and (own is None or not name.startswith(own)):
