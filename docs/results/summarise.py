@@ -29,9 +29,9 @@ EQUAL_HEAD = (
     "seeds |\n|---|---|---|---|---|---|\n"
 )
 EQUAL_LEGEND = (
-    "\nComplete schedules: the length at which the reference ends as well as the arm, over the arm's length, with a "
-    "95% interval. Primary lengths were declared before the runs. The table below shows first crossings of a target "
-    "within one schedule.\n\n"
+    "\nThe speed-up at equal quality compares complete schedules: it is the length at which the reference ends as well "
+    "as the arm, divided by the arm's length, with a 95% interval. Primary lengths were declared before the runs. The "
+    "next table has first crossings of a target within one schedule.\n\n"
 )
 LEGEND = (
     "\nMedians over all seeds; a run that never reached the target counts as later than every other. *2 of 3 seeds*: "

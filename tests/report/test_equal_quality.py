@@ -155,7 +155,7 @@ def test_teachers_that_differ_widen_the_interval() -> None:
 def test_one_or_two_teachers_are_said_to_limit_the_result(teachers: str, text: str) -> None:
     found = equal_quality(plain(6), helped({8.0: 18.0}, 6, teachers), True)
     assert primary_speedup(found).interval is not None
-    assert any(note.startswith(f"The seeds share {text}: the intervals hold for th") for note in found.notes)
+    assert any(note.startswith(f"The seeds share {text}: the intervals hold only for th") for note in found.notes)
 
 
 def test_the_line_separates_head_start_and_rate() -> None:
@@ -193,7 +193,7 @@ def test_a_line_that_hangs_on_one_seed_has_no_interval() -> None:
     found = equal_quality(reference, dataclasses.replace(arm, values=rows), True)
     assert found.line is not None
     assert found.line.rate.interval is None
-    assert any("without one of them a length is out of range" in note for note in found.notes)
+    assert any("a length is out of range without one of them" in note for note in found.notes)
 
 
 def test_the_jackknife_of_the_line_equals_the_delta_method_where_the_curve_is_straight() -> None:
@@ -213,7 +213,7 @@ def test_a_mean_curve_that_falls_is_pooled_and_reported() -> None:
     reference = Ends("plain", (8.0, 16.0, 32.0), (0,), ((0.5, 0.7, 0.6),))
     found = equal_quality(reference, Ends("grow", (8.0,), (0,), ((0.575,),)), True)
     assert found.lengths[0].reference_length.value == pytest.approx(8 * math.sqrt(2))
-    assert "plain ends worse after 32 epochs than after 16 in the mean; such neighbours are pooled." in found.notes
+    assert "On average, plain ends worse after 32 epochs than after 16; these lengths are pooled." in found.notes
 
 
 def test_an_interval_holds_a_number_that_pooling_has_moved() -> None:
@@ -232,7 +232,7 @@ def test_missing_runs_are_reported() -> None:
     rows[1][0], rows[0][4], rows[2][4], rows[3][4] = math.nan, math.nan, math.nan, math.nan
     found = equal_quality(dataclasses.replace(reference, values=tuple(map(tuple, rows))), arm, True)
     assert found.lengths[0].seeds == (0, 2, 3)
-    assert "grow at 8 epochs: seed 1 left out because a run is missing in one of the arms." in found.notes
+    assert "grow at 8 epochs: seed 1 is excluded because a run is missing in one of the arms." in found.notes
     assert "plain at 32 epochs is not used: fewer than half of the seeds have finished it." in found.notes
 
 
@@ -240,13 +240,13 @@ def test_an_arm_without_common_seeds_is_reported() -> None:
     arm = dataclasses.replace(helped({8.0: 18.0}), seeds=(7, 8, 9))
     found = equal_quality(plain(), arm, True)
     assert (found.lengths, found.primary, found.line) == ((), None, None)
-    assert "grow at 8 epochs is not compared: no seed has it together with plain." in found.notes
+    assert "grow at 8 epochs is not compared: no seed has this run and those of plain." in found.notes
 
 
 def test_wide_gaps_between_reference_lengths_are_reported() -> None:
     wide = equal_quality(plain(lengths=(8.0, 32.0)), helped({8.0: 18.0}), True, Plan(8.0))
     assert [note for note in wide.notes if "4x apart" in note] == [
-        "grow at 8 epochs: interpolated between 8 and 32 epochs, 4x apart, which makes the speed-up a little large."
+        "grow at 8 epochs: interpolation between 8 and 32 epochs, 4x apart, slightly overestimates the speed-up."
     ]
     assert equal_quality(plain(), helped({8.0: 18.0}), True, Plan(8.0)).notes == ()
 
@@ -256,7 +256,7 @@ def test_costs_that_differ_or_are_unknown_are_reported() -> None:
     differ = equal_quality(plain(), dataclasses.replace(arm, teacher_costs=(3.0, 4.0, 8.0)), True)
     assert differ.lengths[0].with_teacher is not None
     assert differ.lengths[0].with_teacher.value == pytest.approx(18 / 13, rel=0.02)
-    assert any("cost 3 to 8 epochs" in note for note in differ.notes)
+    assert any("Training a teacher costs 3 to 8 epochs" in note for note in differ.notes)
     unknown = equal_quality(plain(), dataclasses.replace(arm, teacher_costs=(3.0, math.nan, 8.0)), True)
     assert unknown.lengths[0].with_teacher is None
     assert any("is unknown" in note for note in unknown.notes)

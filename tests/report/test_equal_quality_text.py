@@ -57,7 +57,7 @@ def test_one_seed_has_no_interval() -> None:
 def test_an_interval_open_at_both_ends_has_no_limits() -> None:
     text = sentence(comparison(at(Estimate(16.0, interval=Interval(None, None)), seeds=3, teachers=1)))
     assert text == (
-        "grow after 8 epochs ends as well as plain after 16: 2.00x (95% interval without limits); 3 seeds, one teacher"
+        "grow after 8 epochs ends as well as plain after 16: 2.00x (95% interval unbounded); 3 seeds, one teacher"
     )
 
 

@@ -88,7 +88,7 @@ def test_what_an_arm_sets_is_no_difference_but_everything_else_is(make_run: Make
 def test_runs_must_agree_on_the_reference(make_run: MakeRun, experiment: Path) -> None:
     make_run("plain", 0, CURVES["plain"], recipe=FULL, thresholds=THRESHOLDS)
     make_run("smooth", 0, CURVES["smooth"], recipe=OTHER, thresholds=THRESHOLDS)
-    with pytest.raises(RunDirError, match="runs name different reference arms"):
+    with pytest.raises(RunDirError, match="runs have different reference arms"):
         build_report(experiment)
 
 

@@ -1,4 +1,4 @@
-"""Complete schedules of an experiment, and their comparison at equal final quality."""
+"""Compare the complete schedules of an experiment at equal final quality."""
 
 import math
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from w2skd.report.experiment import Experiment, label, teacher_is_ours, teacher_
 
 
 def compare_complete_schedules(experiment: Experiment) -> dict[Arm, EqualQuality]:
-    """Compare every arm with the reference at equal final quality; empty unless some arm has several lengths.
+    """Compare every arm with the reference at equal final quality; empty unless the reference has several lengths.
 
-    A run counts once it has finished, with the score of its last validation.
+    Only finished runs count, with the score of their last validation.
     """
     reference = ends_of(experiment, experiment.reference)
     found = {}
@@ -27,7 +27,7 @@ def compare_complete_schedules(experiment: Experiment) -> dict[Arm, EqualQuality
 
 
 def ends_of(experiment: Experiment, arm: Arm) -> Ends | None:
-    """Return the final scores of an arm's finished runs, by seed and length; None without any."""
+    """Return the final scores of an arm's finished runs, by seed and length; None without such runs."""
     runs = {(run.seed, _length(run)): run for run in _finished(experiment, arm)}
     if not runs:
         return None
@@ -52,7 +52,7 @@ def _finished(experiment: Experiment, arm: Arm) -> Iterator[RunRecord]:
 
 
 def _length(run: RunRecord) -> float:
-    """Return the length of a run's schedule in epochs, or in steps if its recipe counts steps."""
+    """Return the length of a run's schedule in epochs, or in steps if its recipe sets steps."""
     train = run.recipe.train
     return float(train.steps if train.steps is not None else train.epochs or 0.0)
 
@@ -63,7 +63,7 @@ def _final(run: RunRecord | None, experiment: Experiment) -> float:
 
 
 def _cost(run: RunRecord, teacher: RunRecord | None, unit: str) -> float:
-    """Return the epochs or steps of the student that take the FLOPs of its teacher's training; NaN if unknown."""
+    """Return the epochs or steps of the student that cost as many FLOPs as training its teacher; NaN if unknown."""
     if teacher is None:
         return math.nan
     theirs, ours = (forward_flops(one.environment, "student") for one in (teacher, run))

@@ -52,19 +52,20 @@ class Spread:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm against the reference at one threshold.
+    """Comparison of an arm with the reference at one threshold.
 
     Attributes:
         speedup: quantity -> seed -> reference / arm, for the seeds in `pairs`.
-        interval: confidence intervals over seeds by quantity; None as long as none is computed.
-        verdict: what the bounds show beyond the spacing of the validations; ``unknown`` without seeds, or if refused.
+        interval: reserved for confidence intervals over seeds by quantity; always None.
+        verdict: the result, given the bounds between validations; ``unknown`` without common seeds, or if the
+            comparison is refused.
         summary: the result in one line.
         speedup_over_seeds: quantity -> median and range of `speedup`.
-        speedup_with_teacher: `speedup` with the whole training of a run's teacher added to the run.
+        speedup_with_teacher: `speedup`, including the full training of each run's teacher.
         speedup_with_teacher_over_seeds: their median and range.
         speedup_interval: seed -> bounds of the speed-up in epochs, since a crossing lies anywhere between two
             validations: [low, high]; high is None if unbounded.
-        grid_interval: median over the seeds of these bounds, also of seeds of which an arm never crossed.
+        grid_interval: median over the seeds of these bounds, including seeds with which an arm never crossed.
         seeds: seeds present in both arms.
         pairs: those of `seeds` for which both arms reached the level.
     """
@@ -124,7 +125,7 @@ class RunReport:
 
     Attributes:
         run: its path in the experiment, such as ``w2s/seed0``.
-        distills: whether a teacher takes part in its training.
+        distills: whether the run is distilled from a teacher.
         state: running, finished, stopped or failed, from ``status.json``; `reason` explains it.
         reached: the last logged position.
         clock: cumulative seconds of each segment.
@@ -159,10 +160,10 @@ class TeacherReport:
     """The teacher, or several of them.
 
     Attributes:
-        level: its metric, the median over the runs that measured it.
-        in_experiment: whether this experiment trained it, which makes its cost known.
-        seconds: its training time; the median over several.
-        flops: floating-point operations of its training; the median over several.
+        level: the teacher's metric; the median over the runs that measured it.
+        in_experiment: whether this experiment trained the teacher, so that its cost is known.
+        seconds: training time; the median over several teachers.
+        flops: floating-point operations of the training; the median over several teachers.
         count: number of teachers that this experiment trained.
     """
 
@@ -178,8 +179,9 @@ class ArmReport:
     """An arm of the recipe.
 
     Attributes:
-        note: the recipe's sentence about it.
-        runs: number of its runs of the full length.
+        help: how the teacher helps, as in the recipe.
+        note: the recipe's sentence about the arm.
+        runs: number of the arm's runs of the full length.
     """
 
     help: tuple[str, ...]
@@ -192,14 +194,14 @@ class Report:
     """The results of an experiment.
 
     Attributes:
-        reference: the arm that the others are compared with.
-        arms: the reference and then all other arms with runs.
+        reference: the arm with which the others are compared.
+        arms: the reference, followed by all other arms with runs.
         scoring: settings shared by all scores that depend on the recipe or on installed files, such as
             the network of an FID; empty for tasks without such settings.
         refused: why no speed-up is computed, one line for every setting that breaks the comparison; usually empty.
-        equal_quality: arm -> its complete schedules against those of the reference; empty unless there are several
+        equal_quality: arm -> comparison of its complete schedules with the reference's; empty unless there are several
             lengths.
-        ends: arm -> its final scores, for the arms in `equal_quality` and the reference.
+        ends: arm -> its final scores, for the reference and the arms in `equal_quality`.
     """
 
     schema: int

@@ -223,7 +223,7 @@ def _labels(report: Report, against: str, scale: float, heights: _Heights) -> li
 
 
 def _ratio(threshold: ThresholdReport, against: str) -> str:
-    """Return the speed-up of the only arm beside the reference; nothing with several, whose table is in the report."""
+    """Return the speed-up if only one arm is compared with the reference, else an empty string."""
     if len(threshold.arms) != 1:
         return ""
     (found,) = threshold.arms.values()
@@ -235,7 +235,7 @@ def _ratio(threshold: ThresholdReport, against: str) -> str:
 
 
 def _ends(threshold: ThresholdReport, report: Report, against: str, scale: float) -> tuple[tuple[str, float], ...]:
-    """Return the colour and the median crossing of every arm; nothing unless all arms are known to cross."""
+    """Return the colour and the median crossing of every arm; empty unless the medians of all arms are known."""
     seeds = set.intersection(*(set(crossings) for crossings in threshold.first.values()))
     colours, ends = looks(report.arms), []
     for arm in threshold.first:

@@ -1,4 +1,4 @@
-"""Final scores of complete training schedules, and how those of two arms are paired seed by seed."""
+"""Final scores of complete training schedules, and the pairing of two arms by seed."""
 
 import math
 from collections.abc import Collection, Hashable
@@ -13,17 +13,17 @@ class Ends:
     """Final scores of the complete schedules of one arm.
 
     Attributes:
-        arm: its name.
-        lengths: of the schedules, ascending, in one unit for all arms (epochs or steps).
-        seeds: of the runs. Runs with the same seed are paired over arms.
-        values: the final scores, [seeds, lengths]; NaN where a run is missing.
-        teachers: by seed, which teacher it used; None if no seeds share a teacher.
-        teacher_costs: by seed, the cost of the teacher's training in units of length of the student (epochs:
-            FLOPs of the teacher's training / FLOPs of one epoch of the student); None if there is no teacher or the
-            cost is unknown.
+        arm: name of the arm.
+        lengths: lengths of the schedules, ascending, in the same unit for all arms (epochs or steps).
+        seeds: seeds of the runs. Runs of two arms with the same seed are paired.
+        values: final scores [seeds, lengths]; NaN where a run is missing.
+        teachers: the teacher of each seed; None if no seeds share a teacher.
+        teacher_costs: the cost of training the teacher of each seed, in epochs or steps of the student (FLOPs of the
+            teacher's training / FLOPs of one epoch or step of the student); None if there is no teacher or the cost is
+            unknown.
 
     Raises:
-        ValueError: shapes disagree, or lengths do not ascend.
+        ValueError: the shapes disagree, or the lengths are not ascending.
     """
 
     arm: str
@@ -48,16 +48,16 @@ class Ends:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Scores of the seeds that have all runs that a comparison needs. Higher is better.
+    """Scores of the seeds that have all runs which a comparison needs. Higher is better.
 
     Attributes:
-        lengths: of the arm.
-        ends: of the arm, [lengths, seeds].
-        reference_lengths: that are used.
-        curves: of the reference, [seeds, reference lengths].
-        seeds: that are compared.
-        costs: of their teachers' training, one per seed; None if it is unknown.
-        replicates: how the seeds are grouped by teacher.
+        lengths: lengths of the arm.
+        ends: final scores of the arm [lengths, seeds].
+        reference_lengths: lengths of the reference that are used.
+        curves: final scores of the reference [seeds, reference lengths].
+        seeds: seeds that are compared.
+        costs: cost of training the teacher of each seed; None if unknown.
+        replicates: the seeds, grouped by teacher.
     """
 
     lengths: tuple[float, ...]
@@ -70,7 +70,7 @@ class Pairing:
 
     @property
     def xs(self) -> list[float]:
-        """Natural logarithms of the reference's lengths."""
+        """The natural logarithms of the reference's lengths."""
         return [math.log(length) for length in self.reference_lengths]
 
     @property
@@ -85,7 +85,7 @@ class Pairing:
 
     @property
     def cost(self) -> float | None:
-        """Mean cost of the teachers' training."""
+        """The mean cost of training a teacher."""
         return None if self.costs is None else self.replicates.mean(self.costs)
 
     def without(self, positions: Collection[int]) -> "Pairing":
@@ -102,16 +102,16 @@ class Pairing:
 
 
 def pair(reference: Ends, arm: Ends, lengths: tuple[float, ...], higher_is_better: bool) -> Pairing | None:
-    """Collect the seeds that have these lengths of the arm and the reference's curve; None if there are none.
+    """Collect the seeds that have the given lengths of the arm and the reference's curve; None if there are none.
 
     A reference length that fewer than half of the arm's seeds have finished is left out, so that one early run of a
     long schedule does not exclude all other seeds.
 
     Args:
-        reference: its `teachers` and `teacher_costs` are not used.
-        arm: the arm to compare with it.
-        lengths: of the arm.
-        higher_is_better: direction of the metric; scores of which lower ones are better change their sign.
+        reference: final scores of the reference. Its `teachers` and `teacher_costs` are not used.
+        arm: final scores of the arm to compare with it.
+        lengths: lengths of the arm.
+        higher_is_better: direction of the metric. If lower is better, the scores are negated.
     """
     sign = 1.0 if higher_is_better else -1.0
     columns = [arm.lengths.index(length) for length in lengths]

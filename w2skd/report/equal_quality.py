@@ -1,17 +1,18 @@
-"""Speed-up at equal final quality: how much longer the reference must train to end as well as another arm.
+"""Speed-up at equal final quality: how much longer the reference must train to reach the final quality of another arm.
 
-Every run counts with the final score of its complete schedule. The mean final score of the reference over the length
-of its schedule is a curve. The speed-up S(L) of an arm at length L is the length at which that curve reaches the
-arm's mean final score, divided by L. No threshold is chosen and no run is cut short.
+Every run counts with the final score of its complete schedule. The mean final score of the reference, as a function of
+the length of its schedule, is a curve. The speed-up S(L) of an arm at length L is the length at which that curve
+reaches the arm's mean final score, divided by L. It requires no threshold, and every run trains to the end of its
+schedule.
 
-- The curve is made non-decreasing (`isotonic`) and interpolated linearly over the logarithm of the length. Where an
-  arm ends better than the longest reference or worse than the shortest one, S is a bound, not a number.
-- Intervals of S invert a paired t-test (`not_rejected`). Seeds are paired because they share the order of the data;
-  seeds that share a teacher are grouped (`Replicates`). The intervals hold length by length, not for all lengths at
-  once. The tests simulate their coverage. Bootstrap percentile and BCa intervals are not used: where 95% is claimed,
-  they cover about 70% with three seeds and 90% with twelve.
-- The line reference_length = head_start + rate * length separates a head start, which matters less the longer one
-  trains, from a faster rate, which lasts. Its intervals are jackknife standard errors with quantiles of t.
+- The curve is made non-decreasing (`isotonic`) and interpolated linearly over the logarithm of the length. If an arm
+  ends better than the longest reference or worse than the shortest one, S is a bound instead of a number.
+- The intervals of S invert a paired t-test (`not_rejected`). Arms are paired by seed, because runs with the same seed
+  share the order of the data. Seeds that share a teacher are grouped (`Replicates`). Each interval holds for one
+  length, not for all lengths simultaneously. The tests simulate the coverage. Bootstrap percentile and BCa intervals
+  are not used: with a nominal level of 95%, they cover about 70% with three seeds and 90% with twelve.
+- The line reference_length = head_start + rate * length separates a head start, which matters less in longer training,
+  from a faster rate, which persists. Its intervals use jackknife standard errors and quantiles of t.
 - Every number is given without the cost of the teacher's training, with it (the arm's length is L + cost) and shared
   by N students (L + cost / N).
 """
@@ -32,13 +33,13 @@ def equal_quality(reference: Ends, arm: Ends, higher_is_better: bool, plan: Plan
     """Compare the complete schedules of an arm with those of the reference.
 
     Args:
-        reference: its `teachers` and `teacher_costs` are not used.
-        arm: any other arm.
+        reference: final scores of the reference. Its `teachers` and `teacher_costs` are not used.
+        arm: final scores of another arm.
         higher_is_better: direction of the metric.
-        plan: defaults to no sharers, 95% intervals, epochs.
+        plan: what to report; the default is epochs, 95% intervals and no sharers.
 
     Raises:
-        ValueError: the plan's primary length is none of the arm's.
+        ValueError: the plan's primary length is not a length of the arm.
     """
     plan = plan or Plan()
     if plan.primary_length is not None and plan.primary_length not in arm.lengths:
@@ -65,7 +66,7 @@ def equal_quality(reference: Ends, arm: Ends, higher_is_better: bool, plan: Plan
 
 
 def _quantile(replicates: Replicates, level: float) -> float | None:
-    """Return the quantile of t; None with too few seeds or teachers for an interval."""
+    """Return the quantile of t; None if there are too few seeds or teachers for an interval."""
     return two_sided_quantile(level, replicates.df) if replicates.df >= FEWEST_DF else None
 
 
@@ -77,7 +78,7 @@ def _at(pairing: Pairing, higher_is_better: bool, plan: Plan) -> AtLength:
     if t is not None:
         limits = not_rejected(xs, ends, pairing.curves, replicates, t)
         low, high = (None if limit is None else math.exp(limit) for limit in limits)
-        if value is not None:  # pooling can move it out of the interval, which is made from the unpooled curves
+        if value is not None:  # pooling can move the value out of the interval, which uses the unpooled curves
             low, high = low and min(low, value), high and max(high, value)
         interval = Interval(low, high)
     found = Estimate(
@@ -101,7 +102,7 @@ def _at(pairing: Pairing, higher_is_better: bool, plan: Plan) -> AtLength:
 
 
 def _line(pairing: Pairing, left_out: int, plan: Plan) -> Line | None:
-    """Fit the line; None if the mean of the seeds that have all of its runs is out of range at a length."""
+    """Fit the line; None if, at some length, the mean score of these seeds is outside the reference's curve."""
     fitted, replicates, cost = _coefficients(pairing), pairing.replicates, pairing.cost
     if fitted is None:
         return None
@@ -131,7 +132,7 @@ def _line(pairing: Pairing, left_out: int, plan: Plan) -> Line | None:
 
 
 def _coefficients(pairing: Pairing) -> tuple[float, float] | None:
-    """Return (head start, rate) of the least-squares line; None if a length is out of range."""
+    """Return (head start, rate) of the least-squares line; None if a mean score is outside the reference's curve."""
     curve, xs, count = pairing.curve, pairing.xs, len(pairing.lengths)
     found = [first_reach(xs, curve, pairing.replicates.mean(ends)) for ends in pairing.ends]
     reached = [math.exp(x) for x in found if x is not None]
@@ -144,11 +145,11 @@ def _coefficients(pairing: Pairing) -> tuple[float, float] | None:
 
 
 def _moves(pairing: Pairing, fitted: tuple[float, float]) -> list[tuple[float, float]] | None:
-    """Return how each seed moves the coefficients, by leaving out seeds or teachers (jackknife, Tukey 1958).
+    """Return how much each seed moves the coefficients, by leaving out seeds or teachers (jackknife, Tukey 1958).
 
     Returns:
-        Jackknife pseudo-values without their centre, one pair per seed. None if a length is out of range without one
-        of the seeds or teachers.
+        Centred jackknife pseudo-values, one pair per seed. None if, without one of the seeds or teachers, a mean score
+        is outside the reference's curve.
     """
     moves = [(0.0, 0.0)] * len(pairing.seeds)
     for positions, weight in pairing.replicates.deletions():

@@ -1,6 +1,6 @@
 """Results of the comparison at equal final quality.
 
-`dataclasses.asdict` turns them into what JSON can hold: unknown and unbounded numbers are None.
+`dataclasses.asdict` converts them into values for JSON: unknown and unbounded numbers are None.
 """
 
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """What to report. Write it down before the runs are made.
+    """What to report. It should be fixed before the runs start.
 
     Attributes:
-        primary_length: the arm's length whose speed-up is the main result; None takes the longest for which the
+        primary_length: length of the arm whose speed-up is the main result. None selects the longest one for which the
             reference was trained long enough.
-        sharers: numbers of students that share one teacher's training.
-        level: of the intervals, in (0, 1).
-        unit: of the lengths, in words: ``epoch`` or ``step``.
+        sharers: numbers of students that share the cost of one teacher.
+        level: confidence level of the intervals, in (0, 1).
+        unit: unit of the lengths: ``epoch`` or ``step``.
     """
 
     primary_length: float | None = None
@@ -26,7 +26,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Interval:
-    """A confidence interval. An end that the runs do not bound is None."""
+    """A confidence interval. A limit that the runs do not bound is None."""
 
     low: float | None
     high: float | None
@@ -37,10 +37,10 @@ class Estimate:
     """A number or a bound, with an interval.
 
     Attributes:
-        value: None if the reference was not trained long enough, or not briefly enough, to tell.
-        more_than: instead of the value, where the arm ends better than the longest reference.
-        less_than: instead of the value, where the arm ends worse than the shortest reference.
-        interval: None with too few seeds or teachers.
+        value: the number; None if it is outside the range that the reference's lengths cover.
+        more_than: lower bound, set instead of the value if the arm ends better than the longest reference.
+        less_than: upper bound, set instead of the value if the arm ends worse than the shortest reference.
+        interval: None if there are too few seeds or teachers.
     """
 
     value: float | None
@@ -49,7 +49,7 @@ class Estimate:
     interval: Interval | None = None
 
     def scaled(self, factor: float) -> "Estimate":
-        """Return the estimate times a positive factor, rounded to 6 digits after the point."""
+        """Return the estimate times a positive factor, rounded to 6 decimal places."""
         limits = self.interval and Interval(_times(self.interval.low, factor), _times(self.interval.high, factor))
         return Estimate(
             _times(self.value, factor), _times(self.more_than, factor), _times(self.less_than, factor), limits
@@ -61,14 +61,14 @@ class AtLength:
     """The comparison at one length of the arm.
 
     Attributes:
-        length: of the arm's schedule.
+        length: length of the arm's schedule.
         end: the arm's mean final score.
-        reference_length: length at which the reference ends as well.
+        reference_length: length at which the reference reaches that score.
         speedup: reference_length / length.
         with_teacher: reference_length / (length + cost of the teacher); None if the cost is unknown.
-        shared: by number of students that share the teacher, reference_length / (length + cost / number).
-        seeds: the seeds that are compared.
-        teachers: the number of teachers behind them; None if no seeds share a teacher.
+        shared: number of students that share the teacher -> reference_length / (length + cost / number).
+        seeds: seeds that are compared.
+        teachers: number of teachers of these seeds; None if no seeds share a teacher.
     """
 
     length: float
@@ -86,13 +86,13 @@ class Line:
     """The least-squares line reference_length = head_start + rate * length over the arm's lengths.
 
     Attributes:
-        head_start: in units of length. Its share of the speed-up shrinks as training gets longer.
-        rate: the speed-up that remains in long training.
-        head_start_with_teacher: head_start - rate * cost, for the line over length + cost; None if it is unknown.
-        head_start_shared: the same for a shared teacher, by number of students.
-        lengths: the arm's lengths that have a number.
-        left_out: how many of the arm's lengths have only a bound. Leaving them out biases the line.
-        seeds: the seeds that have all runs of these lengths.
+        head_start: intercept, in units of length. Its contribution to the speed-up shrinks in longer training.
+        rate: slope, the speed-up that remains in long training.
+        head_start_with_teacher: head_start - rate * cost, for the line over length + cost; None if the cost is unknown.
+        head_start_shared: number of students that share the teacher -> head_start - rate * cost / number.
+        lengths: lengths of the arm with a number instead of a bound.
+        left_out: number of the arm's lengths with only a bound. Leaving them out biases the line.
+        seeds: seeds that have all runs of these lengths.
     """
 
     head_start: Estimate
@@ -111,11 +111,11 @@ class EqualQuality:
     Attributes:
         reference: name of the reference arm.
         arm: name of the other arm.
-        unit: of the lengths: ``epoch`` or ``step``.
-        level: of the intervals.
+        unit: unit of the lengths: ``epoch`` or ``step``.
+        level: confidence level of the intervals.
         lengths: one entry per length of the arm that can be compared.
-        primary: the main result; None if no length of the arm has a number.
-        line: None with fewer than two lengths that have a number.
+        primary: the main result; None if the primary length cannot be compared, or if no length has a number.
+        line: the line through all lengths; None if fewer than two lengths have a number, or if it cannot be fitted.
         notes: caveats, one sentence each.
     """
 

@@ -10,7 +10,7 @@ from w2skd.report.equal_quality_contract import AtLength, EqualQuality, Estimate
 from w2skd.report.replicates import FEWEST_TEACHERS
 
 WIDE_GAP = 1.5
-"""Reference lengths further apart than this factor are reported: interpolation between them flatters the arm."""
+"""Lengths of the reference further apart than this factor are reported, as interpolation overestimates the speed-up."""
 
 
 def sentence(found: EqualQuality, at: AtLength | None = None) -> str:
@@ -18,7 +18,7 @@ def sentence(found: EqualQuality, at: AtLength | None = None) -> str:
 
     Args:
         found: the comparison.
-        at: one of its lengths; None takes the primary one.
+        at: one of its lengths; None selects the primary one.
     """
     at = at or found.primary
     if at is None:
@@ -65,7 +65,7 @@ def notes(
     Args:
         reference: as given to `equal_quality`.
         arm: as given to `equal_quality`.
-        pairings: by length of the arm.
+        pairings: pairing by length of the arm.
         found: the comparison.
         plan: as given to `equal_quality`.
     """
@@ -73,7 +73,7 @@ def notes(
     for length, pairing in pairings.items():
         where = f"{arm.arm} at {_length(length, plan.unit)}"
         if pairing is None:
-            lines.append(f"{where} is not compared: no seed has it together with {reference.arm}.")
+            lines.append(f"{where} is not compared: no seed has this run and those of {reference.arm}.")
             continue
         lines += _unused(pairing, reference, plan.unit)
         lines += _curve(pairing, reference, plan.unit)
@@ -82,17 +82,17 @@ def notes(
     lines += _error(found)
     costs = [cost for cost in arm.teacher_costs or () if math.isfinite(cost)]
     if arm.teachers is not None and len(costs) < len(arm.seeds):
-        lines.append("The cost of some teacher's training is unknown, so results including it may be missing.")
+        lines.append("The cost of training some teachers is unknown, so results including it may be missing.")
     elif costs and max(costs) > 1.01 * min(costs):
         bounds = f"{units.epochs(min(costs))} to {units.epochs(max(costs))} {plan.unit}s"
-        lines.append(f"The teachers' training cost {bounds}; the mean is used, and intervals do not count its error.")
+        lines.append(f"Training a teacher costs {bounds}; the mean is used, and the intervals ignore its error.")
     if plan.primary_length is None and found.primary:
-        lines.append("The main length was not declared in advance; the longest one with a number was taken.")
+        lines.append("The primary length was not declared in advance: it is the longest one with a speed-up.")
     return list(dict.fromkeys(lines + _about_line(found)))
 
 
 def _missing(pairings: Mapping[float, Pairing | None], arm: Ends, unit: str) -> list[str]:
-    """Return which seeds are left out, one line for all lengths that lack the same ones."""
+    """Return which seeds are excluded, in one line for all lengths that exclude the same seeds."""
     lengths: dict[str, list[float]] = {}
     for length, pairing in pairings.items():
         seeds = [] if pairing is None else [str(seed) for seed in arm.seeds if seed not in pairing.seeds]
@@ -102,7 +102,8 @@ def _missing(pairings: Mapping[float, Pairing | None], arm: Ends, unit: str) -> 
     for missing, those in lengths.items():
         *others, last = [_length(each, unit, short=each != those[-1]) for each in those]
         texts = f"{', '.join(others)} and {last}" if others else last
-        lines.append(f"{arm.arm} at {texts}: seed {missing} left out because a run is missing in one of the arms.")
+        excluded = f"seeds {missing} are" if "," in missing else f"seed {missing} is"
+        lines.append(f"{arm.arm} at {texts}: {excluded} excluded because a run is missing in one of the arms.")
     return lines
 
 
@@ -118,8 +119,8 @@ def _curve(pairing: Pairing, reference: Ends, unit: str) -> list[str]:
     curve, lengths = pairing.raw_curve, pairing.reference_lengths
     falls = [index for index in range(1, len(curve)) if curve[index] < curve[index - 1]]
     return [
-        f"{reference.arm} ends worse after {_length(lengths[index], unit)} than after "
-        f"{_length(lengths[index - 1], unit, short=True)} in the mean; such neighbours are pooled."
+        f"On average, {reference.arm} ends worse after {_length(lengths[index], unit)} than after "
+        f"{_length(lengths[index - 1], unit, short=True)}; these lengths are pooled."
         for index in falls
     ]
 
@@ -130,7 +131,7 @@ def _gap(where: str, at: AtLength, pairing: Pairing, unit: str) -> list[str]:
         if value is not None and left < value < right and right > WIDE_GAP * left * (1 + 1e-9):
             bounds = f"{_length(left, unit, short=True)} and {_length(right, unit)}"
             factor = f"{right / left:.2g}x"
-            return [f"{where}: interpolated between {bounds}, {factor} apart, which makes the speed-up a little large."]
+            return [f"{where}: interpolation between {bounds}, {factor} apart, slightly overestimates the speed-up."]
     return []
 
 
@@ -139,11 +140,11 @@ def _error(found: EqualQuality) -> list[str]:
     without = [at for at in found.lengths if at.speedup.interval is None]
     if without:
         texts = ", ".join(_length(at.length, found.unit, short=True) for at in without)
-        lines.append(f"No interval at {texts} {found.unit}s: it needs 3 seeds, or 4 seeds if they share 2 teachers.")
+        lines.append(f"No interval at {texts} {found.unit}s: it requires 3 seeds, or 4 seeds that share 2 teachers.")
     few = {at.teachers for at in found.lengths if at.teachers is not None and at.teachers < FEWEST_TEACHERS}
     for count in sorted(few):
         them = "this teacher" if count == 1 else "these teachers"
-        lines.append(f"The seeds share {_teachers(count)}: the intervals hold for {them}, not for others like it.")
+        lines.append(f"The seeds share {_teachers(count)}: the intervals hold only for {them}.")
     return lines
 
 
@@ -151,16 +152,16 @@ def _about_line(found: EqualQuality) -> list[str]:
     line, lines = found.line, []
     if line is None:
         numbered = [at for at in found.lengths if at.speedup.value is not None]
-        return ["There is no line: too few seeds have all of its runs."] if len(numbered) > 1 else []
+        return ["No line is fitted: too few seeds have the runs of all lengths."] if len(numbered) > 1 else []
     if line.left_out:
         count = "1 length" if line.left_out == 1 else f"{line.left_out} lengths"
-        lines.append(f"The line leaves out {count} of {found.arm} with a bound only, which biases it.")
+        lines.append(f"The line leaves out {count} of {found.arm} with only a bound, which biases it.")
     if line.rate.interval is None:
         if len(line.lengths) < 3:
             lines.append("The line has no intervals: it passes through two lengths.")
         else:
             lines.append(
-                "The line has no intervals: there are too few seeds, or without one of them a length is out of range."
+                "The line has no intervals: there are too few seeds, or a length is out of range without one of them."
             )
     return lines
 
@@ -176,7 +177,7 @@ def _interval(estimate: Estimate, level: float) -> str:
     if interval is None:
         return ""
     text = units.between((interval.low or 0.0, interval.high))
-    return f" ({100 * level:.4g}% interval {'without limits' if text == 'unknown' else text})"
+    return f" ({100 * level:.4g}% interval {'unbounded' if text == 'unknown' else text})"
 
 
 def _length(value: float | None, unit: str, short: bool = False) -> str:

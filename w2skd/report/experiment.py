@@ -39,23 +39,23 @@ class Experiment:
 
     @property
     def reference(self) -> Arm:
-        """The arm that the others are compared with, the first of the recipe's."""
+        """The arm with which the others are compared: the first arm of the recipe."""
         return self.recipe.reference
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """All arms in the recipe's order, those without runs included; then arms that other runs' recipes name."""
+        """All arms of the recipe, including those without runs, followed by arms that only other runs' recipes have."""
         return tuple(dict.fromkeys([*self.recipe.arms, *(run.arm for run in self.students)]))
 
     @property
     def others(self) -> tuple[Arm, ...]:
-        """All arms but the reference that have runs; all arms of the recipe if none has."""
+        """All arms with runs except the reference; if none has runs, all arms except the reference."""
         others = [arm for arm in self.arms if arm != self.reference]
         return tuple(arm for arm in others if self.arm(arm)) or tuple(others)
 
     @property
     def helped(self) -> dict[str, RunRecord]:
-        """The runs of the full length that a teacher helps, by label."""
+        """Runs of the full length that a teacher helps, by label."""
         return {label(run): run for run in self.students if run.helped()}
 
     @property
@@ -84,7 +84,7 @@ class Experiment:
         return scoring_of((*self.students, *self.runs)[0])
 
     def reference_of(self, run: RunRecord) -> RunRecord | None:
-        """Return the reference run with a run's seed and length; None if there is none, or if the run is one."""
+        """Return the reference run with the same seed and length; None if there is none, or for reference runs."""
         if run.arm in (TEACHER, self.reference):
             return None
         same = (self.reference, run.seed, run.length)
@@ -159,7 +159,7 @@ def _check_one_reference(path: Path, runs: Sequence[RunRecord]) -> None:
     for run in runs[1:]:
         if run.recipe.reference != first.recipe.reference:
             raise RunDirError(
-                f"{path}: runs name different reference arms, the first of their recipes: {first.recipe.reference} in "
+                f"{path}: runs have different reference arms (first arms of the recipe): {first.recipe.reference} in "
                 f"{label(first)}, {run.recipe.reference} in {label(run)}"
             )
 
@@ -227,7 +227,7 @@ def _no_best(experiment: Experiment, arm: Arm) -> str:
 
 
 def teacher_is_ours(experiment: Experiment) -> bool:
-    """Return whether the helped runs used teachers that this experiment trained, according to the records."""
+    """Return whether, according to the records, the helped runs used teachers that this experiment trained."""
     if not experiment.teachers:
         return False
     made = {_fingerprint(teacher, "finished") for teacher in experiment.teachers}
@@ -238,7 +238,7 @@ def teacher_is_ours(experiment: Experiment) -> bool:
 
 
 def teacher_of(run: RunRecord, experiment: Experiment) -> RunRecord | None:
-    """Return the run that trained a run's teacher; the only one of the experiment if the records do not tell."""
+    """Return the run that trained a run's teacher; if the records do not show it, the experiment's only teacher."""
     used = _fingerprint(run, "teacher")
     made = [one for one in experiment.teachers if used is not None and _fingerprint(one, "finished") == used]
     candidates = made or (experiment.teachers if len(experiment.teachers) == 1 else ())

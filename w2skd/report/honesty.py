@@ -41,8 +41,8 @@ def warnings(experiment: Experiment) -> Iterator[str]:
 def breaking_differences(runs: Sequence[RunRecord], allowed: Collection[str] = ()) -> Iterator[str]:
     """Yield one line for every setting that differs between runs and breaks their comparison.
 
-    These are the training settings, the data and the initial weights. What an arm of the recipe sets is part of that
-    arm: such a setting is only compared between its own runs, and between the runs of all arms that do not set it.
+    These are the training settings, the data and the initial weights. A setting in an arm's ``set`` section is compared
+    only between the runs of that arm. All other arms are compared with each other.
 
     Args:
         runs: of all arms.
@@ -61,7 +61,7 @@ def _comparable(run: RunRecord) -> dict[str, Any]:
 
 
 def _own(run: RunRecord, key: str) -> str:
-    """Return the arm if its section of the recipe sets this key, else an empty string."""
+    """Return the run's arm if its ``set`` section contains this key, else an empty string."""
     section = run.recipe.arms.get(run.arm)
     return run.arm if section is not None and select({key: None}, [*section.overrides]) else ""
 

@@ -1,9 +1,9 @@
 """Mean final scores over the length of training: interpolation, and the length at which a score is reached.
 
-Between the lengths that were run, a curve is a straight line over the logarithm of the length. Learning curves bend
-down there (diminishing returns), so the line lies below the curve, and lengths read from it are too long: by up to 1%
-to 2% between lengths 1.5x apart and 3% to 6% between lengths 2x apart, for curves that approach their limit like
-length^-0.5 to length^-1.
+Between the lengths that were run, a curve is a straight line over the logarithm of the length. Learning curves are
+concave there (diminishing returns), so the line lies below the curve, and lengths read from it are too long. The error
+is at most 1% to 2% between lengths 1.5x apart, and 3% to 6% between lengths 2x apart, for curves that approach their
+limit like length^-0.5 to length^-1.
 """
 
 import math
@@ -30,11 +30,11 @@ def isotonic(values: Sequence[float]) -> list[float]:
 
 
 def first_reach(xs: Sequence[float], curve: Sequence[float], value: float) -> float | None:
-    """Return the logarithm of the length at which a curve first reaches a value; None outside of the curve.
+    """Return the logarithm of the length at which a curve first reaches a value; None outside the curve's range.
 
     Args:
         xs: logarithms of the lengths, ascending, at least one.
-        curve: the score at each, non-decreasing.
+        curve: the score at each length, non-decreasing.
         value: the score to reach.
     """
     if not curve[0] <= value <= curve[-1]:
@@ -47,7 +47,7 @@ def first_reach(xs: Sequence[float], curve: Sequence[float], value: float) -> fl
 
 
 class OpenInterval(NamedTuple):
-    """An interval of logarithms of lengths; an end that the data do not bound is None."""
+    """An interval of logarithms of lengths; a limit that the data do not bound is None."""
 
     low: float | None
     high: float | None
@@ -56,20 +56,20 @@ class OpenInterval(NamedTuple):
 def not_rejected(
     xs: Sequence[float], ends: Sequence[float], curves: Sequence[Sequence[float]], replicates: Replicates, t: float
 ) -> OpenInterval:
-    """Return the lengths of the reference that a paired t-test does not tell from a given run.
+    """Return the interval of reference lengths at which a paired t-test does not reject equal final scores.
 
-    At x, the test compares the ends with the reference's curves, seed by seed. The interval holds every x that it
-    does not reject. Between two neighbouring lengths, the mean difference is linear in x and its variance quadratic,
-    so the limits are roots of a quadratic (Fieller 1954). The error of the ends, that of the reference, and that of
-    the slope of its curve are all counted.
+    At x, the test compares the arm's final scores with the reference's curves, seed by seed. The interval contains
+    every x that the test does not reject. Between two neighbouring lengths, the mean difference is linear in x and its
+    variance quadratic, so the limits are roots of a quadratic (Fieller 1954). The interval accounts for the errors of
+    the arm's scores, of the reference's scores and of the slope of its curve.
 
-    An end is None if the test cannot exclude that the length lies beyond the lengths that were run.
+    A limit is None if the test cannot exclude that it lies beyond the lengths that were run.
 
     Args:
         xs: logarithms of the reference's lengths, ascending, at least one.
-        ends: score of each seed of the other arm at one length.
-        curves: scores of the reference, [seeds, lengths].
-        replicates: how the seeds are grouped.
+        ends: final score of each seed of the arm at one length.
+        curves: final scores of the reference [seeds, lengths].
+        replicates: the seeds, grouped by teacher.
         t: two-sided quantile of Student's t for the degrees of freedom of `replicates`.
     """
     differences = [[end - curve[index] for end, curve in zip(ends, curves, strict=True)] for index in range(len(xs))]

@@ -58,7 +58,7 @@ _RATIOS = (
 _MEASURED = (
     "A threshold counts as reached at the first validation at the level. Training time excludes validations and "
     "checkpoints; FLOPs are 3 forward passes of the student per example, and 1 of the teacher while distilling. "
-    "*Including teacher training* adds the whole training of its teacher to every run that a teacher helps. "
+    "*Including teacher training* adds the full training of its teacher to every run with a teacher. "
     f"{_RATIOS}"
 )
 
@@ -101,7 +101,7 @@ def as_terminal(report: Report) -> RenderableType:
 
 
 def _results(report: Report) -> Iterator[tuple[str, str]]:
-    """Yield the title and the result of every comparison, or why a threshold has none."""
+    """Yield the title and the result of every comparison, or the reason why a threshold has none."""
     for threshold in report.thresholds:
         title, alone = _title(threshold, report), len(threshold.arms) == 1
         if threshold.value is None:
@@ -111,7 +111,7 @@ def _results(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _threshold_parts(threshold: ThresholdReport, report: Report) -> Iterator[RenderableType]:
-    """Yield the tables of one threshold for the terminal."""
+    """Yield the tables of one threshold, for the terminal."""
     coloured = any(found.verdict != "no difference" for found in threshold.arms.values())
     only = _only(threshold)
     if only is not None and threshold.arms[only].pairs:
@@ -213,7 +213,7 @@ def _threshold_markdown(threshold: ThresholdReport, report: Report) -> Iterator[
 
 
 def _pictures(report: Report) -> Iterator[str]:
-    """Yield the last pictures of all arms side by side, for the first seed of which every arm has one."""
+    """Yield the last pictures of all arms side by side, for the first seed with a picture of every arm."""
     pictures = {(run.arm, run.seed): run for run in report.runs if run.picture is not None}
     for seed in sorted({seed for _, seed in pictures}):
         found = [pictures.get((arm, seed)) for arm in report.arms]
@@ -225,7 +225,7 @@ def _pictures(report: Report) -> Iterator[str]:
 
 
 def _arm_line(name: Arm, report: Report) -> str:
-    """Return what an arm is, in one line."""
+    """Describe an arm in one line."""
     arm = report.arms[name]
     how = {(): "no help", ("distill",): "distilled", ("grow",): "grown"}.get(arm.help, " and ".join(arm.help))
     return f"{name}: {arm.note or how}" + (" (the reference)" if name == report.reference else "")
@@ -289,7 +289,7 @@ def _median_rows(threshold: ThresholdReport, report: Report, arm: Arm) -> Iterat
 
 
 def _arm_rows(threshold: ThresholdReport, report: Report) -> Iterator[Cells]:
-    """Yield one row per arm: where it reaches the level, and how much sooner than the reference."""
+    """Yield one row per arm: where it reaches the level, and its speed-up over the reference."""
     attribute, show = report.unit, _SHOW[f"{report.unit}s"]
     reference = report.reference
     place = median_crossing(threshold, reference, attribute, sorted(threshold.first[reference]))

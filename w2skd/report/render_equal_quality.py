@@ -15,12 +15,12 @@ from w2skd.report.looks import looks
 from w2skd.report.terminal import Cells
 
 PRIMARY = (
-    "The length marked with \\* is the primary one. A row gives the mean score at the end of an arm's schedule, the "
-    "length at which the reference ends as well, and the ratio of both lengths, the speed-up, with its confidence "
-    "interval; beyond the lengths that were trained it is a bound. *+ teacher* adds the teacher's training, in epochs "
+    "The primary length is marked with \\*. A row gives the mean score at the end of an arm's schedule, the length at "
+    "which the reference ends as well, and the speed-up with its confidence interval: that length divided by the arm's. "
+    "Outside the lengths that were trained, the speed-up is a bound. *+ teacher* adds the teacher's training, in epochs "
     "or steps of equal FLOPs, to the arm's length."
 )
-"""Explanation of the table in Markdown."""
+"""Explanation of the table, in Markdown."""
 
 _SIZE_IN, _DPI = (7.0, 5.0), 150
 
@@ -69,7 +69,7 @@ def equal_quality_notes(report: Report) -> list[str]:
 
 
 def draw_ends(report: Report, path: Path) -> None:
-    """Draw the final score of every complete schedule over its length, and the mean of every arm.
+    """Plot the final score of every complete schedule over its length, and the mean of every arm.
 
     Raises:
         OutputError: the file cannot be written.
@@ -116,7 +116,7 @@ def _mean(column: tuple[float, ...]) -> float | None:
 
 
 def _apart(ticks: list[float], least: float = 1.15) -> list[float]:
-    """Return the ticks that have room for their labels on a logarithmic axis."""
+    """Return the ticks whose labels do not overlap on a logarithmic axis."""
     kept: list[float] = []
     for tick in ticks:
         if not kept or tick >= least * kept[-1]:

@@ -1,9 +1,9 @@
 """Mean and sampling error over seeds, some of which share a teacher.
 
-Seeds that share a teacher are not independent, so with three or more teachers the independent units are the teachers:
-the mean is that of the teachers' means, and its error comes from their spread. One or two teachers cannot show how
-much teachers differ. The error then comes from the spread of seeds within teachers, and it holds for those teachers
-only.
+Seeds that share a teacher are not independent. With three or more teachers, the teachers are the independent units: the
+mean is the mean of the teachers' means, and its error is estimated from their spread. One or two teachers do not show
+how much teachers differ. Then the error is estimated from the spread of seeds within teachers, and it holds only for
+those teachers.
 """
 
 from collections.abc import Collection, Hashable, Iterator, Sequence
@@ -12,7 +12,7 @@ from functools import cached_property
 
 FEWEST_TEACHERS = 3
 FEWEST_DF = 2
-"""Fewer degrees of freedom give no interval: with one, the 95% quantile of t is 12.7."""
+"""With fewer degrees of freedom there is no interval: with one, the 95% quantile of t is 12.7."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Replicates:
     """Seeds grouped by the teacher that they share.
 
     Attributes:
-        groups: the positions of the seeds of each teacher; one position each if no teacher is shared.
+        groups: positions of the seeds of each teacher; one position per group if no teacher is shared.
     """
 
     groups: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, teachers: Sequence[Hashable] | None, seeds: int) -> "Replicates":
-        """Group seeds by teacher; None puts every seed into a group of its own."""
+        """Group seeds by teacher. With None, every seed is a group of its own."""
         if teachers is None:
             return cls(tuple((index,) for index in range(seeds)))
         groups: dict[Hashable, list[int]] = {}
@@ -47,7 +47,7 @@ class Replicates:
 
     @property
     def is_over_teachers(self) -> bool:
-        """Whether the error counts that another teacher would give another result."""
+        """Whether the error includes the variation between teachers."""
         return len(self.groups) >= FEWEST_TEACHERS
 
     @property
@@ -56,16 +56,16 @@ class Replicates:
         return len(self.groups) - 1 if self.is_over_teachers else self.seeds - len(self.groups)
 
     def mean(self, values: Sequence[float]) -> float:
-        """Return the mean over groups of the mean within each.
+        """Return the mean over groups of the mean within each group.
 
         Args:
-            values: one per seed.
+            values: one value per seed.
         """
         means = self._means(values)
         return sum(means) / len(means)
 
     def covariance(self, first: Sequence[float], second: Sequence[float]) -> float:
-        """Return the estimated covariance of the means of two quantities; their variance if they are the same.
+        """Return the estimated covariance of the means of two quantities; the variance if both are the same.
 
         Args:
             first: one value per seed.
@@ -85,10 +85,10 @@ class Replicates:
         return within / self.df * sum(1 / len(group) for group in self.groups) / count**2
 
     def deletions(self) -> Iterator[tuple[tuple[int, ...], float]]:
-        """Yield what a jackknife leaves out: positions of seeds, and the weight of the resulting change.
+        """Yield the deletions of a jackknife: the positions of the deleted seeds, and the weight of the deletion.
 
-        If leaving out the positions changes an estimate by -c, and every seed among them gets the value weight * c,
-        then `covariance` of these values is the jackknife's variance of the estimate.
+        If a deletion changes an estimate by -c, assign the value weight * c to every deleted seed. The `covariance` of
+        these values is then the jackknife estimate of the variance.
         """
         for group in self.groups:
             if self.is_over_teachers:
@@ -98,7 +98,7 @@ class Replicates:
                     yield (position,), len(self.groups) * (len(group) - 1)
 
     def without(self, positions: Collection[int]) -> "Replicates":
-        """Return the grouping of the seeds that remain without those at these positions."""
+        """Return the grouping without the seeds at these positions."""
         kept = [index for index in range(self.seeds) if index not in positions]
         new = {old: index for index, old in enumerate(kept)}
         groups = (tuple(new[old] for old in group if old in new) for group in self.groups)

@@ -167,7 +167,7 @@ def _curve(run: RunRecord, metric: Metric) -> Curve:
 
 
 def _teacher(experiment: Experiment) -> TeacherReport | None:
-    """Return level and cost of the teacher; None if there is neither a teacher's run nor a helped run."""
+    """Return the level and cost of the teacher; None if the experiment has no teacher and no helped runs."""
     levels = teacher_levels(experiment)
     level = median_range(list(levels.values()))[0] if levels else None
     if not teacher_is_ours(experiment):
@@ -180,7 +180,7 @@ def _teacher(experiment: Experiment) -> TeacherReport | None:
 def _teacher_costs(run: RunRecord) -> dict[str, float | None]:
     """Return ``seconds`` and ``flops`` of a teacher's training; None where they are not recorded."""
     reached = last_position(run.rows)
-    # Its own record: the helped runs may have shown it smaller images.
+    # From the teacher's own record, because the helped runs may have shown it smaller images.
     forward = forward_flops(run.environment, "student")
     flops = 3 * forward * reached.examples if forward and reached else None
     return {"seconds": reached.seconds if reached else None, "flops": flops}
@@ -261,7 +261,7 @@ def _compare(level: Level, crossings: _Crossings, arm: Arm, is_refused: bool) ->
 
 
 def _costs(experiment: Experiment, arm: Arm, quantity: str) -> dict[int, float] | None:
-    """Return what the training of each run's teacher cost, by seed; None if the arm has none, or if it is unknown."""
+    """Return the training cost of each run's teacher by seed; None if the arm has no teacher or a cost is unknown."""
     runs = experiment.arm(arm)
     if not teacher_is_ours(experiment) or not any(run.helped() for run in runs.values()):
         return None

@@ -5,9 +5,9 @@ from functools import lru_cache
 
 
 def probability_within(t: float, df: int) -> float:
-    """Return P(-t <= T <= t) for a whole number of degrees of freedom.
+    """Return P(-t <= T <= t) for an integer number of degrees of freedom.
 
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4. Both are finite sums.
+    Source: the finite sums 26.7.3 and 26.7.4 of Abramowitz and Stegun, Handbook of Mathematical Functions.
 
     Args:
         t: at least 0.

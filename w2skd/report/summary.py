@@ -59,11 +59,11 @@ class CrossingSummary:
 
     Attributes:
         run: its path in the experiment, such as ``w2s/seed0``.
-        distills: whether a teacher takes part in its training.
+        distills: whether the run is distilled from a teacher.
         last: position of its last validation.
         reference: name of the reference arm.
-        reference_run: path of the reference run with the same seed and length; None if there is none, or if the run
-            itself is one.
+        reference_run: path of the reference run with the same seed and length; None if there is none, or if this is a
+            reference run.
         reference_last: the last validation of that run.
         lines: one per threshold; empty for a teacher.
         left_out: other runs of the experiment that are not comparable, and why.

@@ -51,7 +51,7 @@ def summary_line(
         interval: bounds of the speed-up between validations.
         seeds: seeds in both arms.
         missing: the seeds of which an arm did not reach the level, one text each.
-        about: unit and reference of the experiment.
+        about: unit of lengths, and name of the reference arm.
     """
     unit, reference = about
     if level.value is None:
