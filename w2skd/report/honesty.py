@@ -124,8 +124,10 @@ def _seeds(experiment: Experiment) -> Iterator[str]:
         for name, other, lonely in ((reference, arm, theirs - ours), (arm, reference, ours - theirs)):
             if lonely:
                 seeds = "seed" if len(lonely) == 1 else "seeds"
-                where = f"in the {name} arm only" if len(experiment.others) == 1 else f"in {name}, but not in {other}"
-                yield f"{seeds} {_list(sorted(lonely))} {where}: excluded from every speed-up"
+                where, what = f"in the {name} arm only", "every speed-up"
+                if len(experiment.others) > 1:
+                    where, what = f"in {name}, but not in {other}", f"the speed-ups of {arm}"
+                yield f"{seeds} {_list(sorted(lonely))} {where}: excluded from {what}"
         counts.setdefault(len(theirs & ours), []).append(arm)
     for pairs, arms in counts.items():
         prefix = "" if len(counts) == 1 else f"{', '.join(arms)}: "

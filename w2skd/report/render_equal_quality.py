@@ -16,9 +16,9 @@ from w2skd.report.terminal import Cells
 
 PRIMARY = (
     "The primary length is marked with \\*. A row gives the mean score at the end of an arm's schedule, the length at "
-    "which the reference ends as well, and the speed-up with its confidence interval: that length divided by the arm's. "
-    "Outside the lengths that were trained, the speed-up is a bound. *+ teacher* adds the teacher's training, in epochs "
-    "or steps of equal FLOPs, to the arm's length."
+    "which the reference ends as well, and the speed-up with its confidence interval. The speed-up is the reference's "
+    "length divided by the arm's; outside the lengths that were trained it is a bound. *+ teacher* adds the teacher's "
+    "training, in epochs or steps of equal FLOPs, to the arm's length."
 )
 """Explanation of the table, in Markdown."""
 
@@ -56,14 +56,14 @@ def equal_quality_lines(report: Report) -> Iterator[str]:
 
 
 def equal_quality_notes(report: Report) -> list[str]:
-    """Return the caveats of all comparisons, each once, with the arms that it concerns unless it concerns all."""
+    """Return the caveats of all comparisons, each once, and name the arms unless a caveat concerns all of them."""
     arms: dict[str, list[str]] = {}
     for arm, found in report.equal_quality.items():
         for line in found.notes:
             arms.setdefault(line.removesuffix("."), []).append(arm)
-    everybody = len(report.equal_quality)
+    count = len(report.equal_quality)
     return [
-        line if len(names) == everybody or line.startswith(names[0]) else f"{', '.join(names)}: {line}"
+        line if len(names) == count or line.startswith(names[0]) else f"{', '.join(names)}: {line}"
         for line, names in arms.items()
     ]
 
