@@ -1,4 +1,4 @@
-"""What a test needs to compare a grown network with the teacher that it grew from, and to train it for some steps."""
+"""Compare a grown network with its teacher, and train it for some steps."""
 
 from collections.abc import Callable, Collection
 from copy import deepcopy
@@ -16,7 +16,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def randomise(model: nn.Module, seed: int = 5) -> nn.Module:
-    """Give a network norms and biases as after training, where fresh ones are zeros and ones."""
+    """Set norms and biases to random values, as after training, instead of the zeros and ones of a fresh network."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -37,7 +37,7 @@ def assert_same_function(
     dtype: torch.dtype = torch.float64,
     **tolerance: float,
 ) -> None:
-    """Compare copies: in eval mode, in train mode, and in eval mode with the statistics of the latter."""
+    """Compare copies in eval mode, in train mode, and in eval mode with the statistics of the pass in train mode."""
     student, teacher = deepcopy(student).to(dtype), deepcopy(teacher).to(dtype)
     with torch.no_grad():
         for mode in (False, True, False):
@@ -73,7 +73,7 @@ def cross_entropy(model: nn.Module) -> Tensor:
 
 
 def gaps_between_copies(model: nn.Module, call: Callable[[nn.Module], Any], names: Collection[str]) -> dict[str, float]:
-    """Run a model that is twice as wide as its teacher and compare what its layers of these names output.
+    """Run a model that is twice as wide as its teacher and compare the outputs of the layers with these names.
 
     Returns:
         For every layer, the median over pairs of copies, which are next to each other, of their relative difference.

@@ -84,7 +84,7 @@ def images(seed=0, dtype=torch.float64):
 
 
 def assert_equal(student, teacher):
-    """Compare outputs in both modes, and the statistics that a pass in train mode leaves, without changing either."""
+    """Compare outputs in both modes and statistics after a pass in train mode, without changing the networks."""
     student, teacher = deepcopy(student).double(), deepcopy(teacher).double()
     for mode in (False, True):
         torch.testing.assert_close(student.train(mode)(images()), teacher.train(mode)(images()), rtol=0, atol=1e-9)
@@ -162,7 +162,7 @@ def test_weights_take_the_students_precision(generator):
 
 
 def deep_plan(student):
-    """A plan for networks of one block more."""
+    """A plan for a network with one more block."""
     norm = None if isinstance(student.blocks[1].norm2, nn.Identity) else "blocks.1.norm2"
     return Plan({"": Repeated(""), "blocks.1": Added(), **silent_branch(student, "blocks.1.conv2", norm)})
 

@@ -1,4 +1,4 @@
-"""Leases: one writer at a time, takeover of dead and silent holders, and no write after a takeover."""
+"""Leases: one writer at a time, takeover from holders that ended or do not respond, and no write after a takeover."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def held(tmp_path: Path) -> Iterator[Lease]:
 
 
 def silence(lease: Lease, folder: Path) -> None:
-    """Stop the renewals, as if the holder, on another host, had been suspended."""
+    """Stop the renewals, as if the holder were suspended on another host."""
     lease._over.set()
     lease._renewing.join()
     values = json.loads((folder / ".lease").read_bytes())

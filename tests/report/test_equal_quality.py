@@ -35,7 +35,7 @@ def plain(seeds: int = 3, noise: float = 1.0, lengths: Sequence[float] = LENGTHS
 def helped(
     equivalents: dict[float, float], seeds: int = 3, teachers: str | None = None, cost: float | None = None
 ) -> Ends:
-    """Return ends equal to those of the reference after the given lengths."""
+    """Return final scores equal to the reference's at the given lengths."""
     values = tuple(tuple(score(there) for there in equivalents.values()) for _ in range(seeds))
     costs = None if cost is None else (cost,) * seeds
     return Ends("grow", tuple(equivalents), tuple(range(seeds)), values, teachers and tuple(teachers), costs)

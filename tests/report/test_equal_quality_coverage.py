@@ -1,4 +1,4 @@
-"""How often 95% intervals hold the truth, over simulated experiments with a known speed-up.
+"""How often 95% intervals contain the true speed-up, over simulated experiments.
 
 The binomial standard error of a coverage of 95% is 0.77 points over `EXPERIMENTS` and 1.1 points over `LINES`. So the
 lower limits, 93% and 92%, are 2.6 and 2.8 standard errors below 95%, and 98% is at least 2.8 above.
@@ -39,7 +39,7 @@ class World:
     def experiment(
         self, rng: np.random.Generator, teachers: Sequence[int], arm_lengths: Sequence[float], equivalent: ArrayLike
     ) -> tuple[Ends, Ends]:
-        """Draw the ends of both arms. The arm's mean end is that of the reference after the equivalent lengths."""
+        """Draw the final scores of both arms. The arm's mean equals the reference's mean at the equivalent lengths."""
         count = len(teachers)
         seed = rng.normal(0, self.seed_error, (count, 1))
         teacher = rng.normal(0, self.teacher_error, (max(teachers) + 1, 1))[list(teachers)]

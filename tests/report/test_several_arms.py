@@ -30,7 +30,7 @@ CURVES = {
     "smooth": [0.2, 0.3, 0.4, 0.5, 0.62, 0.67, 0.7, 0.71, 0.72, 0.73],
 }
 HALF = {"plain": 0.6, "grown": 0.68, "smooth": 0.61}
-"""Final scores of the schedules of half the length."""
+"""Final scores of the schedules with half the length."""
 
 THRESHOLDS = "[0.7, 0.9*plain]"
 SET = {"plain": [], "grown": ["train.epochs=7"], "smooth": ["loss.label_smoothing=0.1"]}

@@ -1,4 +1,4 @@
-"""Shorter schedules that branch off a longer run end as schedules of their own would."""
+"""A shorter schedule that branches off a longer run ends exactly like the same schedule from the start."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tiny import RECIPE, done, evaluations, events, recipe_file, refused, status
 TRUNK = RECIPE.replace(
     "lr_schedule: {name: one_cycle}", "lr_schedule: {name: wsd, warmup: 2step, cooldown: 0.4run}"
 ).replace("  deterministic: true\n", "  ema: {decay: 0.9}\n  deterministic: true\n")
-"""A cooldown of 12 of 30 steps; that of half the length is 6 of 15, which begins at step 9."""
+"""The cooldown has 12 of 30 steps. At half the length, it has 6 of 15 steps and begins at step 9."""
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(arm: str, grown: Path, tmp_pat
 
 
 def test_the_average_starts_with_the_grown_weights(grown: Path, tmp_path: Path) -> None:
-    """A slow average of a few steps stays close to the teacher's score, instead of to an untrained student's."""
+    """After a few steps, a slow average is close to the teacher's score, not to an untrained student's."""
     command = ("distill", "--recipe", recipe_file(tmp_path, GROWN), "--arm", "grown", "--teacher", grown / "teacher")
     slow = ("--set", "train.ema={decay: 0.9999}", "--set", "train.steps=3", "--set", "train.optimizer.lr=0.5")
     done(*command, *slow, "--out", tmp_path / "runs", "--quiet")

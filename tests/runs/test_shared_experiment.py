@@ -1,4 +1,4 @@
-"""Several `compare` processes share an experiment, while some of them are killed or suspended: the result is the same.
+"""Several `compare` processes share an experiment. If some are killed or suspended, the result stays the same.
 
 W2SKD_STORM=processes,disturbances makes the storm larger than in CI, such as 4,50.
 """
@@ -46,7 +46,7 @@ def slow(engine, *args):
 Engine._take_step = slow
 main()
 """
-"""A worker that takes over runs quickly, and whose steps are slow enough to be hit."""
+"""A worker that takes over runs quickly, and whose steps are slow enough to be interrupted."""
 
 
 def command(folder: Path, out: Path) -> list[str]:
@@ -133,14 +133,13 @@ def test_killed_and_suspended_workers_leave_the_result_of_a_single_one(tmp_path:
     assert ours["ends"] == theirs["ends"]
 
 
-def test_a_run_that_failed_elsewhere_ends_the_others(tmp_path: Path) -> None:
-    """As a full disk would: the error is reported once by the process that met it."""
+def test_a_run_that_failed_before_is_tried_again(tmp_path: Path) -> None:
     out = tmp_path / "runs"
     done(*command(tmp_path, out), "--arms", "baseline")
     run = out / "baseline" / "seed0"
     (run / "status.json").write_text(json.dumps({**status(run), "state": "failed", "reason": "disk full"}))
     (run / "model.safetensors").unlink()
-    done(*command(tmp_path, out), "--arms", "baseline")  # failed before this process began: tried again
+    done(*command(tmp_path, out), "--arms", "baseline")
     assert status(run)["state"] == "finished"
 
 

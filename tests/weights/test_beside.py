@@ -10,7 +10,7 @@ from w2skd.weights.load import Weights, load_into
 
 
 class Scaled(nn.Linear):
-    """A layer whose scale is no tensor."""
+    """A layer whose scale is not a tensor."""
 
     def __init__(self, scale=1.0):
         super().__init__(2, 2)

@@ -21,7 +21,7 @@ group_norm = partial(nn.GroupNorm, 4)
 
 
 def slim(block, layers, width=64, norm=nn.BatchNorm2d, classes=3, **options):
-    """torchvision's ResNet; narrow, where its blocks allow it."""
+    """torchvision's ResNet, narrow if its blocks allow it."""
     options |= {"width_per_group": width} if block is of_torchvision.Bottleneck else {}
     return of_torchvision.ResNet(block, layers, classes, norm_layer=norm, **options)
 
@@ -102,7 +102,7 @@ def test_the_student_computes_the_same_as_the_teacher(builds):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @by_name(DEEPER)
 def test_added_blocks_train(builds, optimizer):
-    """Two steps suffice: the first moves what starts at zero, the second what is before it in the branch."""
+    """Two steps suffice: the first moves the tensors that start at zero, the second the layers before them."""
     teacher, student = pair(builds)
     grow(student, teacher, generator())
     added = {name for name, _ in student.named_parameters()} - {name for name, _ in teacher.named_parameters()}
@@ -135,7 +135,7 @@ def parted(builds, optimizer, steps=3):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @by_name({name: WIDER[name] for name in ("wide_resnet", "torchvision", "torchvision group norm")})
 def test_copies_part(builds, optimizer):
-    """All but those whose ReLU outputs nothing but zeros, as happens at random in an untrained network."""
+    """Except copies whose ReLU outputs only zeros, as happens at random in an untrained network."""
     assert min(parted(builds, optimizer).values()) > 0.6
 
 
@@ -148,7 +148,7 @@ def test_copies_with_equal_shares_would_not_part(monkeypatch):
 
 
 def test_copies_may_start_equal():
-    """Where their layer reads channels that are not repeated, only training parts them."""
+    """Copies whose layer reads channels that are not repeated differ only after training."""
     teacher, student = pair(WIDER["torchvision"])
     grow(student, teacher, generator())
     first, second = student.layer1[0].conv1.weight, student.layer1[0].conv2.weight
@@ -183,7 +183,7 @@ def test_the_real_resnet34_from_resnet18():
     ],
 )
 def test_pairs_of_real_models_fit(small, large):
-    """On the meta device, so that only names and shapes count."""
+    """The networks are on the meta device, so that only names and shapes count."""
     with torch.device("meta"):
         teacher, student = (
             build_classifier(name, 5) if ":" in name or "cifar" in name else get_model(name) for name in (small, large)

@@ -27,7 +27,7 @@ def of_torchvision(width=12, depth=2, heads=3, hidden=20, **options):
 
 
 def of_cifar(width=12, depth=2, heads=3, hidden=20):
-    """The transformer for CIFAR with another size."""
+    """A CIFAR ViT of another size."""
     before = {name: getattr(CifarVit, name) for name in ("WIDTH", "DEPTH", "HEADS", "MLP_WIDTH")}
     try:
         CifarVit.WIDTH, CifarVit.DEPTH, CifarVit.HEADS, CifarVit.MLP_WIDTH = width, depth, heads, hidden
@@ -38,7 +38,7 @@ def of_cifar(width=12, depth=2, heads=3, hidden=20):
 
 
 def pair(small, large):
-    """A trained-looking teacher and a fresh student."""
+    """A teacher with random weights, norms and biases, and a freshly initialised student."""
     torch.manual_seed(0)
     teacher = randomise(small()).double()
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_the_same_size_is_a_warm_start(builds):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @by_name(DEEPER)
 def test_added_blocks_train(builds, optimizer):
-    """The first step moves what starts at zero, and the others what is before it; queries are slow at first."""
+    """The first step moves the tensors that start at zero, later steps the layers before them; queries move slowly."""
     teacher, student = pair(*builds)
     grow(student, teacher, generator())
     added = {name for name, _ in student.named_parameters()} - {name for name, _ in teacher.named_parameters()}
@@ -186,7 +186,7 @@ PARTS = {
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("family", PARTS)
 def test_copies_part(family, optimizer):
-    """Outputs of two copies, which agree at first, differ after some steps."""
+    """The outputs of two copies agree at first and differ after some steps."""
     builds = {**WIDER, "torchvision": (of_torchvision, partial(of_torchvision, 24, heads=6, hidden=40))}[family]
     teacher, student = pair(*builds)
     grow(student, teacher, generator())

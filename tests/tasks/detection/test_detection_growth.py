@@ -40,7 +40,7 @@ def pair(family, frozen, block=resnet.Bottleneck):
 
 
 def call(detector):
-    """Losses and head outputs in the detector's mode. Boxes are drawn by the global generator."""
+    """Losses and head outputs in the detector's mode. The global generator samples the boxes."""
     torch.manual_seed(3)
     losses, heads, _ = detector(IMAGES, SIZES, TRUTH)
     return {**losses, **heads}
@@ -70,7 +70,7 @@ def test_features_are_the_teachers_to_the_last_digits(frozen):
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_added_blocks_train(family, frozen, optimizer):
-    """Two steps suffice: the first moves what starts at zero, the second what is before it in the branch."""
+    """Two steps suffice: the first moves the tensors that start at zero, the second the layers before them."""
     teacher, student = pair(family, frozen)
     grow_detector(student, teacher, generator())
 

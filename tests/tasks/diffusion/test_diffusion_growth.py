@@ -29,7 +29,7 @@ FOUR_LEVELS = {
 
 
 def unet(ratio=1, blocks=1, groups=None, **options):
-    """A U-Net of 8 and 16 channels, times `ratio`, and with as many times the groups."""
+    """A U-Net with 8 and 16 channels; `ratio` multiplies channels and groups."""
     settings = {
         "block_out_channels": (8, 16),
         "norm_num_groups": 2,
@@ -244,7 +244,7 @@ def squared_error(model):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @by_name(["both", "attention at all levels"])
 def test_added_blocks_train(builds, optimizer):
-    """The first step moves what starts at zero, and the others what is before it; queries are slow at first."""
+    """The first step moves the tensors that start at zero, later steps the layers before them; queries move slowly."""
     teacher, student = pair(*builds)
     growth = grow_unet(student, teacher, generator())
     moved = train(student, squared_error, optimizer, steps=8)
@@ -256,7 +256,7 @@ def test_added_blocks_train(builds, optimizer):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_copies_part_and_new_inputs_are_used(optimizer):
-    """Outputs of every layer, which agree between copies at first, differ after some steps."""
+    """In every layer, the outputs of copies agree at first and differ after some steps."""
     teacher, student = pair(partial(unet, **WITH_ATTENTION), partial(unet, 2, **WITH_ATTENTION))
     grow_unet(student, teacher, generator())
     layers = nn.Conv2d | nn.Linear | nn.GroupNorm

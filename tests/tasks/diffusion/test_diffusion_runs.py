@@ -243,7 +243,7 @@ arms:
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a student with twice the teacher's channels and blocks, its recipe beside it; read only."""
+    """A finished run of a student with twice the teacher's channels and blocks, and its recipe; read-only."""
     folder = tmp_path_factory.mktemp("grown")
     recipe = recipe_of(folder)
     wider = recipe.read_text().replace("student: {model: unet_mini_nc16_rb1}", "student: {model: unet_mini_nc32_rb2}")
@@ -255,7 +255,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_grown_student_is_scored_as_in_training(grown: Path) -> None:
-    """Its file records the settings that differ from those of a U-Net built for the recipe."""
+    """The checkpoint records the settings that differ from those of a U-Net built for the recipe."""
     run = run_in(grown, "grown")
     settings = {"norm_num_groups": 4, "freq_shift": 2}
     assert load_weights(run).details["beside_weights"] == settings

@@ -136,7 +136,7 @@ class HarmonicsTask:
         """Do nothing: the initial weights do not depend on the data."""
 
     def grow(self, student: nn.Module, teacher: nn.Module, generator: torch.Generator) -> Growth:
-        """Refuse: there is no plan for these networks."""
+        """Refuse to grow, because there is no plan for these networks."""
         raise GrowthError("student: networks for harmonics cannot be grown")
 
     def fit_model(self, role: Role, weights: Weights) -> FittedModel:
