@@ -8,6 +8,8 @@
     ├── UsageError            2    the command asks for something impossible
     │   ├── RecipeError       2    a recipe is missing, unreadable or wrong
     │   ├── RunDirError       2    a run directory contains another run, or is in use
+    │   │   ├── RunHeld       2    another process trains in the run directory
+    │   │   └── LeaseLost     2    another process has taken the run over
     │   ├── DeviceError       2    the device does not exist
     │   └── GrowthError       2    a teacher cannot grow into the student
     ├── TargetNotReached      3    a required target was not reached
