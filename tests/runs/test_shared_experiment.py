@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 from tiny import RECIPE, assert_same_course, done, recipe_file, status
 
-from w2skd.records.rundir import find_runs
+from w2skd.errors import RunDirError
+from w2skd.platform.lease import Watch
+from w2skd.platform.ranks import Ranks
+from w2skd.platform.signals import StopRequest
+from w2skd.recipe.load import load_recipe
+from w2skd.records.rundir import RunDir, find_runs
+from w2skd.runs.experiment import Plan, _Worker, plan_jobs
+from w2skd.runs.options import RunOptions
+from w2skd.tasks.catalog import recipe_types
 
 PROCESSES, DISTURBANCES = (int(part) for part in os.environ.get("W2SKD_STORM", "3,6").split(","))
 TIMEOUT_S = 2.0
@@ -150,3 +158,18 @@ def test_branches_wait_for_their_trunk(arm: str, tmp_path: Path) -> None:
         line.split()[1].removeprefix(f"{tmp_path / 'runs'}/") for line in said.splitlines() if line.startswith("[")
     ]
     assert order.index(f"{arm}/seed0") < order.index(f"{arm}/length0.5/seed0")
+
+
+def test_a_run_that_fails_in_another_process_is_not_tried_again(tmp_path: Path) -> None:
+    recipe = load_recipe(str(recipe_file(tmp_path, TEXT)), [], recipe_types())
+    out = tmp_path / "runs"
+    jobs = plan_jobs(recipe, Plan([0], ["baseline"]), RunOptions(out, watch=Watch(TIMEOUT_S)))
+    worker = _Worker(jobs, out, Ranks(), StopRequest(), lambda text: None)
+    job = jobs[0]
+    assert worker._is_ready(job)
+    run = RunDir(job.name.within(out))
+    run.path.mkdir(parents=True)
+    run.set_status("baseline", 0, "failed", reason="disk full")
+    with pytest.raises(RunDirError, match="baseline/seed0: failed in another process; repeat the command"):
+        worker._is_ready(job)
+    assert _Worker(jobs, out, Ranks(), StopRequest(), lambda text: None)._is_ready(job), "failed before it began"
